@@ -1,0 +1,210 @@
+//! The body of `POST /sensor/`: a record's values made fit for Tirreno, then form-encoded.
+//!
+//! Tirreno answers 204 and loses the event when a value is not valid UTF-8 after its own cutting and
+//! decoding. So values are made valid here, and cut here, on a character's boundary.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use chrono::{DateTime, NaiveDateTime};
+
+use crate::event::{EventType, Param};
+use crate::record::{NO_ADDRESS, Record};
+
+/// How Tirreno writes a time, always in UTC.
+const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
+/// The times that Tirreno reads; anything else it replaces with the time of arrival.
+const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
+/// The largest `httpCode` that Tirreno's database takes.
+const MAX_CODE: u16 = 32767;
+
+/// The form of an event.
+pub fn encode(record: &Record<'_>) -> String {
+    let mut pairs: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(Param::COUNT);
+    let has_user = record.get(Param::UserName).is_some();
+    for param in Param::ALL {
+        // Tirreno names an account that comes with an address alone by the address's hash.
+        if param == Param::EmailAddress && !has_user {
+            continue;
+        }
+        if let Some(value) = value(record, param) {
+            pairs.push((param.name(), value));
+        }
+    }
+    serde_urlencoded::to_string(&pairs).unwrap_or_default()
+}
+
+fn value<'a>(record: &Record<'a>, param: Param) -> Option<Cow<'a, str>> {
+    let given = record.get(param);
+    match param {
+        Param::IpAddress => {
+            let given = given.and_then(parse_ip);
+            Some(given.or(record.ip()).unwrap_or(NO_ADDRESS).to_string().into())
+        }
+        Param::Url => Some(uri(given.unwrap_or_default(), param.limit(), false).into()),
+        Param::HttpReferer => given.map(|v| uri(v, param.limit(), true).into()),
+        Param::EventTime => Some(given.and_then(time).unwrap_or_else(|| start(record)).into()),
+        Param::UserCreated => given.and_then(time).map(Into::into),
+        // A code of 400 and above would make it a `page_error`, whatever its type.
+        Param::HttpCode if record.kind() == EventType::AccountLoginFail => None,
+        Param::HttpCode => code(given, record.status()),
+        Param::EventType => Some(record.kind().name().into()),
+        _ => given.map(|v| text(v, param.limit())),
+    }
+}
+
+fn start(record: &Record<'_>) -> String {
+    DateTime::from_timestamp_millis(record.time_ms())
+        .unwrap_or_default()
+        .format(TIME_FORMAT)
+        .to_string()
+}
+
+fn time(given: &[u8]) -> Option<String> {
+    let given = str::from_utf8(given).ok()?;
+    let time = NaiveDateTime::parse_from_str(given, TIME_INPUT).ok()?;
+    Some(time.format(TIME_FORMAT).to_string())
+}
+
+fn code(given: Option<&[u8]>, status: u16) -> Option<Cow<'static, str>> {
+    let code = match given {
+        Some(given) => str::from_utf8(given).ok()?.parse().ok()?,
+        None => status,
+    };
+    (1..=MAX_CODE).contains(&code).then(|| code.to_string().into())
+}
+
+/// The address in `text`; one that came over an IPv6 socket as `::ffff:192.0.2.1` is IPv4.
+pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
+    str::from_utf8(text).ok()?.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// Valid UTF-8 of at most `limit` bytes: what is not valid, and NUL, which cuts a value in Tirreno,
+/// becomes U+FFFD.
+fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
+    let mut text = String::from_utf8_lossy(value);
+    if text.contains('\0') {
+        text = text.replace('\0', "\u{fffd}").into();
+    }
+    if text.len() > limit {
+        text = text[..text.floor_char_boundary(limit)].to_owned().into();
+    }
+    text
+}
+
+/// A URI of at most `limit` bytes in which bytes that are not valid UTF-8, and NUL, are
+/// percent-encoded. With `twice`, `%` and `+` are encoded once more, because Tirreno decodes the
+/// Referer once too often.
+fn uri(value: &[u8], limit: usize, twice: bool) -> String {
+    let percent = if twice { "%25" } else { "%" };
+    let mut out = String::with_capacity(value.len());
+    let mut piece = String::with_capacity(8);
+    for chunk in value.utf8_chunks() {
+        let valid = chunk.valid().chars().map(Ok);
+        for item in valid.chain(chunk.invalid().iter().map(Err)) {
+            piece.clear();
+            // Writing to a String does not fail.
+            let _ = match item {
+                Ok('%') => piece.write_str(percent),
+                Ok('+') if twice => piece.write_str("%2B"),
+                Ok('\0') => write!(piece, "{percent}00"),
+                Ok(char) => piece.write_char(char),
+                Err(byte) => write!(piece, "{percent}{byte:02X}"),
+            };
+            if out.len() + piece.len() > limit {
+                return out;
+            }
+            out.push_str(&piece);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Capture;
+
+    fn pairs(params: &[(Param, &[u8])], kind: EventType, status: u16) -> Vec<(String, String)> {
+        let mut capture = Capture::new(1, 1_700_000_000_007, kind, [b'0'; 32]);
+        capture.ip = Some("2001:db8::1".parse().unwrap());
+        capture.status = status;
+        for (param, value) in params {
+            capture.set(*param, value).unwrap();
+        }
+        let mut bytes = vec![0; capture.len()];
+        capture.write(1, &mut bytes);
+        serde_urlencoded::from_str(&encode(&Record::parse(&bytes).unwrap())).unwrap()
+    }
+
+    fn one(param: Param, value: &[u8]) -> Option<String> {
+        let pairs = pairs(&[(param, value)], EventType::PageView, 200);
+        pairs.into_iter().find(|(name, _)| name == param.name()).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn a_whole_event() {
+        let params: &[(Param, &[u8])] =
+            &[(Param::UserName, b"u&userName=victim"), (Param::Url, b"/a?b=1&c=+%20")];
+        let expected = [
+            ("userName", "u&userName=victim"),
+            ("ipAddress", "2001:db8::1"),
+            ("url", "/a?b=1&c=+%20"),
+            ("eventTime", "2023-11-14 22:13:20.007"),
+            ("httpCode", "404"),
+            ("eventType", "page_view"),
+        ];
+        let expected: Vec<_> = expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        assert_eq!(pairs(params, EventType::PageView, 404), expected);
+    }
+
+    #[test]
+    fn what_is_required_is_always_there() {
+        let pairs = pairs(&[(Param::IpAddress, b"nonsense")], EventType::PageView, 0);
+        let get = |name: &str| pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!(get("ipAddress"), Some("2001:db8::1"));
+        assert_eq!(get("url"), Some(""));
+        assert_eq!(get("eventTime"), Some("2023-11-14 22:13:20.007"));
+        assert_eq!(get("httpCode"), None);
+    }
+
+    #[test]
+    fn a_failed_login_has_no_code() {
+        let pairs = pairs(&[], EventType::AccountLoginFail, 401);
+        assert!(pairs.iter().all(|(name, _)| name != "httpCode"));
+    }
+
+    #[test]
+    fn no_address_without_a_user() {
+        assert_eq!(one(Param::EmailAddress, b"a@example.com"), None);
+    }
+
+    #[test]
+    fn values_that_lose_an_event() {
+        assert_eq!(one(Param::UserAgent, "é".repeat(600).as_bytes()), Some("é".repeat(255)));
+        assert_eq!(one(Param::UserAgent, b"a\xffb\xe9"), Some("a\u{fffd}b\u{fffd}".into()));
+        assert_eq!(one(Param::UserAgent, b"a\0b"), Some("a\u{fffd}b".into()));
+        assert_eq!(one(Param::Url, b"/\xff\xe9?\xc3\xa9"), Some("/%FF%E9?é".into()));
+        assert_eq!(one(Param::Url, b"/%ff+"), Some("/%ff+".into()));
+        assert_eq!(one(Param::HttpReferer, b"/%E9?a=+"), Some("/%25E9?a=%2B".into()));
+        assert_eq!(one(Param::HttpReferer, b"/\xff"), Some("/%25FF".into()));
+        assert_eq!(one(Param::HttpReferer, &[b'%'; 2000]), Some("%25".repeat(682)));
+        assert_eq!(one(Param::HttpCode, b"32768"), None);
+        assert_eq!(one(Param::HttpCode, b"200 "), None);
+        assert_eq!(one(Param::HttpCode, b"302"), Some("302".into()));
+        assert_eq!(one(Param::IpAddress, b"::ffff:192.0.2.1"), Some("192.0.2.1".into()));
+    }
+
+    #[test]
+    fn times_that_tirreno_misreads_are_not_sent() {
+        let at = |v: &[u8]| one(Param::UserCreated, v);
+        assert_eq!(at(b"2024-02-29 01:02:03"), Some("2024-02-29 01:02:03.000".into()));
+        assert_eq!(at(b"2024-02-29 01:02:03.123456"), Some("2024-02-29 01:02:03.123".into()));
+        assert_eq!(at(b"2023-02-29 01:02:03"), None);
+        assert_eq!(at(b"2024-02-29T01:02:03Z"), None);
+        assert_eq!(at(b"1700000000"), None);
+        let own = one(Param::EventTime, b"yesterday");
+        assert_eq!(own, Some("2023-11-14 22:13:20.007".into()));
+    }
+}

@@ -1,0 +1,97 @@
+//! Messages on their way to nginx's error log.
+//!
+//! Threads must not call nginx, so they leave their messages here, and the event loop logs them. A
+//! message consists of fixed words, numbers and names from the configuration: it is safe to log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// Messages kept while the event loop is busy.
+const CAPACITY: usize = 256;
+
+/// nginx's levels that the module uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Level {
+    Error,
+    Warn,
+    Notice,
+    Info,
+}
+
+/// A line for the error log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Its level.
+    pub level: Level,
+    /// Its text, without the module's name.
+    pub text: String,
+}
+
+/// The threads' end. It never blocks; what does not fit is counted.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    messages: Sender<Message>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The event loop's end.
+#[derive(Debug)]
+pub struct Reader {
+    messages: Receiver<Message>,
+    lost: Arc<AtomicU64>,
+}
+
+/// A new journal.
+pub fn journal() -> (Journal, Reader) {
+    let (sender, receiver) = bounded(CAPACITY);
+    let lost = Arc::new(AtomicU64::new(0));
+    (Journal { messages: sender, lost: lost.clone() }, Reader { messages: receiver, lost })
+}
+
+impl Journal {
+    /// Leaves a message.
+    pub fn log(&self, level: Level, text: impl Into<String>) {
+        if self.messages.try_send(Message { level, text: text.into() }).is_err() {
+            self.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Reader {
+    /// What was left since the last call.
+    pub fn drain(&self) -> impl Iterator<Item = Message> + '_ {
+        let lost = self.lost.swap(0, Relaxed);
+        let note = (lost > 0).then(|| Message {
+            level: Level::Warn,
+            text: format!("{lost} messages did not fit and are lost"),
+        });
+        self.messages.try_iter().chain(note)
+    }
+}
+
+/// Lets a recurring message through at most once in a while.
+#[derive(Clone, Copy, Debug)]
+pub struct Once {
+    every: Duration,
+    last: Option<Instant>,
+}
+
+impl Once {
+    /// At most once in `every`.
+    pub const fn every(every: Duration) -> Self {
+        Self { every, last: None }
+    }
+
+    /// Whether it may be said now; if so, it counts as said.
+    pub fn may(&mut self, now: Instant) -> bool {
+        let may = self.last.is_none_or(|last| now.saturating_duration_since(last) >= self.every);
+        if may {
+            self.last = Some(now);
+        }
+        may
+    }
+}

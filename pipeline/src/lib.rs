@@ -1,0 +1,32 @@
+//! From a captured record to a delivered event.
+//!
+//! This crate knows nothing of nginx, so that all of it runs in unit tests, benchmarks and fuzzers:
+//!
+//! ```text
+//! worker:     Capture ──▶ Producer ──▶ Zone (segments in shared memory)
+//! deliverer:  Zone ──▶ Collector ──▶ Target (queue, gate) ──▶ Lane ──▶ Outbound (HTTP)
+//! ```
+//!
+//! - [`zone`] is the shared memory: the election of the one deliverer, the accounts, the segments.
+//! - [`ring`] puts records into segments and takes them out in the order of capture.
+//! - [`record`] is the layout of one record, [`event`] the vocabulary of Tirreno's events.
+//! - [`form`] makes an event's POST body out of a record.
+//! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
+//!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
+//!   events; [`http`] speaks with it.
+//! - [`journal`] carries messages to nginx's error log.
+
+pub mod clock;
+pub mod config;
+pub mod deliverer;
+pub mod event;
+pub mod form;
+pub mod gate;
+pub mod http;
+pub mod journal;
+pub mod lane;
+pub mod rate;
+pub mod record;
+pub mod ring;
+pub mod target;
+pub mod zone;

@@ -1,0 +1,306 @@
+//! One captured request as it lies in the ring: raw bytes and integers, no encoding yet.
+//!
+//! ```text
+//!  0  u32       length of the whole record, a multiple of 8
+//!  4  u32       targets, a bit each
+//!  8  u64       stamp: monotonic nanoseconds, the order of capture
+//! 16  i64       start of the request, milliseconds since the epoch, UTC
+//! 24  u16       response status, 0: none
+//! 26  u8        event type
+//! 27  u8        family of the address: 0 none, 4, 6
+//! 28  u32       parameters that follow, a bit each
+//! 32  [u8; 16]  address
+//! 48  [u8; 32]  trace id
+//! 80  u16 …     length of each parameter, in order of their bits
+//!     [u8] …    the parameters' bytes, then padding
+//! ```
+//!
+//! Numbers have the machine's own byte order: a record never leaves the machine.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::event::{EventType, Param};
+
+/// Bytes before the parameters' lengths.
+const FIXED: usize = 80;
+/// Records start on this boundary.
+const ALIGN: usize = 8;
+/// Bytes that are captured beyond a parameter's limit, so that a character that the limit cuts in
+/// two is whole, and dropped, instead of looking like invalid UTF-8.
+const SLACK: usize = 4;
+
+/// The longest record; captures over it are refused.
+pub const MAX_RECORD: usize = 32 * 1024;
+
+/// Length of a trace id: what nginx's `$request_id` has. Tirreno takes 36 bytes at most.
+pub const TRACE_LEN: usize = 32;
+
+/// What a worker copies out of a request.
+#[derive(Clone, Debug)]
+pub struct Capture<'a> {
+    /// The targets that get it, a bit each.
+    pub targets: u32,
+    /// Start of the request in milliseconds since the epoch, UTC.
+    pub time_ms: i64,
+    /// Status of the response, 0 when there was none.
+    pub status: u16,
+    /// The event's type.
+    pub kind: EventType,
+    /// The peer's address; a socket that has none (`unix:`) has none here.
+    pub ip: Option<IpAddr>,
+    /// The trace id, sent as `X-Request-Id`.
+    pub trace: [u8; TRACE_LEN],
+    fields: [&'a [u8]; Param::COUNT],
+}
+
+impl<'a> Capture<'a> {
+    /// A capture without parameters.
+    pub fn new(targets: u32, time_ms: i64, kind: EventType, trace: [u8; TRACE_LEN]) -> Self {
+        let fields = [&[][..]; Param::COUNT];
+        Self { targets, time_ms, status: 0, kind, ip: None, trace, fields }
+    }
+
+    /// Sets a parameter; empty omits it. Bytes that cannot be sent anyway are left out here already.
+    ///
+    /// # Errors
+    /// The value is over the parameter's limit and must not be cut.
+    pub fn set(&mut self, param: Param, value: &'a [u8]) -> Result<(), TooLong> {
+        let limit = param.limit();
+        let value = if value.len() <= limit {
+            value
+        } else if param.may_be_cut() {
+            &value[..value.len().min(limit + SLACK)]
+        } else {
+            return Err(TooLong(param));
+        };
+        self.fields[param as usize] = value;
+        Ok(())
+    }
+
+    /// The value of a parameter, empty when it is not set.
+    pub fn get(&self, param: Param) -> &'a [u8] {
+        self.fields[param as usize]
+    }
+
+    /// Length of the record in bytes.
+    pub fn len(&self) -> usize {
+        let params: usize = self.fields.iter().filter(|f| !f.is_empty()).map(|f| 2 + f.len()).sum();
+        (FIXED + params).next_multiple_of(ALIGN)
+    }
+
+    /// Writes the record; `out` has [`len`](Self::len) bytes.
+    pub(crate) fn write(&self, stamp: u64, out: &mut [u8]) {
+        let (family, address) = match self.ip {
+            None => (0, [0; 16]),
+            Some(IpAddr::V4(v4)) => (4, v4.to_ipv6_mapped().octets()),
+            Some(IpAddr::V6(v6)) => (6, v6.octets()),
+        };
+        let len = out.len() as u32;
+        let mut present = 0u32;
+        let mut lengths = FIXED;
+        for (i, field) in self.fields.iter().enumerate().filter(|(_, f)| !f.is_empty()) {
+            present |= 1 << i;
+            out[lengths..lengths + 2].copy_from_slice(&(field.len() as u16).to_ne_bytes());
+            lengths += 2;
+        }
+        let mut data = lengths;
+        for field in self.fields.iter().filter(|f| !f.is_empty()) {
+            out[data..data + field.len()].copy_from_slice(field);
+            data += field.len();
+        }
+        out[0..4].copy_from_slice(&len.to_ne_bytes());
+        out[4..8].copy_from_slice(&self.targets.to_ne_bytes());
+        out[8..16].copy_from_slice(&stamp.to_ne_bytes());
+        out[16..24].copy_from_slice(&self.time_ms.to_ne_bytes());
+        out[24..26].copy_from_slice(&self.status.to_ne_bytes());
+        out[26] = self.kind as u8;
+        out[27] = family;
+        out[28..32].copy_from_slice(&present.to_ne_bytes());
+        out[32..48].copy_from_slice(&address);
+        out[48..80].copy_from_slice(&self.trace);
+    }
+}
+
+/// A value over its parameter's limit that must not be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong(pub Param);
+
+/// A record's bytes, checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    bytes: &'a [u8],
+    present: u32,
+    kind: EventType,
+}
+
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
+impl<'a> Record<'a> {
+    /// The record at the start of `bytes`, or nothing where they do not hold a whole one.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let len = u32::from_ne_bytes(array(bytes, 0)?) as usize;
+        if len < FIXED || !len.is_multiple_of(ALIGN) {
+            return None;
+        }
+        let bytes = bytes.get(..len)?;
+        let present = u32::from_ne_bytes(array(bytes, 28)?);
+        let kind = EventType::from_number(bytes[26])?;
+        let record = Self { bytes, present, kind };
+        let mut end = record.data_start();
+        if present >> Param::COUNT != 0 || end > len {
+            return None;
+        }
+        for i in 0..present.count_ones() as usize {
+            end += record.length(i);
+        }
+        (end <= len).then_some(record)
+    }
+
+    fn data_start(&self) -> usize {
+        FIXED + 2 * self.present.count_ones() as usize
+    }
+
+    /// Length of the `i`th parameter that is present; `parse` saw that it is there.
+    fn length(&self, i: usize) -> usize {
+        array(self.bytes, FIXED + 2 * i).map_or(0, |b| usize::from(u16::from_ne_bytes(b)))
+    }
+
+    /// The whole record.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The targets that get it, a bit each.
+    pub fn targets(&self) -> u32 {
+        array(self.bytes, 4).map_or(0, u32::from_ne_bytes)
+    }
+
+    /// Its place in the order of capture, monotonic nanoseconds.
+    pub fn stamp(&self) -> u64 {
+        array(self.bytes, 8).map_or(0, u64::from_ne_bytes)
+    }
+
+    /// Start of the request in milliseconds since the epoch, UTC.
+    pub fn time_ms(&self) -> i64 {
+        array(self.bytes, 16).map_or(0, i64::from_ne_bytes)
+    }
+
+    /// Status of the response, 0 when there was none.
+    pub fn status(&self) -> u16 {
+        array(self.bytes, 24).map_or(0, u16::from_ne_bytes)
+    }
+
+    /// The event's type.
+    pub fn kind(&self) -> EventType {
+        self.kind
+    }
+
+    /// The peer's address; an IPv4 address that came over an IPv6 socket is IPv4.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let v6 = Ipv6Addr::from(array::<16>(self.bytes, 32)?);
+        match self.bytes[27] {
+            4 => v6.to_ipv4_mapped().map(IpAddr::V4),
+            6 => Some(IpAddr::V6(v6).to_canonical()),
+            _ => None,
+        }
+    }
+
+    /// The trace id.
+    pub fn trace(&self) -> &'a str {
+        self.bytes.get(48..80).and_then(|b| str::from_utf8(b).ok()).unwrap_or_default()
+    }
+
+    /// A parameter's bytes as the client sent them, up to a little over the parameter's limit.
+    pub fn get(&self, param: Param) -> Option<&'a [u8]> {
+        if self.present & param.bit() == 0 {
+            return None;
+        }
+        let place = (self.present & (param.bit() - 1)).count_ones() as usize;
+        let before: usize = (0..place).map(|i| self.length(i)).sum();
+        let start = self.data_start() + before;
+        self.bytes.get(start..start + self.length(place))
+    }
+
+    /// Tells the users apart: events with the same key go over one connection, in order.
+    pub fn user_key(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        match self.get(Param::UserName) {
+            Some(user) => user.hash(&mut hasher),
+            None => (self.get(Param::IpAddress), self.ip()).hash(&mut hasher),
+        }
+        hasher.finish()
+    }
+}
+
+/// The address `0.0.0.0`, which Tirreno stores and flags where there is none.
+pub const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(capture: &Capture<'_>) -> Vec<u8> {
+        let mut bytes = vec![0; capture.len()];
+        capture.write(42, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut capture = Capture::new(5, 1_700_000_000_123, EventType::AccountLogin, [b'a'; 32]);
+        capture.status = 302;
+        capture.ip = Some("::ffff:192.0.2.7".parse().unwrap());
+        capture.set(Param::Url, b"/a?b=\xff").unwrap();
+        capture.set(Param::UserName, b"u1").unwrap();
+        capture.set(Param::FullName, b"").unwrap();
+        let bytes = written(&capture);
+        let record = Record::parse(&bytes).unwrap();
+        assert_eq!(record.targets(), 5);
+        assert_eq!(record.stamp(), 42);
+        assert_eq!(record.time_ms(), 1_700_000_000_123);
+        assert_eq!(record.status(), 302);
+        assert_eq!(record.kind(), EventType::AccountLogin);
+        assert_eq!(record.ip(), Some("192.0.2.7".parse().unwrap()));
+        assert_eq!(record.trace(), "a".repeat(32));
+        assert_eq!(record.get(Param::Url), Some(&b"/a?b=\xff"[..]));
+        assert_eq!(record.get(Param::UserName), Some(&b"u1"[..]));
+        assert_eq!(record.get(Param::FullName), None);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let mut capture = Capture::new(1, 0, EventType::PageView, [b'0'; 32]);
+        capture.set(Param::Url, b"/").unwrap();
+        capture.set(Param::HttpReferer, &[b'r'; 300]).unwrap();
+        let good = written(&capture);
+        for cut in 0..good.len() {
+            assert!(Record::parse(&good[..cut]).is_none());
+        }
+        for at in 0..good.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut bad = good.clone();
+                bad[at] = value;
+                if let Some(record) = Record::parse(&bad) {
+                    for param in Param::ALL {
+                        let _ = record.get(param);
+                    }
+                    let _ = (record.ip(), record.trace(), record.user_key());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_values_are_cut_or_refused() {
+        let mut capture = Capture::new(1, 0, EventType::PageView, [b'0'; 32]);
+        let long = vec![b'x'; 70_000];
+        for param in Param::ALL {
+            assert_eq!(capture.set(param, &long).is_ok(), param.may_be_cut(), "{param:?}");
+        }
+        assert!(capture.len() < MAX_RECORD);
+        assert!(Record::parse(&written(&capture)).is_some());
+    }
+}

@@ -1,0 +1,803 @@
+//! The shared memory that all workers of all configurations map: the election of the deliverer, the
+//! accounts of the targets, and the segments that carry records.
+//!
+//! # Layout
+//! ```text
+//! Head        magic, number of segments, election, skipped, accounts[32], couriers[64]
+//! Segment 0   64 bytes of state, then records
+//! Segment 1   …
+//! ```
+//! The zone lives as long as the master process; a reload reuses it. Every field is an atomic or
+//! belongs to one process at a time, because any process may be killed between any two instructions.
+//!
+//! # Accounts
+//! A target's account is a row of counters. A worker adds to `captured` when it has published a record;
+//! the deliverer moves what it takes out of the segments to `collected` and to its own courier's
+//! `held`, and each held event ends in `delivered`, `rejected` or `dropped`. So
+//! `pending = captured - collected + Σ held`, and an event that anybody forgets stays visible there.
+//! Each courier belongs to one deliverer. What a killed deliverer held is counted as dropped by the
+//! next one. A kill can fall between publishing and counting, a few instructions; then the sums are
+//! off by that one batch. Exactness over kills belongs to the spool.
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+use crate::clock::{monotonic_ns, wall_ms};
+
+/// The most targets of one zone, over all configurations that used it.
+pub const MAX_TARGETS: usize = 32;
+/// The longest name of a target, in bytes.
+pub const MAX_NAME: usize = 63;
+/// The most deliverers, running or stopping, at one time.
+const MAX_COURIERS: usize = 64;
+/// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
+/// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
+const SEGMENT: usize = 64 * 1024;
+const MAGIC: u64 = u64::from_be_bytes(*b"tirreno1");
+
+/// Why an event was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum DropReason {
+    /// No segment of the zone was free.
+    ZoneFull,
+    /// The target's queue was full.
+    QueueFull,
+    /// nginx stopped or reloaded, and `shutdown_timeout` was over.
+    Shutdown,
+    /// The deliverer's process was killed while it held the event.
+    DelivererDied,
+    /// The target is no longer configured.
+    TargetGone,
+    /// A thread of the module failed.
+    Internal,
+}
+
+impl DropReason {
+    /// All reasons; a reason's place here is its number.
+    pub const ALL: [Self; 6] = [
+        Self::ZoneFull,
+        Self::QueueFull,
+        Self::Shutdown,
+        Self::DelivererDied,
+        Self::TargetGone,
+        Self::Internal,
+    ];
+
+    /// What the error log says.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::ZoneFull => "tirreno_zone is full",
+            Self::QueueFull => "queue is full",
+            Self::Shutdown => "shutdown_timeout is over",
+            Self::DelivererDied => "the delivering worker was killed",
+            Self::TargetGone => "the target is no longer configured",
+            Self::Internal => "internal error",
+        }
+    }
+}
+
+/// Why a request is not an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum SkipReason {
+    /// It has no user.
+    Anonymous,
+    /// Its event type is off.
+    EventOff,
+    /// One of its values cannot be sent, and must not be cut.
+    Invalid,
+}
+
+impl SkipReason {
+    /// All reasons with their key in the status; a reason's place here is its number.
+    pub const ALL: [(Self, &'static str); 3] = [
+        (Self::Anonymous, "anonymous"),
+        (Self::EventOff, "event_off"),
+        (Self::Invalid, "invalid"),
+    ];
+}
+
+/// How delivery to a target goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum State {
+    /// The last attempt was answered.
+    Ok,
+    /// The last attempt failed; the next follows by itself.
+    Retrying,
+    /// Nothing is sent until the server says that the key is good, or accepts an event.
+    Paused,
+}
+
+impl State {
+    /// Its value in the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Retrying => "retrying",
+            Self::Paused => "paused",
+        }
+    }
+
+    fn from_number(number: u32) -> Self {
+        [Self::Ok, Self::Retrying, Self::Paused].get(number as usize).copied().unwrap_or(Self::Ok)
+    }
+}
+
+/// What went wrong with an attempt, in words that hold no byte of any remote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Fault {
+    Answered(u16),
+    KeyRefused(u16),
+    Puzzled,
+    HostNotFound,
+    ConnectionRefused,
+    ConnectionBroken,
+    TimedOut,
+    Certificate,
+}
+
+impl Fault {
+    fn pack(self) -> u32 {
+        let (kind, code) = match self {
+            Self::Answered(code) => (1, code),
+            Self::KeyRefused(code) => (2, code),
+            Self::Puzzled => (3, 0),
+            Self::HostNotFound => (4, 0),
+            Self::ConnectionRefused => (5, 0),
+            Self::ConnectionBroken => (6, 0),
+            Self::TimedOut => (7, 0),
+            Self::Certificate => (8, 0),
+        };
+        kind << 16 | u32::from(code)
+    }
+
+    fn unpack(packed: u32) -> Option<Self> {
+        let code = packed as u16;
+        Some(match packed >> 16 {
+            1 => Self::Answered(code),
+            2 => Self::KeyRefused(code),
+            3 => Self::Puzzled,
+            4 => Self::HostNotFound,
+            5 => Self::ConnectionRefused,
+            6 => Self::ConnectionBroken,
+            7 => Self::TimedOut,
+            8 => Self::Certificate,
+            _ => return None,
+        })
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Answered(code) => write!(f, "answered {code}"),
+            Self::KeyRefused(code) => write!(f, "API key refused with {code}"),
+            Self::Puzzled => f.write_str("answered 200 to several events in a row"),
+            Self::HostNotFound => f.write_str("host not found"),
+            Self::ConnectionRefused => f.write_str("connection refused"),
+            Self::ConnectionBroken => f.write_str("connection broken"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::Certificate => f.write_str("certificate not accepted"),
+        }
+    }
+}
+
+#[repr(C)]
+struct Head {
+    magic: AtomicU64,
+    segments: AtomicU32,
+    election: Election,
+    skipped: [AtomicU64; SkipReason::ALL.len()],
+    accounts: [Account; MAX_TARGETS],
+    couriers: [Courier; MAX_COURIERS],
+}
+
+#[repr(C, align(64))]
+struct Account {
+    name_len: AtomicU32,
+    name: UnsafeCell<[u8; MAX_NAME]>,
+    captured: CacheLine,
+    collected: AtomicU64,
+    delivered: AtomicU64,
+    rejected: AtomicU64,
+    retries: AtomicU64,
+    dropped: [AtomicU64; DropReason::ALL.len()],
+    state: AtomicU32,
+    fault: AtomicU32,
+    fault_ms: AtomicU64,
+    oldest_ms: AtomicU64,
+}
+
+/// The one counter that all workers write, apart from those that the deliverer writes.
+#[repr(C, align(64))]
+struct CacheLine(AtomicU64);
+
+#[repr(C, align(64))]
+struct Courier {
+    pid: AtomicU32,
+    held: [AtomicU32; MAX_TARGETS],
+}
+
+/// A segment's state: the owner's process id in the low half, its stage in the high half.
+#[repr(C, align(64))]
+pub(crate) struct Segment {
+    owner: AtomicU64,
+    /// Bytes of whole records; written by the owner only.
+    pub(crate) written: AtomicU32,
+    /// Bytes that the deliverer is done with; written by it only.
+    pub(crate) taken: AtomicU32,
+    data: UnsafeCell<[u8; SEGMENT - 64]>,
+}
+
+/// Stage of a segment. A segment is free, is claimed and reset by a worker, is open for its records,
+/// is closed when the next record does not fit, and is freed by the deliverer when all is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Free,
+    Claimed(u32),
+    Open(u32),
+    Closed(u32),
+}
+
+impl Stage {
+    fn pack(self) -> u64 {
+        match self {
+            Self::Free => 0,
+            Self::Claimed(pid) => 1 << 32 | u64::from(pid),
+            Self::Open(pid) => 2 << 32 | u64::from(pid),
+            Self::Closed(pid) => 3 << 32 | u64::from(pid),
+        }
+    }
+
+    fn unpack(packed: u64) -> Self {
+        let pid = packed as u32;
+        match packed >> 32 {
+            1 => Self::Claimed(pid),
+            2 => Self::Open(pid),
+            3 => Self::Closed(pid),
+            _ => Self::Free,
+        }
+    }
+}
+
+impl Segment {
+    /// Bytes for records.
+    pub(crate) const ROOM: usize = SEGMENT - 64;
+
+    pub(crate) fn stage(&self) -> Stage {
+        Stage::unpack(self.owner.load(Acquire))
+    }
+
+    /// Makes a free segment this process's own, empty and open.
+    pub(crate) fn claim(&self, pid: u32) -> bool {
+        let (free, claimed) = (Stage::Free.pack(), Stage::Claimed(pid).pack());
+        if self.owner.load(Relaxed) != free
+            || self.owner.compare_exchange(free, claimed, AcqRel, Relaxed).is_err()
+        {
+            return false;
+        }
+        self.written.store(0, Relaxed);
+        self.taken.store(0, Relaxed);
+        self.owner.store(Stage::Open(pid).pack(), Release);
+        true
+    }
+
+    /// The owner writes no more.
+    pub(crate) fn close(&self, pid: u32) {
+        self.owner.store(Stage::Closed(pid).pack(), Release);
+    }
+
+    /// Gives the segment back; only the deliverer, when the owner is through with it.
+    pub(crate) fn free(&self) {
+        self.owner.store(Stage::Free.pack(), Release);
+    }
+
+    /// Bytes that are published and not taken.
+    fn waiting(&self) -> u32 {
+        match self.stage() {
+            Stage::Free | Stage::Claimed(_) => 0,
+            _ => self.written.load(Acquire).saturating_sub(self.taken.load(Relaxed)),
+        }
+    }
+
+    /// The published records from `from` on.
+    pub(crate) fn published(&self, from: u32) -> &[u8] {
+        let end = (self.written.load(Acquire) as usize).min(Self::ROOM);
+        let start = (from as usize).min(end);
+        // SAFETY: what lies before `written` is never written again while the segment has an owner,
+        // and only the deliverer, the caller, can take the owner away.
+        unsafe { std::slice::from_raw_parts(self.data.get().cast::<u8>().add(start), end - start) }
+    }
+
+    /// The bytes behind what is published.
+    ///
+    /// # Safety
+    /// Only the owner may call it, and must drop the slice before it publishes.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn unpublished(&self) -> &mut [u8] {
+        let start = (self.written.load(Relaxed) as usize).min(Self::ROOM);
+        // SAFETY: nobody reads behind `written`, and the owner is one thread.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.data.get().cast::<u8>().add(start),
+                Self::ROOM - start,
+            )
+        }
+    }
+}
+
+/// Bytes of a segment, its state included: what a zone needs at least for each worker, twice.
+pub const SEGMENT_SIZE: usize = SEGMENT;
+
+/// The shared memory, formatted. Copies refer to the same memory.
+#[derive(Clone, Copy)]
+pub struct Zone {
+    head: &'static Head,
+    segments: &'static [Segment],
+}
+
+// SAFETY: all shared state is atomic, or guarded as its documentation says.
+unsafe impl Send for Zone {}
+// SAFETY: as above.
+unsafe impl Sync for Zone {}
+
+impl std::fmt::Debug for Zone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Zone").field("segments", &self.segments.len()).finish()
+    }
+}
+
+impl Zone {
+    /// The least number of bytes for `workers` workers: two segments for each, so that a reload finds
+    /// room, and the head.
+    pub fn min_size(workers: usize) -> usize {
+        size_of::<Head>() + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT
+    }
+
+    /// Formats `len` bytes of zeros at `start`. Nothing is touched but the head, so unused segments
+    /// cost no memory.
+    ///
+    /// # Safety
+    /// The memory is shared by all processes that will use the zone, is zero, is used by nothing else,
+    /// and stays mapped while the process lives.
+    pub unsafe fn format(start: *mut u8, len: usize) -> Option<Self> {
+        let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
+        let first = Self::first_segment(head);
+        let segments = (start as usize + len).checked_sub(first as usize)? / SEGMENT;
+        if segments == 0 {
+            return None;
+        }
+        // SAFETY: the caller's promise; `head` and the segments lie inside, aligned.
+        unsafe {
+            (*head).election.init();
+            (*head).segments.store(segments as u32, Relaxed);
+            (*head).magic.store(MAGIC, Release);
+            Self::attach(start)
+        }
+    }
+
+    /// The zone that was formatted at `start`.
+    ///
+    /// # Safety
+    /// As for [`format`](Self::format).
+    pub unsafe fn attach(start: *mut u8) -> Option<Self> {
+        let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
+        let first = Self::first_segment(head);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let head: &'static Head = &*head;
+            if head.magic.load(Acquire) != MAGIC {
+                return None;
+            }
+            let count = head.segments.load(Relaxed) as usize;
+            Some(Self { head, segments: std::slice::from_raw_parts(first, count) })
+        }
+    }
+
+    fn first_segment(head: *mut Head) -> *const Segment {
+        let end = head.wrapping_add(1).cast::<u8>();
+        end.wrapping_add(end.align_offset(64)).cast()
+    }
+
+    pub(crate) fn segments(&self) -> &'static [Segment] {
+        self.segments
+    }
+
+    /// Whether a record waits in any segment.
+    pub fn has_records(&self) -> bool {
+        self.segments.iter().any(|s| s.waiting() > 0)
+    }
+
+    /// Who delivers.
+    pub fn election(&self) -> &'static Election {
+        &self.head.election
+    }
+
+    /// The account of the target `name`, made if there is none.
+    ///
+    /// Only the master calls it, while it reads a configuration.
+    ///
+    /// # Errors
+    /// There were [`MAX_TARGETS`] other names since the zone was made.
+    pub fn open_account(&self, name: &str) -> Result<usize, NoAccount> {
+        for (slot, account) in self.head.accounts.iter().enumerate() {
+            match account.name() {
+                Some(known) if known == name => return Ok(slot),
+                Some(_) => {}
+                None => {
+                    let len = name.len().min(MAX_NAME);
+                    // SAFETY: the master is one thread, and nobody reads the name before its length.
+                    unsafe { (&mut *account.name.get())[..len].copy_from_slice(&name.as_bytes()[..len]) };
+                    account.name_len.store(len as u32, Release);
+                    return Ok(slot);
+                }
+            }
+        }
+        Err(NoAccount)
+    }
+
+    /// A worker counts a record that it has published.
+    pub fn count_captured(&self, targets: u32) {
+        for account in self.accounts(targets) {
+            account.captured.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A worker counts a record for which there was no segment.
+    pub fn count_zone_full(&self, targets: u32) {
+        for account in self.accounts(targets) {
+            account.captured.0.fetch_add(1, Relaxed);
+            account.collected.fetch_add(1, Relaxed);
+            account.dropped[DropReason::ZoneFull as usize].fetch_add(1, Relaxed);
+        }
+    }
+
+    fn accounts(&self, targets: u32) -> impl Iterator<Item = &'static Account> {
+        let head = self.head;
+        (0..MAX_TARGETS).filter(move |t| targets & (1 << t) != 0).map(move |t| &head.accounts[t])
+    }
+
+    /// Counts a request that is not an event.
+    pub fn skip(&self, reason: SkipReason) {
+        self.head.skipped[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How many requests were no events, by reason.
+    pub fn skipped(&self) -> [(&'static str, u64); SkipReason::ALL.len()] {
+        SkipReason::ALL.map(|(reason, key)| (key, self.head.skipped[reason as usize].load(Relaxed)))
+    }
+
+    /// A target's account as it stands.
+    pub fn totals(&self, slot: usize) -> Totals {
+        let account = &self.head.accounts[slot];
+        let collected = account.collected.load(Relaxed);
+        let captured = account.captured.0.load(Relaxed);
+        let held: u64 =
+            self.head.couriers.iter().map(|c| u64::from(c.held[slot].load(Relaxed))).sum();
+        let dropped = std::array::from_fn(|r| account.dropped[r].load(Relaxed));
+        let fault = Fault::unpack(account.fault.load(Relaxed));
+        let oldest_ms = account.oldest_ms.load(Relaxed) as i64;
+        Totals {
+            state: State::from_number(account.state.load(Relaxed)),
+            captured,
+            delivered: account.delivered.load(Relaxed),
+            rejected: account.rejected.load(Relaxed),
+            dropped,
+            pending: captured.saturating_sub(collected) + held,
+            retries: account.retries.load(Relaxed),
+            last_fault: fault.map(|f| (f, account.fault_ms.load(Relaxed) as i64)),
+            oldest_pending_ms: if oldest_ms == 0 { 0 } else { (wall_ms() - oldest_ms).max(0) },
+        }
+    }
+
+    /// A new deliverer's own row of `held` counters; what deliverers that died held is counted as
+    /// dropped. Nothing when all rows are taken by living processes.
+    pub fn enlist(&self, pid: u32) -> Option<Ledger> {
+        self.bury_couriers();
+        let courier = self
+            .head
+            .couriers
+            .iter()
+            .position(|c| c.pid.compare_exchange(0, pid, AcqRel, Relaxed).is_ok())?;
+        Some(Ledger { zone: *self, courier })
+    }
+
+    /// Counts what dead deliverers held as dropped. Only the deliverer calls it.
+    pub fn bury_couriers(&self) {
+        for courier in &self.head.couriers {
+            let pid = courier.pid.load(Acquire);
+            if pid != 0 && !alive(pid) {
+                for (account, held) in self.head.accounts.iter().zip(&courier.held) {
+                    let lost = u64::from(held.swap(0, Relaxed));
+                    account.dropped[DropReason::DelivererDied as usize].fetch_add(lost, Relaxed);
+                }
+                courier.pid.store(0, Release);
+            }
+        }
+    }
+}
+
+/// [`MAX_TARGETS`] names are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoAccount;
+
+impl Account {
+    fn name(&self) -> Option<&str> {
+        let len = self.name_len.load(Acquire) as usize;
+        // SAFETY: the name is written once, before its length.
+        let name = unsafe { &*self.name.get() }.get(..len)?;
+        if name.is_empty() { None } else { str::from_utf8(name).ok() }
+    }
+}
+
+/// A target's counters at one moment.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Totals {
+    pub state: State,
+    pub captured: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+    /// By [`DropReason`].
+    pub dropped: [u64; DropReason::ALL.len()],
+    /// In segments, queued, or in flight.
+    pub pending: u64,
+    /// Attempts after which the event was kept.
+    pub retries: u64,
+    /// What went wrong last, and when, in milliseconds since the epoch.
+    pub last_fault: Option<(Fault, i64)>,
+    /// Age of the oldest event that a deliverer holds.
+    pub oldest_pending_ms: i64,
+}
+
+/// One deliverer's right to change the accounts: of all processes, it alone moves events from
+/// `captured` to where they end.
+#[derive(Clone, Copy, Debug)]
+pub struct Ledger {
+    zone: Zone,
+    courier: usize,
+}
+
+impl Ledger {
+    fn account(&self, slot: usize) -> &'static Account {
+        &self.zone.head.accounts[slot]
+    }
+
+    fn held(&self, slot: usize) -> &'static AtomicU32 {
+        &self.zone.head.couriers[self.courier].held[slot]
+    }
+
+    /// `n` events came out of the segments; they are held from now on.
+    pub fn collected(&self, slot: usize, n: u32) {
+        self.account(slot).collected.fetch_add(u64::from(n), Relaxed);
+        self.held(slot).fetch_add(n, Relaxed);
+    }
+
+    /// How many events of the target this deliverer holds.
+    pub fn holds(&self, slot: usize) -> u32 {
+        self.held(slot).load(Relaxed)
+    }
+
+    /// A held event was accepted.
+    pub fn delivered(&self, slot: usize) {
+        self.held(slot).fetch_sub(1, Relaxed);
+        self.account(slot).delivered.fetch_add(1, Relaxed);
+    }
+
+    /// A held event is refused for good.
+    pub fn rejected(&self, slot: usize) {
+        self.held(slot).fetch_sub(1, Relaxed);
+        self.account(slot).rejected.fetch_add(1, Relaxed);
+    }
+
+    /// `n` held events are given up.
+    pub fn dropped(&self, slot: usize, n: u32, reason: DropReason) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// An attempt has to be repeated.
+    pub fn retry(&self, slot: usize) {
+        self.account(slot).retries.fetch_add(1, Relaxed);
+    }
+
+    /// Shows how delivery goes.
+    pub fn show(&self, slot: usize, state: State, fault: Option<Fault>) {
+        let account = self.account(slot);
+        account.state.store(state as u32, Relaxed);
+        if let Some(fault) = fault {
+            account.fault.store(fault.pack(), Relaxed);
+            account.fault_ms.store(wall_ms() as u64, Relaxed);
+        }
+    }
+
+    /// Shows when the oldest held event was captured, in milliseconds since the epoch; 0: none is.
+    pub fn show_oldest(&self, slot: usize, time_ms: i64) {
+        self.account(slot).oldest_ms.store(time_ms.max(0) as u64, Relaxed);
+    }
+
+    /// The deliverer holds nothing any more and leaves.
+    pub fn leave(self) {
+        self.zone.head.couriers[self.courier].pid.store(0, Release);
+    }
+}
+
+/// Whether the process exists. Process ids are reused only after all others were; the zone asks
+/// every second.
+pub(crate) fn alive(pid: u32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let rc = unsafe { libc::kill(pid as libc::pid_t, 0) };
+    rc == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
+/// Chooses the one deliverer: a robust mutex, which the kernel gives on when its holder dies.
+#[repr(C)]
+pub struct Election {
+    mutex: UnsafeCell<libc::pthread_mutex_t>,
+    /// When a worker that is not about to exit last wanted to deliver.
+    wanted_ns: AtomicU64,
+}
+
+impl Election {
+    /// # Safety
+    /// `self` lies in zeroed shared memory, and nobody uses it yet.
+    unsafe fn init(&self) {
+        // SAFETY: the caller's promise; the attributes live until they are destroyed.
+        unsafe {
+            let mut attr = std::mem::zeroed::<libc::pthread_mutexattr_t>();
+            libc::pthread_mutexattr_init(&mut attr);
+            libc::pthread_mutexattr_setpshared(&mut attr, libc::PTHREAD_PROCESS_SHARED);
+            libc::pthread_mutexattr_setrobust(&mut attr, libc::PTHREAD_MUTEX_ROBUST);
+            libc::pthread_mutex_init(self.mutex.get(), &attr);
+            libc::pthread_mutexattr_destroy(&mut attr);
+        }
+    }
+
+    /// Becomes the deliverer if there is none.
+    pub fn stand(&self) -> Option<Term<'_>> {
+        // SAFETY: the mutex was initialized when the zone was formatted.
+        let rc = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
+        match rc {
+            0 => {}
+            // What the mutex guards is in a valid state after each instruction.
+            libc::EOWNERDEAD => {
+                // SAFETY: this thread holds the mutex.
+                unsafe { libc::pthread_mutex_consistent(self.mutex.get()) };
+            }
+            _ => return None,
+        }
+        Some(Term { election: self, not_send: PhantomData })
+    }
+
+    /// A worker that will stay wants to deliver; one that is about to exit then makes room.
+    pub fn want(&self) {
+        self.wanted_ns.store(monotonic_ns(), Relaxed);
+    }
+
+    /// Whether a worker that will stay wanted to deliver within the last second.
+    pub fn is_wanted(&self) -> bool {
+        monotonic_ns().saturating_sub(self.wanted_ns.load(Relaxed)) < 1_000_000_000
+    }
+}
+
+/// The time as the deliverer; it ends when this is dropped, by the thread that stood.
+#[derive(Debug)]
+pub struct Term<'a> {
+    election: &'a Election,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Drop for Term<'_> {
+    fn drop(&mut self) {
+        self.election.wanted_ns.store(0, Relaxed);
+        // SAFETY: this thread holds the mutex.
+        unsafe { libc::pthread_mutex_unlock(self.election.mutex.get()) };
+    }
+}
+
+impl std::fmt::Debug for Election {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Election").field("wanted", &self.is_wanted()).finish()
+    }
+}
+
+/// A zone in anonymous shared memory, for tests and benchmarks. It is never unmapped.
+pub fn anonymous(len: usize) -> Option<Zone> {
+    // SAFETY: a new mapping, zeroed by the kernel.
+    unsafe {
+        let start = libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if start == libc::MAP_FAILED { None } else { Zone::format(start.cast(), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_are_found_by_name() {
+        let zone = anonymous(1 << 20).unwrap();
+        assert_eq!(zone.open_account("a"), Ok(0));
+        assert_eq!(zone.open_account("b"), Ok(1));
+        assert_eq!(zone.open_account("a"), Ok(0));
+        for i in 2..MAX_TARGETS {
+            zone.open_account(&format!("t{i}")).unwrap();
+        }
+        assert_eq!(zone.open_account("one more"), Err(NoAccount));
+    }
+
+    #[test]
+    fn a_dead_deliverer_leaves_its_place_and_its_events() {
+        let zone = anonymous(1 << 20).unwrap();
+        zone.open_account("t").unwrap();
+        // SAFETY: the child only touches the zone and leaves without any handler.
+        let child = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                std::mem::forget(zone.election().stand());
+                zone.count_captured(1);
+                zone.count_captured(1);
+                if let Some(ledger) = zone.enlist(std::process::id()) {
+                    ledger.collected(0, 2);
+                }
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            libc::waitpid(child, &mut status, 0);
+            child
+        };
+        assert!(!alive(child as u32));
+        assert_eq!(zone.totals(0).pending, 2);
+        let term = zone.election().stand().expect("the kernel gives the mutex on");
+        let ledger = zone.enlist(std::process::id()).unwrap();
+        let totals = zone.totals(0);
+        assert_eq!((totals.pending, totals.dropped[DropReason::DelivererDied as usize]), (0, 2));
+        assert_eq!(ledger.holds(0), 0);
+        drop(term);
+        assert!(zone.election().stand().is_some());
+    }
+
+    #[test]
+    fn one_delivers_at_a_time() {
+        let zone = anonymous(1 << 20).unwrap();
+        let term = zone.election().stand().unwrap();
+        std::thread::scope(|s| {
+            s.spawn(|| assert!(zone.election().stand().is_none()));
+        });
+        assert!(!zone.election().is_wanted());
+        zone.election().want();
+        assert!(zone.election().is_wanted());
+        drop(term);
+        assert!(!zone.election().is_wanted());
+    }
+
+    #[test]
+    fn faults_survive_packing() {
+        for fault in [
+            Fault::Answered(503),
+            Fault::KeyRefused(401),
+            Fault::Puzzled,
+            Fault::HostNotFound,
+            Fault::ConnectionRefused,
+            Fault::ConnectionBroken,
+            Fault::TimedOut,
+            Fault::Certificate,
+        ] {
+            assert_eq!(Fault::unpack(fault.pack()), Some(fault));
+        }
+        assert_eq!(Fault::unpack(0), None);
+    }
+}
