@@ -1,1 +1,246 @@
-//! x
+//! What the threads need to know, read from nginx's configuration by the module.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::http::Uri;
+use ureq::tls::Certificate;
+
+use crate::event::EventTypes;
+
+/// A value that never appears in a message: an API key, a header.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `value`.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// One target, of any type.
+#[derive(Clone, Debug)]
+pub struct TargetConfig {
+    /// Its name.
+    pub name: String,
+    /// Its account in the zone, and its bit in a record.
+    pub slot: usize,
+    /// The event types that it gets.
+    pub events: EventTypes,
+    /// The most events that wait in memory.
+    pub queue_events: usize,
+    /// The most bytes of records that wait in memory.
+    pub queue_bytes: usize,
+    /// How long an event may wait to be collected together with others.
+    pub interval: Duration,
+    /// How many events are worth collecting before that.
+    pub batch_size: usize,
+    /// How long a stopping process tries to deliver what it holds.
+    pub shutdown_timeout: Duration,
+    /// Where its events go.
+    pub tirreno: TirrenoConfig,
+}
+
+/// A Tirreno server.
+#[derive(Clone, Debug)]
+pub struct TirrenoConfig {
+    /// Its sensor.
+    pub endpoint: Endpoint,
+    /// The header `Api-Key`.
+    pub api_key: Secret,
+    /// Headers added to each POST.
+    pub headers: Vec<(String, Secret)>,
+    /// The certificates that its own must be signed by, when it speaks TLS.
+    pub roots: Option<Roots>,
+    /// Whether its certificate is checked.
+    pub verify: bool,
+    /// How long one POST may take, connecting included.
+    pub timeout: Duration,
+    /// How many connections there are.
+    pub connections: usize,
+    /// Events a second at the most.
+    pub rate: Option<f64>,
+    /// Whether 200 means success.
+    pub accept_200: bool,
+}
+
+/// The URL of a sensor and of its key check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    sensor: Uri,
+    key_check: Uri,
+}
+
+/// Why a text is not the URL of a sensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointError {
+    /// It is not `http://` or `https://` and a host.
+    NotHttp,
+    /// It holds a user or a password.
+    Credentials,
+    /// It has a query or a fragment.
+    Query,
+    /// Its path does not end with `/sensor/`.
+    Path,
+}
+
+impl fmt::Display for EndpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotHttp => "it must be http://host[:port]/sensor/ or https://…",
+            Self::Credentials => "it must not hold a user or password, use \"header\" instead",
+            Self::Query => "it must not have a query or fragment",
+            Self::Path => "its path must end with \"/sensor/\"",
+        })
+    }
+}
+
+impl Endpoint {
+    const SENSOR: &str = "sensor/";
+    const KEY_CHECK: &str = "api/v1/blacklist/search";
+
+    /// Reads `http(s)://host[:port]/…/sensor/`; without a path it is `/sensor/`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(url: &str) -> Result<Self, EndpointError> {
+        if url.contains(['?', '#']) {
+            return Err(EndpointError::Query);
+        }
+        let uri: Uri = url.parse().map_err(|_| EndpointError::NotHttp)?;
+        let authority = uri.authority().ok_or(EndpointError::NotHttp)?.as_str();
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || authority.starts_with(':') {
+            return Err(EndpointError::NotHttp);
+        }
+        if authority.contains('@') {
+            return Err(EndpointError::Credentials);
+        }
+        let path = if uri.path() == "/" { "/sensor/" } else { uri.path() };
+        let base = path
+            .strip_suffix(Self::SENSOR)
+            .filter(|base| base.ends_with('/'))
+            .ok_or(EndpointError::Path)?;
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let at = |path: String| {
+            format!("{scheme}://{authority}{path}").parse().map_err(|_| EndpointError::NotHttp)
+        };
+        Ok(Self {
+            sensor: at(path.to_owned())?,
+            key_check: at(format!("{base}{}", Self::KEY_CHECK))?,
+        })
+    }
+
+    /// Where events go.
+    pub fn sensor(&self) -> &Uri {
+        &self.sensor
+    }
+
+    /// Where a key is asked for.
+    pub fn key_check(&self) -> &Uri {
+        &self.key_check
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_https(&self) -> bool {
+        self.sensor.scheme_str() == Some("https")
+    }
+}
+
+/// Certificates of authorities, loaded while the configuration is read.
+#[derive(Clone)]
+pub struct Roots(pub(crate) Arc<Vec<Certificate<'static>>>);
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Roots({})", self.0.len())
+    }
+}
+
+impl Roots {
+    /// The system's; `SSL_CERT_FILE` and `SSL_CERT_DIR` override its places.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn system() -> Result<Self, String> {
+        let found = rustls_native_certs::load_native_certs();
+        let certs = found.certs.iter().map(|c| Certificate::from_der(c.as_ref()).to_owned());
+        Self::some(certs.collect()).ok_or_else(|| match found.errors.first() {
+            Some(e) => e.to_string(),
+            None => "the system has no CA certificates".into(),
+        })
+    }
+
+    /// Those in a PEM file's content.
+    ///
+    /// # Errors
+    /// It holds no certificate, or one that cannot be read.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
+        let mut certs = Vec::new();
+        for item in ureq::tls::parse_pem(pem) {
+            match item {
+                Ok(ureq::tls::PemItem::Certificate(cert)) => certs.push(cert),
+                Ok(_) => {}
+                Err(_) => return Err("it is no valid PEM file".into()),
+            }
+        }
+        Self::some(certs).ok_or_else(|| "it holds no certificate".into())
+    }
+
+    fn some(certs: Vec<Certificate<'static>>) -> Option<Self> {
+        (!certs.is_empty()).then(|| Self(Arc::new(certs)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        let ok = |url, sensor, check| {
+            let endpoint = Endpoint::parse(url).unwrap();
+            assert_eq!(endpoint.sensor(), sensor);
+            assert_eq!(endpoint.key_check(), check);
+        };
+        ok("http://t", "http://t/sensor/", "http://t/api/v1/blacklist/search");
+        ok("https://t:8/", "https://t:8/sensor/", "https://t:8/api/v1/blacklist/search");
+        ok(
+            "https://[::1]/a/sensor/",
+            "https://[::1]/a/sensor/",
+            "https://[::1]/a/api/v1/blacklist/search",
+        );
+        for (url, error) in [
+            ("", EndpointError::NotHttp),
+            ("tirreno", EndpointError::NotHttp),
+            ("/sensor/", EndpointError::NotHttp),
+            ("ftp://t/sensor/", EndpointError::NotHttp),
+            ("http:///sensor/", EndpointError::NotHttp),
+            ("http://t/sensor", EndpointError::Path),
+            ("http://t/xsensor/", EndpointError::Path),
+            ("http://t/sensor/x", EndpointError::Path),
+            ("http://t/sensor/?a", EndpointError::Query),
+            ("http://t/sensor/#a", EndpointError::Query),
+            ("http://u:p@t/sensor/", EndpointError::Credentials),
+        ] {
+            assert_eq!(Endpoint::parse(url).unwrap_err(), error, "{url}");
+        }
+    }
+
+    #[test]
+    fn secrets_hide() {
+        assert_eq!(format!("{:?}", Secret::new("k")), "***");
+    }
+}

@@ -1,1 +1,721 @@
-//! x
+//! What an answer means for the event, and for the target.
+//!
+//! Tirreno's sensor answers 204 when it takes an event, 429 over its rate limit, and 200 with an empty
+//! body when it refuses the event *or* the API key; the key check tells which. In front of it there
+//! may be a proxy or a firewall that answers anything for the content of one event.
+//!
+//! The gate is one target's state, shared by its connections: whether an event may be sent now, and
+//! what follows from each answer. It does no input or output and reads no clock.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::journal::{Journal, Level, Once};
+use crate::rate::Pacer;
+use crate::zone::{DropReason, Fault, Ledger, State};
+
+/// First and longest pause after an attempt that failed.
+const BACKOFF: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How long a target is paused before the key is asked for again.
+const KEY_PAUSE: Duration = Duration::from_secs(30);
+/// How long a good key is believed.
+const KEY_TRUST: Duration = Duration::from_secs(60);
+/// An event refused this often with the same code, while others are accepted, is at fault itself.
+const STRIKES: u8 = 5;
+/// This many different events in a row answered 200 are not at fault, but the server.
+const PUZZLE: u32 = 3;
+/// The same thing is said once in this time.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// The outcome of a POST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The server answered with this status.
+    Status(u16),
+    /// No answer came.
+    None(Fault),
+}
+
+/// The outcome of a key check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyAnswer {
+    /// The server knows the key.
+    Good,
+    /// The server answered that it does not, with this status.
+    Refused(u16),
+    /// The check cannot be reached, or answered something else.
+    Unknown(Fault),
+}
+
+/// What a connection may do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// Send one event.
+    Send,
+    /// Ask whether the key is good, and report that.
+    AskKey,
+    /// Wait, then ask again.
+    Wait(Duration),
+}
+
+/// What becomes of an event after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is settled and counted: delivered or rejected.
+    Settled,
+    /// It is kept and comes next.
+    Again,
+    /// It is kept, and other users' events come first.
+    Later,
+    /// Ask whether the key is good, then call [`Gate::judged_200`].
+    AskKey,
+}
+
+/// The settings that decide what answers mean.
+#[derive(Clone, Debug)]
+pub struct GateConfig {
+    /// The target's name and URL as they stand in the configuration, for messages.
+    pub label: String,
+    /// Whether 200 means success.
+    pub accept_200: bool,
+    /// Events a second at the most.
+    pub rate: Option<f64>,
+    /// How long an attempt may take.
+    pub timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Hold {
+    Open,
+    /// The server is in trouble: one attempt at `until`.
+    Backoff {
+        since: Instant,
+        until: Instant,
+        tries: u32,
+    },
+    /// The key has to be asked for at `until`.
+    Paused {
+        until: Instant,
+    },
+}
+
+/// An event that was refused, by its stamp.
+#[derive(Clone, Copy, Debug)]
+struct Strikes {
+    code: u16,
+    count: u8,
+}
+
+/// One target's state; see the module.
+#[derive(Debug)]
+pub struct Gate {
+    config: GateConfig,
+    ledger: Ledger,
+    slot: usize,
+    journal: Journal,
+    pacer: Pacer,
+    hold: Hold,
+    closed: bool,
+    /// Whether the server answered 204 since the start.
+    has_accepted: bool,
+    /// Whether the key was asked for since the start.
+    key_asked: bool,
+    key_good_until: Option<Instant>,
+    /// The event refused last, until the next answer tells whether others are accepted.
+    suspect: Option<(u64, u16)>,
+    strikes: HashMap<u64, Strikes>,
+    /// Different events answered 200 since the last accepted one, and the last of them.
+    answered_200: (u32, u64),
+    in_trouble: bool,
+    said: HashMap<Fault, Once>,
+}
+
+impl Gate {
+    /// The state at the start, at `now`: the key is asked for before anything is sent.
+    pub fn new(
+        config: GateConfig,
+        ledger: Ledger,
+        slot: usize,
+        journal: Journal,
+        now: Instant,
+    ) -> Self {
+        Self {
+            pacer: Pacer::new(config.rate),
+            config,
+            ledger,
+            slot,
+            journal,
+            hold: Hold::Paused { until: now },
+            closed: false,
+            has_accepted: false,
+            key_asked: false,
+            key_good_until: None,
+            suspect: None,
+            strikes: HashMap::new(),
+            answered_200: (0, 0),
+            in_trouble: false,
+            said: HashMap::new(),
+        }
+    }
+
+    /// The rate in force in events a second, if there is one.
+    pub fn rate(&self) -> Option<f64> {
+        self.pacer.rate()
+    }
+
+    /// Gives up all events that are held, and whatever answers still come. Returns their number.
+    pub fn close(&mut self, reason: DropReason) -> u32 {
+        if std::mem::replace(&mut self.closed, true) {
+            return 0;
+        }
+        let held = self.ledger.holds(self.slot);
+        self.ledger.dropped(self.slot, held, reason);
+        self.ledger.show_oldest(self.slot, 0);
+        held
+    }
+
+    /// An event is given up for another reason than an answer.
+    pub fn give_up(&mut self, id: u64, reason: DropReason) {
+        if !self.closed {
+            self.strikes.remove(&id);
+            self.ledger.dropped(self.slot, 1, reason);
+        }
+    }
+
+    /// The process stops: a pause after a failure is cut short, for one more attempt.
+    pub fn last_chance(&mut self, now: Instant) {
+        if let Hold::Backoff { until, .. } = &mut self.hold {
+            *until = now;
+        }
+    }
+
+    /// Whether it is time to ask for the key, also when there is nothing to send. Asking is then
+    /// the caller's.
+    pub fn key_is_due(&mut self, now: Instant) -> bool {
+        match self.hold {
+            Hold::Paused { until } if now >= until => {
+                self.hold = Hold::Paused { until: now + KEY_PAUSE };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an event may be sent now. After [`Permit::Send`] its answer must be reported.
+    pub fn permit(&mut self, now: Instant) -> Permit {
+        if self.key_is_due(now) {
+            return Permit::AskKey;
+        }
+        match &mut self.hold {
+            Hold::Paused { until } => return Permit::Wait(*until - now),
+            Hold::Backoff { until, .. } if now < *until => return Permit::Wait(*until - now),
+            _ => {}
+        }
+        let wait = self.pacer.wait(now);
+        if !wait.is_zero() {
+            return Permit::Wait(wait);
+        }
+        if let Hold::Backoff { until, .. } = &mut self.hold {
+            // The other connections wait for what comes of this attempt.
+            *until = now + self.config.timeout;
+        }
+        self.pacer.sent(now);
+        Permit::Send
+    }
+
+    /// The event `id`, sent at `sent`, was answered; `waiting` tells whether more events wait.
+    pub fn answered(
+        &mut self,
+        id: u64,
+        answer: Answer,
+        sent: Instant,
+        now: Instant,
+        waiting: bool,
+    ) -> Verdict {
+        if self.closed {
+            return Verdict::Settled;
+        }
+        match answer {
+            Answer::Status(204) => self.accepted(id, now, waiting),
+            Answer::Status(200) if self.config.accept_200 => self.accepted(id, now, waiting),
+            Answer::Status(200) => match self.key_good_until {
+                Some(until) if now < until => self.judged_200(id, KeyAnswer::Good, sent, now),
+                _ => Verdict::AskKey,
+            },
+            Answer::Status(429) => {
+                self.end_backoff();
+                self.pacer.refused(now);
+                self.ledger.retry(self.slot);
+                self.say_429(now);
+                Verdict::Again
+            }
+            Answer::Status(400) => {
+                self.end_backoff();
+                let fault = Fault::Answered(400);
+                self.say(fault, now, Level::Error, "this event is invalid and set aside");
+                self.reject(id, fault)
+            }
+            Answer::Status(401) => {
+                self.refuse_key(401, now);
+                self.keep(Fault::KeyRefused(401), State::Paused)
+            }
+            Answer::Status(code) => self.refused(id, Fault::Answered(code), code, sent, now),
+            Answer::None(fault) => self.failed(fault, sent, now),
+        }
+    }
+
+    /// The event `id` was answered 200, and the key check `key`.
+    pub fn judged_200(&mut self, id: u64, key: KeyAnswer, sent: Instant, now: Instant) -> Verdict {
+        if self.closed {
+            return Verdict::Settled;
+        }
+        match key {
+            KeyAnswer::Good => {}
+            KeyAnswer::Refused(code) => {
+                self.refuse_key(code, now);
+                return self.keep(Fault::KeyRefused(code), State::Paused);
+            }
+            KeyAnswer::Unknown(fault) => {
+                let note = "the event was answered 200, and the key check does not tell why; \
+                            events are kept";
+                self.say(fault, now, Level::Error, note);
+                return self.failed(fault, sent, now);
+            }
+        }
+        self.trust_key(now);
+        let (count, last) = &mut self.answered_200;
+        if *last != id || *count == 0 {
+            (*count, *last) = (*count + 1, id);
+        }
+        if *count >= PUZZLE {
+            self.hold = Hold::Paused { until: now + KEY_PAUSE };
+            let note = "the key is good, so the server is not understood: is it another version \
+                        (then set \"accept_200 on\"), or does a proxy answer for it? Events are kept";
+            self.say(Fault::Puzzled, now, Level::Error, note);
+            return self.keep(Fault::Puzzled, State::Paused);
+        }
+        let fault = Fault::Answered(200);
+        if self.has_accepted {
+            self.end_backoff();
+            let note =
+                "the key is good: this event lacks what the server requires and is set aside";
+            self.say(fault, now, Level::Error, note);
+            return self.reject(id, fault);
+        }
+        self.refused(id, fault, 200, sent, now)
+    }
+
+    /// The key was asked for, at the start or during a pause.
+    pub fn key_answered(&mut self, key: KeyAnswer, now: Instant) {
+        if self.closed {
+            return;
+        }
+        let first = !std::mem::replace(&mut self.key_asked, true);
+        match key {
+            KeyAnswer::Good => {
+                if first || self.key_good_until.is_none() {
+                    self.log(Level::Notice, "key accepted");
+                }
+                self.trust_key(now);
+                self.hold = Hold::Open;
+                self.show(None);
+            }
+            KeyAnswer::Refused(code) => {
+                self.refuse_key(code, now);
+                self.show(Some(Fault::KeyRefused(code)));
+            }
+            KeyAnswer::Unknown(fault) => {
+                // Nothing is known about the key: the events will tell.
+                self.hold = Hold::Open;
+                if first {
+                    let note = "the API key could not be checked; events are sent all the same";
+                    self.log(Level::Error, format!("key check: {fault}: {note}"));
+                }
+            }
+        }
+    }
+
+    /// The pause before the `attempts`th repetition of an event that comes later.
+    pub fn pause(attempts: u32) -> Duration {
+        let full = BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(6)).min(BACKOFF_MAX);
+        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    fn accepted(&mut self, id: u64, now: Instant, waiting: bool) -> Verdict {
+        if let Some((suspect, code)) = self.suspect.take()
+            && suspect != id
+        {
+            let strikes = self.strikes.entry(suspect).or_insert(Strikes { code, count: 0 });
+            if strikes.code != code {
+                *strikes = Strikes { code, count: 0 };
+            }
+            strikes.count += 1;
+        }
+        self.hold = Hold::Open;
+        self.answered_200 = (0, 0);
+        self.strikes.remove(&id);
+        self.pacer.accepted(now, waiting);
+        self.ledger.delivered(self.slot);
+        if !std::mem::replace(&mut self.has_accepted, true) {
+            self.log(Level::Notice, "first event accepted");
+        } else if self.in_trouble {
+            self.log(Level::Notice, "events are accepted again");
+        }
+        self.in_trouble = false;
+        self.show(None);
+        Verdict::Settled
+    }
+
+    /// The server answered, but did not take the event: is it the event, or the server?
+    fn refused(
+        &mut self,
+        id: u64,
+        fault: Fault,
+        code: u16,
+        sent: Instant,
+        now: Instant,
+    ) -> Verdict {
+        let others_accepted = self.strikes.get(&id).is_some_and(|s| s.code == code);
+        if others_accepted && self.strikes[&id].count + 1 >= STRIKES {
+            let note =
+                "one event was refused five times while others were accepted, and is set aside";
+            self.say(fault, now, Level::Error, note);
+            return self.reject(id, fault);
+        }
+        let note = match code {
+            500..=599 => "events are kept",
+            300..=399 => "redirects are not followed; is the URL right? Events are kept",
+            _ => "is the URL right, does a firewall refuse it? Events are kept",
+        };
+        self.say(fault, now, Level::Error, note);
+        match self.suspect {
+            // Nobody knows yet whether others are accepted: try one.
+            None if matches!(self.hold, Hold::Open) => {
+                self.suspect = Some((id, code));
+                self.keep(fault, State::Retrying)
+            }
+            Some((suspect, _)) if suspect == id => self.keep(fault, State::Retrying),
+            _ => {
+                self.suspect = None;
+                self.back_off(fault, sent, now)
+            }
+        }
+    }
+
+    fn failed(&mut self, fault: Fault, sent: Instant, now: Instant) -> Verdict {
+        self.say(fault, now, Level::Error, "events are kept");
+        self.back_off(fault, sent, now)
+    }
+
+    fn back_off(&mut self, fault: Fault, sent: Instant, now: Instant) -> Verdict {
+        let (since, tries) = match self.hold {
+            // Several connections saw the same failure.
+            Hold::Backoff { since, .. } if since > sent => {
+                return self.keep(fault, State::Retrying);
+            }
+            Hold::Paused { .. } => return self.keep(fault, State::Paused),
+            Hold::Backoff { tries, .. } => (now, tries + 1),
+            Hold::Open => (now, 1),
+        };
+        self.hold = Hold::Backoff { since, until: now + Self::pause(tries), tries };
+        self.keep(fault, State::Retrying)
+    }
+
+    fn keep(&mut self, fault: Fault, state: State) -> Verdict {
+        self.in_trouble = true;
+        self.ledger.retry(self.slot);
+        self.ledger.show(self.slot, state, Some(fault));
+        Verdict::Later
+    }
+
+    fn reject(&mut self, id: u64, fault: Fault) -> Verdict {
+        self.strikes.remove(&id);
+        self.suspect = None;
+        self.ledger.rejected(self.slot);
+        self.show(Some(fault));
+        Verdict::Settled
+    }
+
+    /// The server is there again.
+    fn end_backoff(&mut self) {
+        if matches!(self.hold, Hold::Backoff { .. }) {
+            self.hold = Hold::Open;
+        }
+    }
+
+    fn trust_key(&mut self, now: Instant) {
+        self.key_good_until = Some(now + KEY_TRUST);
+    }
+
+    fn refuse_key(&mut self, code: u16, now: Instant) {
+        self.key_good_until = None;
+        self.hold = Hold::Paused { until: now + KEY_PAUSE };
+        let note =
+            "check api_key or api_key_file, then reload; delivery is paused, events are kept";
+        self.say(Fault::KeyRefused(code), now, Level::Error, note);
+    }
+
+    fn show(&self, fault: Option<Fault>) {
+        let state = match self.hold {
+            Hold::Open if self.suspect.is_none() => State::Ok,
+            Hold::Paused { .. } => State::Paused,
+            _ => State::Retrying,
+        };
+        self.ledger.show(self.slot, state, fault);
+    }
+
+    fn say_429(&mut self, now: Instant) {
+        let fault = Fault::Answered(429);
+        self.ledger.show(self.slot, State::Ok, Some(fault));
+        self.say(fault, now, Level::Info, "slowing down; events are kept");
+    }
+
+    fn say(&mut self, fault: Fault, now: Instant, level: Level, note: &str) {
+        if self.said.entry(fault).or_insert(Once::every(REPEAT)).may(now) {
+            self.log(level, format!("{fault}: {note}"));
+        }
+    }
+
+    fn log(&self, level: Level, text: impl std::fmt::Display) {
+        self.journal.log(level, format!("{}: {text}", self.config.label));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Reader, journal};
+    use crate::zone::{Zone, anonymous};
+
+    const KEY_WORDS: &str = "key";
+
+    struct Bench {
+        gate: Gate,
+        zone: Zone,
+        log: Reader,
+        now: Instant,
+    }
+
+    impl Bench {
+        /// A gate that holds 100 events and has seen a good key.
+        fn new() -> Self {
+            let zone = anonymous(1 << 20).unwrap();
+            zone.open_account("t").unwrap();
+            (0..100).for_each(|_| zone.count_captured(1));
+            let ledger = zone.enlist(std::process::id()).unwrap();
+            ledger.collected(0, 100);
+            let (journal, log) = journal();
+            let config = GateConfig {
+                label: "t".into(),
+                accept_200: false,
+                rate: None,
+                timeout: Duration::from_secs(5),
+            };
+            let now = Instant::now();
+            let mut gate = Gate::new(config, ledger, 0, journal, now);
+            assert_eq!(gate.permit(now), Permit::AskKey);
+            assert!(matches!(gate.permit(now), Permit::Wait(_)));
+            gate.key_answered(KeyAnswer::Good, now);
+            Self { gate, zone, log, now }
+        }
+
+        /// Waits for the permission to send, sends `id`, and reports `answer`.
+        fn post(&mut self, id: u64, answer: Answer) -> Verdict {
+            loop {
+                match self.gate.permit(self.now) {
+                    Permit::Send => break,
+                    Permit::Wait(wait) => self.now += wait,
+                    Permit::AskKey => panic!("asks for the key"),
+                }
+            }
+            self.gate.answered(id, answer, self.now, self.now, true)
+        }
+
+        fn counts(&self) -> (u64, u64, u64, u64) {
+            let t = self.zone.totals(0);
+            assert_eq!(
+                t.captured,
+                t.delivered + t.rejected + t.dropped.iter().sum::<u64>() + t.pending
+            );
+            (t.delivered, t.rejected, t.dropped.iter().sum(), t.pending)
+        }
+
+        fn lines(&self) -> Vec<String> {
+            self.log.drain().map(|m| m.text).collect()
+        }
+    }
+
+    use Answer::Status;
+
+    #[test]
+    fn accepted_and_invalid() {
+        let mut b = Bench::new();
+        assert_eq!(b.post(1, Status(204)), Verdict::Settled);
+        assert_eq!(b.post(2, Status(400)), Verdict::Settled);
+        assert_eq!(b.counts(), (1, 1, 0, 98));
+        let lines = b.lines();
+        assert!(lines[0].ends_with("key accepted") && lines[1].ends_with("first event accepted"));
+    }
+
+    #[test]
+    fn a_429_keeps_the_event_in_its_place() {
+        let mut b = Bench::new();
+        assert_eq!(b.post(1, Status(429)), Verdict::Again);
+        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        assert_eq!(b.counts(), (0, 0, 0, 100));
+    }
+
+    #[test]
+    fn no_answer_backs_off_and_recovers_at_once() {
+        let mut b = Bench::new();
+        let mut pauses = Vec::new();
+        for _ in 0..12 {
+            assert_eq!(b.post(1, Answer::None(Fault::ConnectionRefused)), Verdict::Later);
+            let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("no pause") };
+            pauses.push(pause);
+        }
+        assert!(pauses[0] >= Duration::from_millis(250) && pauses[0] <= BACKOFF);
+        assert!(pauses[11] >= BACKOFF_MAX / 2 && pauses[11] <= BACKOFF_MAX);
+        assert_eq!(b.zone.totals(0).state, State::Retrying);
+        assert_eq!(b.post(1, Status(204)), Verdict::Settled);
+        assert_eq!(b.gate.permit(b.now), Permit::Send);
+        assert_eq!(b.zone.totals(0).state, State::Ok);
+        assert_eq!(b.counts(), (1, 0, 0, 99));
+    }
+
+    #[test]
+    fn one_connection_tries_for_all() {
+        let mut b = Bench::new();
+        b.post(1, Answer::None(Fault::TimedOut));
+        let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("no pause") };
+        b.now += pause;
+        assert_eq!(b.gate.permit(b.now), Permit::Send);
+        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+    }
+
+    #[test]
+    fn failures_at_the_same_time_are_one() {
+        let mut b = Bench::new();
+        let sent = b.now;
+        assert_eq!(b.gate.permit(sent), Permit::Send);
+        assert_eq!(b.gate.permit(sent), Permit::Send);
+        let later = sent + Duration::from_secs(1);
+        b.gate.answered(1, Answer::None(Fault::TimedOut), sent, later, true);
+        b.gate.answered(2, Answer::None(Fault::TimedOut), sent, later, true);
+        let Permit::Wait(pause) = b.gate.permit(later) else { panic!("no pause") };
+        assert!(pause <= BACKOFF);
+    }
+
+    #[test]
+    fn one_event_that_a_firewall_dislikes_is_set_aside() {
+        let mut b = Bench::new();
+        for round in 0..4 {
+            assert_eq!(b.post(1, Status(403)), Verdict::Later, "round {round}");
+            assert_eq!(b.gate.permit(b.now), Permit::Send, "others are not held up");
+            b.gate.answered(100 + round, Status(204), b.now, b.now, true);
+        }
+        assert_eq!(b.post(1, Status(403)), Verdict::Settled);
+        assert_eq!(b.counts(), (4, 1, 0, 95));
+    }
+
+    #[test]
+    fn a_server_that_refuses_all_rejects_none() {
+        let mut b = Bench::new();
+        let start = b.now;
+        for id in 1..40 {
+            assert_eq!(b.post(id % 7, Status(403)), Verdict::Later);
+        }
+        // It comes back, and goes again: no event was refused while others were accepted.
+        for id in 0..7 {
+            assert_eq!(b.post(id, Status(204)), Verdict::Settled);
+        }
+        assert_eq!(b.counts(), (7, 0, 0, 93));
+        let minutes = (b.now - start).as_secs() / 60;
+        let said = b.lines().iter().filter(|l| l.contains("403")).count() as u64;
+        assert!(said <= minutes + 1, "{said} lines in {minutes} minutes");
+    }
+
+    #[test]
+    fn a_bad_key_pauses_and_a_good_one_resumes() {
+        let mut b = Bench::new();
+        b.post(1, Status(204));
+        b.now += KEY_TRUST;
+        assert_eq!(b.post(2, Status(200)), Verdict::AskKey);
+        assert_eq!(b.gate.judged_200(2, KeyAnswer::Refused(401), b.now, b.now), Verdict::Later);
+        assert_eq!(b.zone.totals(0).state, State::Paused);
+        for _ in 0..10 {
+            let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("not paused") };
+            assert!(pause <= KEY_PAUSE);
+            b.now += pause;
+            assert_eq!(b.gate.permit(b.now), Permit::AskKey);
+            b.gate.key_answered(KeyAnswer::Refused(401), b.now);
+        }
+        assert_eq!(b.counts(), (1, 0, 0, 99));
+        let said = b.lines().iter().filter(|l| l.contains("refused with 401")).count();
+        assert!((5..=6).contains(&said), "one line a minute in 300 s, not {said}");
+        b.now += KEY_PAUSE;
+        assert!(b.gate.key_is_due(b.now));
+        b.gate.key_answered(KeyAnswer::Good, b.now);
+        assert_eq!(b.post(2, Status(204)), Verdict::Settled);
+        assert!(b.lines().iter().any(|l| l.contains(KEY_WORDS) && l.ends_with("accepted")));
+    }
+
+    #[test]
+    fn a_401_means_the_key() {
+        let mut b = Bench::new();
+        assert_eq!(b.post(1, Status(401)), Verdict::Later);
+        assert_eq!(b.zone.totals(0).state, State::Paused);
+        assert_eq!(b.counts(), (0, 0, 0, 100));
+    }
+
+    #[test]
+    fn a_200_with_a_good_key_rejects_only_what_a_working_server_rejects() {
+        let mut b = Bench::new();
+        // Before the first 204 nobody knows what a 200 means.
+        assert_eq!(b.post(1, Status(200)), Verdict::Later);
+        assert_eq!(b.post(2, Status(204)), Verdict::Settled);
+        assert_eq!(b.post(1, Status(200)), Verdict::Settled);
+        assert_eq!(b.counts(), (1, 1, 0, 98));
+        // The same event again and again is one; three different ones are a puzzle.
+        assert_eq!(b.post(3, Status(200)), Verdict::Settled);
+        assert_eq!(b.post(4, Status(200)), Verdict::Later);
+        assert_eq!(b.zone.totals(0).state, State::Paused);
+        assert_eq!(b.counts(), (1, 2, 0, 97));
+        b.now += KEY_PAUSE;
+        assert_eq!(b.gate.permit(b.now), Permit::AskKey);
+        b.gate.key_answered(KeyAnswer::Good, b.now);
+        assert_eq!(b.post(5, Status(204)), Verdict::Settled);
+        assert_eq!(b.post(4, Status(200)), Verdict::Settled);
+        assert_eq!(b.counts(), (2, 3, 0, 95));
+    }
+
+    #[test]
+    fn an_unreachable_key_check_is_a_503() {
+        let mut b = Bench::new();
+        b.now += KEY_TRUST;
+        assert_eq!(b.post(1, Status(200)), Verdict::AskKey);
+        let unknown = KeyAnswer::Unknown(Fault::Answered(404));
+        assert_eq!(b.gate.judged_200(1, unknown, b.now, b.now), Verdict::Later);
+        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        assert_eq!(b.counts(), (0, 0, 0, 100));
+    }
+
+    #[test]
+    fn accept_200() {
+        let mut b = Bench::new();
+        b.gate.config.accept_200 = true;
+        assert_eq!(b.post(1, Status(200)), Verdict::Settled);
+        assert_eq!(b.counts(), (1, 0, 0, 99));
+    }
+
+    #[test]
+    fn nothing_counts_after_closing() {
+        let mut b = Bench::new();
+        b.post(1, Status(204));
+        assert_eq!(b.gate.close(DropReason::Shutdown), 99);
+        assert_eq!(b.gate.answered(2, Status(204), b.now, b.now, true), Verdict::Settled);
+        assert_eq!(b.gate.close(DropReason::Shutdown), 0);
+        assert_eq!(b.counts(), (1, 0, 99, 0));
+    }
+}

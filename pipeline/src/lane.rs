@@ -1,1 +1,194 @@
-//! x
+//! One connection: the thread that sends the events of its share of the users, each user's in order.
+//!
+//! An event that has to wait for another attempt keeps back its user's later events, and nobody
+//! else's.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+
+use crate::deliverer::lower_priority;
+use crate::gate::{Gate, Permit, Verdict};
+use crate::http::Outbound;
+use crate::journal::{Journal, Level};
+use crate::record::Record;
+use crate::target::{Connect, Event, Shared};
+use crate::zone::DropReason;
+
+/// The longest time without a look at the key check and the end.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// A user whose first event has to wait for another attempt.
+struct Kept {
+    events: VecDeque<Event>,
+    attempts: u32,
+    due: Instant,
+}
+
+/// One connection's thread.
+pub struct Lane {
+    shared: Arc<Shared>,
+    queue: Receiver<Event>,
+    connect: Arc<Connect>,
+    journal: Journal,
+    /// The event to be sent now.
+    head: Option<Event>,
+    kept: HashMap<u64, Kept>,
+    /// Kept and new events take turns, so that neither can hold up the other for ever.
+    kept_turn: bool,
+    ended: bool,
+}
+
+impl Lane {
+    /// A lane that reads `queue`.
+    pub fn new(
+        shared: Arc<Shared>,
+        queue: Receiver<Event>,
+        connect: Arc<Connect>,
+        journal: Journal,
+    ) -> Self {
+        Self {
+            shared,
+            queue,
+            connect,
+            journal,
+            head: None,
+            kept: HashMap::new(),
+            kept_turn: false,
+            ended: false,
+        }
+    }
+
+    /// Sends until the queue's other end is gone and all is settled, or the target is closed.
+    pub fn run(mut self) {
+        lower_priority();
+        while !self.ended && !self.shared.is_closed() {
+            let outbound = (self.connect)();
+            if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
+                self.journal.log(Level::Error, "a connection's thread failed and starts again");
+                if let Some(event) = self.head.take() {
+                    self.shared.gate().give_up(event.id, DropReason::Internal);
+                    self.shared.release(&event);
+                }
+            }
+        }
+    }
+
+    fn send_all(&mut self, mut outbound: Box<dyn Outbound>) {
+        while !self.shared.is_closed() {
+            let now = Instant::now();
+            if self.head.is_none() {
+                self.head = self.next(now);
+            }
+            let permit = match self.head {
+                Some(_) => self.shared.gate().permit(now),
+                None if self.ended => return,
+                None if self.shared.gate().key_is_due(now) => Permit::AskKey,
+                None => {
+                    self.idle(now);
+                    continue;
+                }
+            };
+            match permit {
+                Permit::Wait(limit) => self.shared.wait(limit),
+                Permit::AskKey => {
+                    let answer = outbound.check_key(self.shared.limit());
+                    self.shared.gate().key_answered(answer, Instant::now());
+                    self.shared.wake();
+                }
+                Permit::Send => self.send(outbound.as_mut()),
+            }
+        }
+    }
+
+    fn send(&mut self, outbound: &mut dyn Outbound) {
+        let Some(event) = &self.head else { return };
+        let Some(record) = Record::parse(&event.record) else { return };
+        let sent = Instant::now();
+        let answer = outbound.post(&record, self.shared.limit());
+        let waiting = !self.queue.is_empty() || !self.kept.is_empty();
+        let answered =
+            |gate: &mut Gate| gate.answered(event.id, answer, sent, Instant::now(), waiting);
+        let mut verdict = answered(&mut self.shared.gate());
+        if verdict == Verdict::AskKey {
+            let key = outbound.check_key(self.shared.limit());
+            verdict = self.shared.gate().judged_200(event.id, key, sent, Instant::now());
+        }
+        self.shared.wake();
+        match verdict {
+            Verdict::Settled => self.settle(),
+            Verdict::Later => self.keep(),
+            Verdict::Again | Verdict::AskKey => {}
+        }
+    }
+
+    fn settle(&mut self) {
+        let Some(event) = self.head.take() else { return };
+        self.shared.release(&event);
+        if let Some(kept) = self.kept.get_mut(&event.user) {
+            if kept.events.is_empty() {
+                self.kept.remove(&event.user);
+            } else {
+                (kept.attempts, kept.due) = (0, Instant::now());
+            }
+        }
+    }
+
+    fn keep(&mut self) {
+        let Some(event) = self.head.take() else { return };
+        let now = Instant::now();
+        let fresh = || Kept { events: VecDeque::new(), attempts: 0, due: now };
+        let kept = self.kept.entry(event.user).or_insert_with(fresh);
+        kept.attempts += 1;
+        kept.due = now + Gate::pause(kept.attempts);
+        kept.events.push_front(event);
+    }
+
+    /// The next event to send, if there is one now.
+    fn next(&mut self, now: Instant) -> Option<Event> {
+        self.kept_turn = !self.kept_turn;
+        if self.kept_turn {
+            self.next_kept(now).or_else(|| self.next_new())
+        } else {
+            self.next_new().or_else(|| self.next_kept(now))
+        }
+    }
+
+    fn next_kept(&mut self, now: Instant) -> Option<Event> {
+        let first = self.kept.values_mut().filter(|k| k.due <= now).min_by_key(|k| k.due)?;
+        first.events.pop_front()
+    }
+
+    fn next_new(&mut self) -> Option<Event> {
+        loop {
+            match self.queue.try_recv() {
+                Ok(event) => match self.kept.get_mut(&event.user) {
+                    Some(kept) => kept.events.push_back(event),
+                    None => return Some(event),
+                },
+                Err(TryRecvError::Empty) => return None,
+                Err(TryRecvError::Disconnected) => {
+                    self.ended = self.kept.is_empty();
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Waits for an event, or for the time of one that is kept.
+    fn idle(&mut self, now: Instant) {
+        let due = self.kept.values().map(|k| k.due.saturating_duration_since(now)).min();
+        let limit = due.map_or(IDLE, |due| due.min(IDLE)).max(Duration::from_millis(1));
+        match self.queue.recv_timeout(limit) {
+            Ok(event) => match self.kept.get_mut(&event.user) {
+                Some(kept) => kept.events.push_back(event),
+                None => self.head = Some(event),
+            },
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.shared.wait(limit),
+        }
+    }
+}

@@ -128,7 +128,8 @@ impl Pacer {
             (span >= SPAN).then(|| (count - i) as f64 / span.as_secs_f64())
         });
         let all = count as f64 / SPAN.as_secs_f64();
-        rates.fold(None, |best: Option<f64>, r| Some(best.map_or(r, |b| b.max(r))))
+        rates
+            .fold(None, |best: Option<f64>, r| Some(best.map_or(r, |b| b.max(r))))
             .unwrap_or(all)
             .max(SLOWEST)
     }

@@ -94,11 +94,8 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All reasons with their key in the status; a reason's place here is its number.
-    pub const ALL: [(Self, &'static str); 3] = [
-        (Self::Anonymous, "anonymous"),
-        (Self::EventOff, "event_off"),
-        (Self::Invalid, "invalid"),
-    ];
+    pub const ALL: [(Self, &'static str); 3] =
+        [(Self::Anonymous, "anonymous"), (Self::EventOff, "event_off"), (Self::Invalid, "invalid")];
 }
 
 /// How delivery to a target goes.
@@ -129,7 +126,7 @@ impl State {
 }
 
 /// What went wrong with an attempt, in words that hold no byte of any remote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Fault {
     Answered(u16),
@@ -140,6 +137,7 @@ pub enum Fault {
     ConnectionBroken,
     TimedOut,
     Certificate,
+    HostUnreachable,
 }
 
 impl Fault {
@@ -153,6 +151,7 @@ impl Fault {
             Self::ConnectionBroken => (6, 0),
             Self::TimedOut => (7, 0),
             Self::Certificate => (8, 0),
+            Self::HostUnreachable => (9, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -168,6 +167,7 @@ impl Fault {
             6 => Self::ConnectionBroken,
             7 => Self::TimedOut,
             8 => Self::Certificate,
+            9 => Self::HostUnreachable,
             _ => return None,
         })
     }
@@ -184,6 +184,7 @@ impl std::fmt::Display for Fault {
             Self::ConnectionBroken => f.write_str("connection broken"),
             Self::TimedOut => f.write_str("timed out"),
             Self::Certificate => f.write_str("certificate not accepted"),
+            Self::HostUnreachable => f.write_str("host unreachable"),
         }
     }
 }
@@ -192,6 +193,8 @@ impl std::fmt::Display for Fault {
 struct Head {
     magic: AtomicU64,
     segments: AtomicU32,
+    /// Not zero when a worker waits for its last records to be taken.
+    flush: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
     accounts: [Account; MAX_TARGETS],
@@ -414,6 +417,16 @@ impl Zone {
         self.segments.iter().any(|s| s.waiting() > 0)
     }
 
+    /// A worker that is about to exit asks the deliverer to collect at once.
+    pub fn ask_flush(&self) {
+        self.head.flush.store(1, Relaxed);
+    }
+
+    /// Whether a worker asked since the last call.
+    pub fn flush_asked(&self) -> bool {
+        self.head.flush.swap(0, Relaxed) != 0
+    }
+
     /// Who delivers.
     pub fn election(&self) -> &'static Election {
         &self.head.election
@@ -433,7 +446,9 @@ impl Zone {
                 None => {
                     let len = name.len().min(MAX_NAME);
                     // SAFETY: the master is one thread, and nobody reads the name before its length.
-                    unsafe { (&mut *account.name.get())[..len].copy_from_slice(&name.as_bytes()[..len]) };
+                    unsafe {
+                        (&mut *account.name.get())[..len].copy_from_slice(&name.as_bytes()[..len])
+                    };
                     account.name_len.store(len as u32, Release);
                     return Ok(slot);
                 }
@@ -795,6 +810,7 @@ mod tests {
             Fault::ConnectionBroken,
             Fault::TimedOut,
             Fault::Certificate,
+            Fault::HostUnreachable,
         ] {
             assert_eq!(Fault::unpack(fault.pack()), Some(fault));
         }
