@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ureq::http::Uri;
+use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
 use crate::event::EventTypes;
@@ -157,6 +157,27 @@ impl Endpoint {
     pub fn is_https(&self) -> bool {
         self.sensor.scheme_str() == Some("https")
     }
+}
+
+/// Headers of a POST that a configuration cannot change.
+pub const HEADERS_OF_OURS: [&str; 7] = [
+    "Api-Key",
+    "Connection",
+    "Content-Length",
+    "Content-Type",
+    "Expect",
+    "Transfer-Encoding",
+    "X-Request-Id",
+];
+
+/// Whether a header can be sent.
+///
+/// # Errors
+/// What is wrong: `"name"` or `"value"`.
+pub fn check_header(name: &str, value: &str) -> Result<(), &'static str> {
+    HeaderName::from_bytes(name.as_bytes()).map_err(|_| "name")?;
+    HeaderValue::from_str(value).map_err(|_| "value")?;
+    Ok(())
 }
 
 /// Certificates of authorities, loaded while the configuration is read.

@@ -1,0 +1,419 @@
+//! The directives: their tables, handlers, and the structures they fill.
+
+use core::ffi::{c_char, c_void};
+use core::mem::offset_of;
+use core::ptr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use nginx_sys::{
+    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_FLAG, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2,
+    NGX_CONF_UNSET, NGX_HTTP_LIF_CONF, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
+    NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF, NGX_LOG_EMERG, NGX_LOG_WARN,
+    ngx_command_t, ngx_conf_set_flag_slot, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t,
+    ngx_uint_t,
+};
+use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
+use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
+use ngx::ngx_string;
+use tirreno_pipeline::config::TargetConfig;
+use tirreno_pipeline::event::Param;
+use tirreno_pipeline::zone::Zone;
+
+use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
+use self::value::Value;
+use crate::{TirrenoModule, guarded, status};
+
+pub(crate) mod ext;
+mod target;
+pub(crate) mod value;
+
+/// The default of `tirreno_zone`.
+const ZONE_SIZE: usize = 16 << 20;
+
+/// What the `http` block holds.
+pub(crate) struct MainConf {
+    /// The cycle that it belongs to.
+    pub(crate) cycle: *mut ngx_cycle_t,
+    /// The configured targets; those that are switched off are not among them.
+    pub(crate) targets: Vec<TargetConfig>,
+    /// The names of all targets, also of those that are switched off.
+    names: Vec<String>,
+    /// `tirreno_zone`.
+    zone_size: Option<usize>,
+    /// The shared memory, once nginx has made it.
+    pub(crate) zone: Option<Zone>,
+    /// Where `tirreno` was first switched on.
+    pub(crate) enabled_at: Option<Place>,
+    /// The places for which a missing user was said.
+    warned_at: Vec<Place>,
+    /// Indexes of nginx's variables.
+    pub(crate) request_id: usize,
+    pub(crate) accept_language: usize,
+    /// The targets as the threads take them, slots filled in.
+    pub(crate) running: Option<Arc<[TargetConfig]>>,
+}
+
+impl Default for MainConf {
+    fn default() -> Self {
+        Self {
+            cycle: ptr::null_mut(),
+            targets: Vec::new(),
+            names: Vec::new(),
+            zone_size: None,
+            zone: None,
+            enabled_at: None,
+            warned_at: Vec::new(),
+            request_id: 0,
+            accept_language: 0,
+            running: None,
+        }
+    }
+}
+
+impl MainConf {
+    /// Size of the shared memory in bytes.
+    pub(crate) fn zone_size(&self) -> usize {
+        self.zone_size.unwrap_or(ZONE_SIZE)
+    }
+}
+
+/// What a location holds; `None` is inherited.
+pub(crate) struct LocationConf {
+    /// `tirreno`, and where it stands.
+    enabled: Option<(Value, Rc<Place>)>,
+    /// `tirreno_targets`: names, and where they stand.
+    target_names: Option<(Vec<ngx_str_t>, Place)>,
+    /// The targets by their place in [`MainConf::targets`], a bit each.
+    targets: Option<u32>,
+    users: Option<Rc<[Value]>>,
+    ip: Option<Value>,
+    params: Option<Rc<Vec<(Param, Value)>>>,
+    /// `ngx_conf_set_flag_slot` fills it.
+    anonymous: ngx_flag_t,
+}
+
+impl Default for LocationConf {
+    fn default() -> Self {
+        Self {
+            enabled: None,
+            target_names: None,
+            targets: None,
+            users: None,
+            ip: None,
+            params: None,
+            anonymous: NGX_CONF_UNSET as ngx_flag_t,
+        }
+    }
+}
+
+impl LocationConf {
+    /// `tirreno`; nothing where it is off by default.
+    pub(crate) fn enabled(&self) -> Option<&Value> {
+        self.enabled.as_ref().map(|(value, _)| value)
+    }
+
+    /// The targets by their place in [`MainConf::targets`], a bit each.
+    pub(crate) fn targets(&self) -> u32 {
+        self.targets.unwrap_or(u32::MAX)
+    }
+
+    /// `tirreno_user`.
+    pub(crate) fn users(&self) -> &[Value] {
+        self.users.as_deref().unwrap_or_default()
+    }
+
+    /// `tirreno_ip`.
+    pub(crate) fn ip(&self) -> Option<&Value> {
+        self.ip.as_ref()
+    }
+
+    /// `tirreno_param`.
+    pub(crate) fn params(&self) -> &[(Param, Value)] {
+        self.params.as_ref().map(|p| p.as_slice()).unwrap_or_default()
+    }
+
+    /// `tirreno_anonymous`.
+    pub(crate) fn anonymous(&self) -> bool {
+        self.anonymous == 1
+    }
+
+    /// Takes from `parent` what is not set here, and checks what is.
+    pub(crate) fn inherit(&mut self, cf: &mut ngx_conf_t, parent: &Self) -> *mut c_char {
+        let Some(main) = TirrenoModule::main_conf_mut(cf) else { return NGX_CONF_ERROR };
+        let inherited = self.enabled.is_none();
+        if inherited {
+            self.enabled.clone_from(&parent.enabled);
+        }
+        if let Some((names, place)) = &self.target_names {
+            match main.select(names) {
+                Ok(targets) => self.targets = Some(targets),
+                Err(name) => {
+                    ngx::ngx_log_error!(
+                        NGX_LOG_EMERG,
+                        cf.log,
+                        "unknown target \"{name}\" in \"tirreno_targets\" in {place}"
+                    );
+                    return NGX_CONF_ERROR;
+                }
+            }
+        } else {
+            self.targets = parent.targets;
+        }
+        if self.users.is_none() {
+            self.users.clone_from(&parent.users);
+        }
+        if self.ip.is_none() {
+            self.ip.clone_from(&parent.ip);
+        }
+        if self.params.is_none() {
+            self.params.clone_from(&parent.params);
+        }
+        if self.anonymous == NGX_CONF_UNSET as ngx_flag_t {
+            self.anonymous = if parent.anonymous == 1 { 1 } else { 0 };
+        }
+        if !inherited {
+            self.warn_without_user(cf, main);
+        }
+        NGX_CONF_OK
+    }
+
+    /// `tirreno on` without anything that could name a user captures nothing.
+    fn warn_without_user(&self, cf: &mut ngx_conf_t, main: &mut MainConf) {
+        let Some((value, place)) = &self.enabled else { return };
+        let named = !self.users().is_empty()
+            || self.anonymous()
+            || self.params().iter().any(|(param, _)| *param == Param::UserName);
+        if named || value.is_constant_off() || main.warned_at.contains(place) {
+            return;
+        }
+        main.warned_at.push((**place).clone());
+        ngx::ngx_log_error!(
+            NGX_LOG_WARN,
+            cf.log,
+            "\"tirreno\" is on in {place}, but no \"tirreno_user\" names a user and \
+             \"tirreno_anonymous\" is off: nothing will be captured there"
+        );
+    }
+}
+
+impl MainConf {
+    /// The targets of those names, a bit each.
+    fn select(&self, names: &[ngx_str_t]) -> Result<u32, String> {
+        let mut targets = 0;
+        for name in names {
+            let name = name.to_string();
+            if name == "all" {
+                targets = u32::MAX;
+            } else if let Some(i) = self.targets.iter().position(|t| t.name == name) {
+                targets |= 1 << i;
+            } else if !self.names.contains(&name) {
+                return Err(name);
+            }
+        }
+        Ok(targets)
+    }
+}
+
+const ANYWHERE: u32 = NGX_HTTP_MAIN_CONF | NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF;
+
+type Handler =
+    unsafe extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
+
+const fn command(name: ngx_str_t, type_: u32, set: Handler, conf: usize) -> ngx_command_t {
+    ngx_command_t {
+        name,
+        type_: type_ as ngx_uint_t,
+        set: Some(set),
+        conf,
+        offset: 0,
+        post: ptr::null_mut(),
+    }
+}
+
+/// The module's directives.
+pub(crate) static mut COMMANDS: [ngx_command_t; 10] = [
+    command(
+        ngx_string!("tirreno_target"),
+        // TAKE1 and NOARGS together: the name may be left out.
+        NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_NOARGS | NGX_CONF_TAKE1,
+        cmd_target,
+        NGX_HTTP_MAIN_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_zone"),
+        NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1,
+        cmd_zone,
+        NGX_HTTP_MAIN_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno"),
+        ANYWHERE | NGX_HTTP_LIF_CONF | NGX_CONF_TAKE1,
+        cmd_enable,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_targets"),
+        ANYWHERE | NGX_CONF_1MORE,
+        cmd_targets,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_user"),
+        ANYWHERE | NGX_CONF_1MORE,
+        cmd_user,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(ngx_string!("tirreno_ip"), ANYWHERE | NGX_CONF_TAKE1, cmd_ip, NGX_HTTP_LOC_CONF_OFFSET),
+    command(
+        ngx_string!("tirreno_param"),
+        ANYWHERE | NGX_CONF_TAKE2,
+        cmd_param,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    ngx_command_t {
+        offset: offset_of!(LocationConf, anonymous),
+        ..command(
+            ngx_string!("tirreno_anonymous"),
+            ANYWHERE | NGX_CONF_FLAG,
+            ngx_conf_set_flag_slot,
+            NGX_HTTP_LOC_CONF_OFFSET,
+        )
+    },
+    command(
+        ngx_string!("tirreno_status"),
+        NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
+        cmd_status,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    ngx_command_t::empty(),
+];
+
+/// Makes an nginx handler of a function over typed configurations.
+macro_rules! handler {
+    ($name:ident, $conf:ty, |$cf:ident, $config:ident, $args:ident| $body:block) => {
+        extern "C" fn $name(
+            cf: *mut ngx_conf_t,
+            _cmd: *mut ngx_command_t,
+            conf: *mut c_void,
+        ) -> *mut c_char {
+            guarded(NGX_CONF_ERROR, || {
+                // SAFETY: nginx passes the configuration that the command's table names, made by
+                // this module.
+                let ($cf, $config) = unsafe { (&mut *cf, &mut *conf.cast::<$conf>()) };
+                let $args = $cf.args();
+                $body
+            })
+        }
+    };
+}
+
+handler!(cmd_target, MainConf, |cf, main, args| {
+    let name = args.get(1).map_or_else(|| "tirreno".into(), |name| name.to_string());
+    if main.names.contains(&name) {
+        return cf.error(format_args!("duplicate target \"{name}\""));
+    }
+    match target::read(cf, &name) {
+        Ok(target) => {
+            main.names.push(name);
+            main.targets.extend(target);
+            NGX_CONF_OK
+        }
+        Err(error) => error,
+    }
+});
+
+handler!(cmd_zone, MainConf, |cf, main, args| {
+    if main.zone_size.is_some() {
+        return DUPLICATE;
+    }
+    let least = Zone::min_size(1);
+    match parse_size(args[1]) {
+        None => cf.error(format_args!("invalid size \"{}\" in \"tirreno_zone\"", args[1])),
+        Some(size) if size < least => cf.error(format_args!(
+            "\"tirreno_zone\" is too small, at least {}k are needed",
+            least.div_ceil(1024)
+        )),
+        Some(size) => {
+            main.zone_size = Some(size);
+            NGX_CONF_OK
+        }
+    }
+});
+
+handler!(cmd_enable, LocationConf, |cf, location, args| {
+    if location.enabled.is_some() {
+        return DUPLICATE;
+    }
+    let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
+    let place = cf.place();
+    if !value.is_constant_off()
+        && let Some(main) = TirrenoModule::main_conf_mut(cf)
+    {
+        main.enabled_at.get_or_insert_with(|| place.clone());
+    }
+    location.enabled = Some((value, Rc::new(place)));
+    NGX_CONF_OK
+});
+
+handler!(cmd_targets, LocationConf, |cf, location, args| {
+    if location.target_names.is_some() {
+        return DUPLICATE;
+    }
+    location.target_names = Some((args[1..].to_vec(), cf.place()));
+    NGX_CONF_OK
+});
+
+handler!(cmd_user, LocationConf, |cf, location, args| {
+    let values: Result<Rc<[_]>, _> = args[1..].iter().map(|a| Value::compile(cf, *a)).collect();
+    let Ok(values) = values else { return NGX_CONF_ERROR };
+    location.users = Some(values);
+    NGX_CONF_OK
+});
+
+handler!(cmd_ip, LocationConf, |cf, location, args| {
+    if location.ip.is_some() {
+        return DUPLICATE;
+    }
+    if args[1].as_bytes().to_ascii_lowercase().windows(8).any(|w| w == b"$http_x_") {
+        cf.warn(
+            "\"tirreno_ip\" takes an address that any client can forge: use \"set_real_ip_from\" \
+             and \"real_ip_header\" of the realip module, and leave \"tirreno_ip\" out",
+        );
+    }
+    let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
+    location.ip = Some(value);
+    NGX_CONF_OK
+});
+
+handler!(cmd_param, LocationConf, |cf, location, args| {
+    let Some(param) = Param::from_name(args[1].as_bytes()) else {
+        return cf.error(format_args!("unknown parameter \"{}\" in \"tirreno_param\"", args[1]));
+    };
+    let params = location.params.get_or_insert_default();
+    if params.iter().any(|(known, _)| *known == param) {
+        return cf.error(format_args!("duplicate parameter \"{}\"", args[1]));
+    }
+    let Ok(value) = Value::compile(cf, args[2]) else { return NGX_CONF_ERROR };
+    if let Some(constant) = value.constant()
+        && param == Param::EventType
+        && !constant.is_empty()
+        && tirreno_pipeline::event::EventType::from_name(constant).is_none()
+    {
+        return cf.error(format_args!("unknown event type \"{}\"", args[2]));
+    }
+    match Rc::get_mut(params) {
+        Some(params) => params.push((param, value)),
+        None => return NGX_CONF_ERROR,
+    }
+    NGX_CONF_OK
+});
+
+handler!(cmd_status, LocationConf, |cf, _location, _args| {
+    let Some(core) = NgxHttpCoreModule::location_conf_mut(cf) else { return NGX_CONF_ERROR };
+    if core.handler.is_some() {
+        return conf_error(c"is duplicate, or the location has another handler");
+    }
+    core.handler = Some(status::handler);
+    NGX_CONF_OK
+});

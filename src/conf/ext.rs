@@ -1,0 +1,107 @@
+//! What nginx's C macros and helpers are to C modules.
+
+use core::ffi::{CStr, c_char};
+use core::{fmt, ptr};
+use std::path::PathBuf;
+
+use nginx_sys::{
+    NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_full_name, ngx_conf_t, ngx_int_t,
+    ngx_parse_size, ngx_parse_time, ngx_str_t,
+};
+use ngx::core::{NGX_CONF_ERROR, Status};
+use ngx::ngx_conf_log_error;
+
+/// A place in the configuration, for messages that come after its reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    file: String,
+    line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// Makes a static text what a directive's handler returns; nginx logs it behind the directive's
+/// name, with file and line.
+pub(crate) const fn conf_error(text: &'static CStr) -> *mut c_char {
+    text.as_ptr().cast_mut()
+}
+
+/// `"NAME" directive is duplicate`.
+pub(crate) const DUPLICATE: *mut c_char = conf_error(c"is duplicate");
+
+/// Reads arguments and says what is wrong with them, with file and line.
+pub(crate) trait ConfExt {
+    /// The directive's name and its arguments.
+    fn args(&self) -> &'static [ngx_str_t];
+    /// Stops the reading with a message.
+    fn error(&mut self, message: impl fmt::Display) -> *mut c_char;
+    /// Goes on with a message.
+    fn warn(&mut self, message: impl fmt::Display);
+    /// Where the directive stands.
+    fn place(&self) -> Place;
+    /// The path, relative to the configuration's directory.
+    fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
+}
+
+impl ConfExt for ngx_conf_t {
+    fn args(&self) -> &'static [ngx_str_t] {
+        // SAFETY: `args` is an array of `ngx_str_t`, from the configuration's pool.
+        unsafe { self.args.as_ref().map(|args| args.as_slice()).unwrap_or_default() }
+    }
+
+    fn error(&mut self, message: impl fmt::Display) -> *mut c_char {
+        ngx_conf_log_error!(NGX_LOG_EMERG, self, "{message}");
+        NGX_CONF_ERROR
+    }
+
+    fn warn(&mut self, message: impl fmt::Display) {
+        ngx_conf_log_error!(NGX_LOG_WARN, self, "{message}");
+    }
+
+    fn place(&self) -> Place {
+        // SAFETY: there is a file while directives are read, except for `-g` parameters.
+        let file = unsafe { self.conf_file.as_ref() };
+        Place {
+            file: file.map_or_else(String::new, |f| f.file.name.to_string()),
+            line: file.map_or(0, |f| f.line),
+        }
+    }
+
+    fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
+        let mut path = path;
+        // SAFETY: `path` is a valid string; the cycle's pool holds the result.
+        let rc = unsafe { ngx_conf_full_name(self.cycle, ptr::addr_of_mut!(path), 1) };
+        if !Status(rc).is_ok() {
+            return None;
+        }
+        use std::os::unix::ffi::OsStrExt;
+        Some(std::ffi::OsStr::from_bytes(path.as_bytes()).into())
+    }
+}
+
+/// A time as in nginx's own directives, `500ms` or `1m 30s`, in milliseconds.
+pub(crate) fn parse_time_ms(value: ngx_str_t) -> Option<u64> {
+    parsed(value, |value| {
+        // SAFETY: the string is valid.
+        unsafe { ngx_parse_time(value, 0) }
+    })
+}
+
+/// A size as in nginx's own directives, `16m`, in bytes.
+pub(crate) fn parse_size(value: ngx_str_t) -> Option<usize> {
+    let size = parsed(value, |value| {
+        // SAFETY: the string is valid.
+        unsafe { ngx_parse_size(value) as ngx_int_t }
+    });
+    size.map(|s| s as usize)
+}
+
+fn parsed(value: ngx_str_t, parse: impl FnOnce(*mut ngx_str_t) -> ngx_int_t) -> Option<u64> {
+    let mut value = value;
+    let result = parse(ptr::addr_of_mut!(value));
+    if result == NGX_ERROR as ngx_int_t { None } else { u64::try_from(result).ok() }
+}

@@ -1,0 +1,138 @@
+//! nginx module that records user activity in Tirreno.
+//!
+//! This crate is what touches nginx; everything else is in `tirreno-pipeline`:
+//!
+//! - [`conf`] reads the directives,
+//! - [`zone`] asks nginx for the shared memory,
+//! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
+//! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
+//! - [`status`] answers `tirreno_status`.
+
+use core::ffi::{c_char, c_void};
+use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nginx_sys::{
+    NGX_HTTP_MODULE, NGX_LOG_EMERG, ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t,
+    ngx_module_t, ngx_uint_t,
+};
+use ngx::core::{NGX_CONF_ERROR, Status};
+use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
+use ngx::ngx_conf_log_error;
+
+use crate::conf::{COMMANDS, LocationConf, MainConf};
+
+mod capture;
+mod conf;
+mod status;
+mod worker;
+mod zone;
+
+/// The module, as a type that leads to its configuration.
+#[derive(Debug)]
+struct TirrenoModule;
+
+static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
+    preconfiguration: None,
+    postconfiguration: Some(postconfiguration),
+    create_main_conf: Some(TirrenoModule::create_main_conf),
+    init_main_conf: None,
+    create_srv_conf: None,
+    merge_srv_conf: None,
+    create_loc_conf: Some(TirrenoModule::create_loc_conf),
+    merge_loc_conf: Some(merge_loc_conf),
+};
+
+/// The table that nginx looks for in a module's file.
+mod table {
+    #![allow(missing_docs)]
+    use super::ngx_http_tirreno_module;
+    ngx::ngx_modules!(ngx_http_tirreno_module);
+}
+
+/// What nginx loads.
+#[used]
+#[allow(non_upper_case_globals)]
+pub static mut ngx_http_tirreno_module: ngx_module_t = ngx_module_t {
+    ctx: ptr::addr_of!(MODULE_CONTEXT).cast_mut().cast(),
+    // SAFETY: only the address is taken.
+    commands: unsafe { ptr::addr_of_mut!(COMMANDS[0]) },
+    type_: NGX_HTTP_MODULE as ngx_uint_t,
+    init_process: Some(init_process),
+    exit_process: Some(exit_process),
+    ..ngx_module_t::default()
+};
+
+impl HttpModule for TirrenoModule {
+    fn module() -> &'static ngx_module_t {
+        // SAFETY: nginx writes to it only while it loads the module.
+        unsafe { &*ptr::addr_of!(ngx_http_tirreno_module) }
+    }
+}
+
+// SAFETY: `create_main_conf` makes a `MainConf`.
+unsafe impl HttpModuleMainConf for TirrenoModule {
+    type MainConf = MainConf;
+}
+
+// SAFETY: `create_loc_conf` makes a `LocationConf`.
+unsafe impl HttpModuleLocationConf for TirrenoModule {
+    type LocationConf = LocationConf;
+}
+
+/// Runs a callback's body; a panic must not cross into C. Its place is logged by the hook that
+/// `worker` sets.
+fn guarded<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
+extern "C" fn merge_loc_conf(
+    cf: *mut ngx_conf_t,
+    parent: *mut c_void,
+    child: *mut c_void,
+) -> *mut c_char {
+    guarded(NGX_CONF_ERROR, || {
+        // SAFETY: nginx passes the configurations that `create_loc_conf` made.
+        let (cf, parent, child) = unsafe {
+            (&mut *cf, &*parent.cast::<LocationConf>(), &mut *child.cast::<LocationConf>())
+        };
+        child.inherit(cf, parent)
+    })
+}
+
+extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
+    guarded(Status::NGX_ERROR.into(), || {
+        // SAFETY: nginx passes a valid configuration context.
+        let cf = unsafe { &mut *cf };
+        let Some(main) = TirrenoModule::main_conf_mut(cf) else {
+            return Status::NGX_ERROR.into();
+        };
+        if main.targets.is_empty() {
+            let Some(place) = &main.enabled_at else { return Status::NGX_OK.into() };
+            ngx_conf_log_error!(
+                NGX_LOG_EMERG,
+                cf,
+                "\"tirreno\" is on in {place}, but there is no \"tirreno_target\""
+            );
+            return Status::NGX_ERROR.into();
+        }
+        let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
+        done.map_or_else(Into::into, |()| Status::NGX_OK.into())
+    })
+}
+
+extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    guarded(Status::NGX_ERROR.into(), || {
+        // SAFETY: nginx passes the current cycle.
+        let cycle = unsafe { &*cycle };
+        if let Some(main) = TirrenoModule::main_conf(cycle) {
+            worker::start(cycle, main);
+        }
+        Status::NGX_OK.into()
+    })
+}
+
+extern "C" fn exit_process(cycle: *mut ngx_cycle_t) {
+    // SAFETY: nginx passes the current cycle.
+    guarded((), || worker::stop(unsafe { &*cycle }));
+}

@@ -1,0 +1,214 @@
+//! What one worker process owns: its end of the ring, the threads, and the timer through which the
+//! threads' messages reach the error log.
+
+use core::ffi::c_void;
+use core::{mem, ptr};
+use std::cell::RefCell;
+use std::panic;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nginx_sys::{
+    NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_PROCESS_SINGLE,
+    NGX_PROCESS_WORKER, ngx_add_timer, ngx_connection_t, ngx_cycle_t, ngx_event_t, ngx_exiting,
+    ngx_log_t, ngx_msec_t, ngx_process, ngx_terminate,
+};
+use ngx::log::ngx_cycle_log;
+use ngx::ngx_log_error;
+use tirreno_pipeline::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::journal::{Journal, Level, Reader, journal};
+use tirreno_pipeline::record::{Capture, TRACE_LEN};
+use tirreno_pipeline::ring::{Producer, PushError};
+use tirreno_pipeline::zone::SkipReason;
+
+use crate::conf::MainConf;
+use crate::guarded;
+
+/// How often messages are logged and nginx's will to exit is noticed, in milliseconds.
+const TICK: ngx_msec_t = 250;
+/// What is left after SIGTERM: the master kills its workers after about 3 s.
+const TERM_LIMIT: Duration = Duration::from_secs(1);
+
+/// What this process owns; only the event loop touches it.
+struct Worker {
+    producer: Producer,
+    deliverer: Deliverer,
+    messages: Reader,
+    trace: TraceIds,
+    /// Requests refused since it was last said.
+    invalid: u64,
+    timer: Box<ngx_event_t>,
+    /// `ngx_event_t` names its connection by pointer; only the log is looked at.
+    _connection: Box<ngx_connection_t>,
+}
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+}
+
+/// The journal for the panic hook, which any thread may run.
+static JOURNAL: OnceLock<Journal> = OnceLock::new();
+
+/// Starts what a worker needs; other processes (cache manager, `nginx -s`) get nothing.
+pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
+    // SAFETY: nginx sets it before it calls modules.
+    let process = unsafe { ngx_process } as u32;
+    let (Some(zone), Some(targets)) = (main.zone, &main.running) else { return };
+    if !matches!(process, NGX_PROCESS_WORKER | NGX_PROCESS_SINGLE) || targets.is_empty() {
+        return;
+    }
+    let (journal, messages) = journal();
+    hook_panics(&journal);
+    let setup = Setup { zone, targets: targets.clone(), journal, connect: None };
+    let deliverer = match Deliverer::start(setup) {
+        Ok(deliverer) => deliverer,
+        Err(error) => {
+            let log = cycle.log;
+            ngx_log_error!(NGX_LOG_ERR, log, "tirreno: a thread cannot be started: {error}");
+            return;
+        }
+    };
+    // SAFETY: zeros are what nginx itself starts from for events and connections.
+    let (mut timer, mut connection) = unsafe {
+        (Box::new(mem::zeroed::<ngx_event_t>()), Box::new(mem::zeroed::<ngx_connection_t>()))
+    };
+    connection.fd = -1;
+    timer.handler = Some(on_timer);
+    timer.log = cycle.log;
+    timer.data = ptr::from_mut(connection.as_mut()).cast::<c_void>();
+    timer.set_cancelable(1);
+    // SAFETY: the event is zeroed and lives in a box until the process exits.
+    unsafe { ngx_add_timer(timer.as_mut(), TICK) };
+    let worker = Worker {
+        producer: Producer::new(zone, std::process::id()),
+        deliverer,
+        messages,
+        trace: TraceIds::new(),
+        invalid: 0,
+        timer,
+        _connection: connection,
+    };
+    WORKER.set(Some(worker));
+}
+
+/// The process exits: delivers what is only in memory, and logs the rest.
+pub(crate) fn stop(cycle: &ngx_cycle_t) {
+    let Some(mut worker) = WORKER.take() else { return };
+    if worker.timer.timer_set() == 1 {
+        // SAFETY: the timer is set.
+        unsafe { nginx_sys::ngx_del_timer(worker.timer.as_mut()) };
+    }
+    // SAFETY: nginx's own flag, read in its event loop.
+    let terminating = unsafe { ngx_terminate } != 0;
+    worker.log_messages(cycle.log);
+    worker.deliverer.finish(terminating.then_some(TERM_LIMIT));
+    log_all(&worker.messages, cycle.log);
+}
+
+/// Puts a record into this worker's ring.
+pub(crate) fn push(event: &Capture<'_>) -> Result<(), SkipReason> {
+    with_worker(|worker| match worker.producer.push(event) {
+        // The zone has counted it, and the deliverer says so.
+        Ok(()) | Err(PushError::Full) => Ok(()),
+        Err(PushError::TooLong) => Err(SkipReason::Invalid),
+    })
+    .unwrap_or(Ok(()))
+}
+
+/// A request was refused; it is said with the next messages.
+pub(crate) fn note_invalid() {
+    with_worker(|worker| worker.invalid += 1);
+}
+
+/// A trace id that no other request of any process has.
+pub(crate) fn next_trace_id() -> [u8; TRACE_LEN] {
+    with_worker(|worker| worker.trace.next()).unwrap_or([b'0'; TRACE_LEN])
+}
+
+fn with_worker<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
+    WORKER.with_borrow_mut(|worker| worker.as_mut().map(f))
+}
+
+unsafe extern "C" fn on_timer(event: *mut ngx_event_t) {
+    guarded((), || {
+        let log = ngx_cycle_log().as_ptr();
+        with_worker(|worker| {
+            worker.log_messages(log);
+            // SAFETY: nginx's own flag, read in its event loop.
+            if unsafe { ngx_exiting } != 0 {
+                worker.deliverer.exiting();
+            }
+        });
+    });
+    // SAFETY: nginx passes the event that was set, which is this worker's.
+    unsafe { ngx_add_timer(event, TICK) };
+}
+
+impl Worker {
+    fn log_messages(&mut self, log: *mut ngx_log_t) {
+        let invalid = mem::take(&mut self.invalid);
+        if invalid > 0 {
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "tirreno: {invalid} requests were not captured: a value that must not be cut is \
+                 too long"
+            );
+        }
+        log_all(&self.messages, log);
+    }
+}
+
+fn log_all(messages: &Reader, log: *mut ngx_log_t) {
+    for message in messages.drain() {
+        let level = match message.level {
+            Level::Error => NGX_LOG_ERR,
+            Level::Warn => NGX_LOG_WARN,
+            Level::Notice => NGX_LOG_NOTICE,
+            Level::Info => NGX_LOG_INFO,
+        };
+        ngx_log_error!(level, log, "tirreno: {}", message.text);
+    }
+}
+
+/// A panic's message may hold a client's bytes: only its place is logged.
+fn hook_panics(journal: &Journal) {
+    if JOURNAL.set(journal.clone()).is_err() {
+        return;
+    }
+    panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, |l| format!(" at {l}"));
+        if let Some(journal) = JOURNAL.get() {
+            journal.log(Level::Error, format!("internal error{place}"));
+        }
+    }));
+}
+
+/// Trace ids: a random seed for the process, and a counter.
+struct TraceIds {
+    seed: u64,
+    next: u64,
+}
+
+impl TraceIds {
+    fn new() -> Self {
+        let mut bytes = [0u8; 16];
+        // SAFETY: the buffer has that length. Up to 256 bytes are never given in parts.
+        let len = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        let [seed, next] = if len == bytes.len() as isize {
+            let (a, b) = bytes.split_at(8);
+            [a, b].map(|half| half.try_into().map_or(0, u64::from_ne_bytes))
+        } else {
+            use std::hash::{BuildHasher, RandomState};
+            [RandomState::new().hash_one(0u64), RandomState::new().hash_one(1u64)]
+        };
+        Self { seed, next }
+    }
+
+    fn next(&mut self) -> [u8; TRACE_LEN] {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        self.next = self.next.wrapping_add(1);
+        let id = u128::from(self.seed) << 64 | u128::from(self.next);
+        std::array::from_fn(|i| HEX[(id >> (124 - 4 * i)) as usize & 15])
+    }
+}

@@ -1,0 +1,89 @@
+//! The module's shared memory, made by nginx.
+
+use core::ffi::c_void;
+use core::ptr;
+
+use nginx_sys::{
+    NGX_LOG_EMERG, ngx_conf_t, ngx_int_t, ngx_pagesize, ngx_shared_memory_add, ngx_shm_zone_t,
+    ngx_slab_alloc, ngx_slab_pool_t,
+};
+use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
+use ngx::http::HttpModule;
+use ngx::log::ngx_cycle_log;
+use ngx::{ngx_log_error, ngx_string};
+use tirreno_pipeline::zone::Zone;
+
+use crate::conf::MainConf;
+use crate::{TirrenoModule, guarded};
+
+/// Asks nginx for the zone; it is there when [`init`] has run.
+pub(crate) fn request(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
+    let mut name = ngx_string!("tirreno");
+    let tag = ptr::from_ref(TirrenoModule::module()).cast_mut().cast();
+    // SAFETY: the context is valid, the name is static.
+    let zone = unsafe { ngx_shared_memory_add(cf, &mut name, main.zone_size(), tag) };
+    // SAFETY: nginx returns a zone that lives as long as the cycle, or null.
+    let zone = unsafe { zone.as_mut() }.ok_or(Status::NGX_ERROR)?;
+    zone.init = Some(init);
+    zone.data = ptr::from_mut(main).cast();
+    main.cycle = cf.cycle;
+    Ok(())
+}
+
+/// Runs in the master when the zone is mapped, and again at each reload.
+extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
+    guarded(Status::NGX_ERROR.into(), || {
+        // SAFETY: nginx passes the zone; its data is what `request` put there.
+        let (zone, main) = unsafe { (&mut *zone, &mut *(*zone).data.cast::<MainConf>()) };
+        // SAFETY: the same module's data in the cycle before this.
+        let old = unsafe { old.cast::<MainConf>().as_ref() };
+        match prepare(zone, main, old.and_then(|old| old.zone)) {
+            Ok(()) => Status::NGX_OK.into(),
+            Err(message) => {
+                ngx_log_error!(NGX_LOG_EMERG, ngx_cycle_log().as_ptr(), "tirreno: {message}");
+                Status::NGX_ERROR.into()
+            }
+        }
+    })
+}
+
+fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> Result<(), String> {
+    let workers = worker_processes(main);
+    let least = Zone::min_size(workers);
+    if shm.shm.size < least {
+        return Err(format!(
+            "\"tirreno_zone\" is too small for {workers} worker processes, at least {}k are needed",
+            least.div_ceil(1024)
+        ));
+    }
+    let zone = match old {
+        Some(zone) => zone,
+        // SAFETY: nginx has set up the slab pool at the start of a new zone. Its one allocation
+        // takes all pages, which the kernel has zeroed, and is never freed.
+        None => unsafe {
+            let pool = shm.shm.addr.cast::<ngx_slab_pool_t>();
+            let len = (*pool).pfree * ngx_pagesize;
+            let start = ngx_slab_alloc(pool, len);
+            if start.is_null() {
+                return Err("no memory in \"tirreno_zone\"".into());
+            }
+            Zone::format(start.cast(), len).ok_or("\"tirreno_zone\" is too small")?
+        },
+    };
+    for target in &mut main.targets {
+        target.slot = zone.open_account(&target.name).map_err(|_| {
+            "too many targets were configured since nginx started: restart it".to_owned()
+        })?;
+    }
+    main.running = Some(main.targets.as_slice().into());
+    main.zone = Some(zone);
+    Ok(())
+}
+
+/// `worker_processes` of the configuration that is being put into force.
+fn worker_processes(main: &MainConf) -> usize {
+    // SAFETY: the cycle that this configuration belongs to; its core module is set up by now.
+    let cycle = unsafe { main.cycle.as_ref() };
+    let core = cycle.and_then(NgxCoreModule::main_conf);
+    core.map_or(1, |core| usize::try_from(core.worker_processes).unwrap_or(1).max(1))
+}

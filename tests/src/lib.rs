@@ -1,0 +1,22 @@
+//! What the integration tests stand on.
+//!
+//! * [`sensor`]: a stand-in for Tirreno's sensor that answers, decodes and loses events as the
+//!   measured server does.
+//! * [`nginx`]: starts, signals and inspects a real nginx in a directory of its own.
+//! * [`backend`]: the application behind nginx.
+//! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
+//! * [`tls`]: certificates made for one test.
+//! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
+//!
+//! Everything here may panic: a panic is how a test fails.
+
+pub mod backend;
+pub mod client;
+mod http1;
+pub mod nginx;
+pub mod ports;
+pub mod sensor;
+mod server;
+pub mod tls;
+mod transport;
+pub mod wait;
