@@ -125,91 +125,60 @@ unsafe fn push(
 ) -> Result<(), SkipReason> {
     // SAFETY: the caller's promise.
     let request = unsafe { &*r };
-    // SAFETY: the values live while the request does.
-    let given = unsafe { Given::evaluate(r, location) };
+    let time_ms = request.start_sec * 1000 + request.start_msec as i64;
+    let mut event = Capture::new(time_ms);
 
-    let user = match given.get(Param::UserName) {
-        Some(user) => user,
+    // Also an empty value replaces what would be captured.
+    let mut given = 0;
+    let mut user = &[][..];
+    let mut refused = Ok(());
+    for (param, value) in location.params() {
+        // SAFETY: the caller's promise; the value lives while the request does.
+        let value = unsafe { value.evaluate(r) };
+        given |= param.bit();
+        match param {
+            Param::UserName => user = value,
+            Param::EventType => event.kind = EventType::from_name(value).unwrap_or(event.kind),
+            _ => refused = refused.and(event.set(*param, value)),
+        }
+    }
+    if given & Param::UserName.bit() == 0 {
         // SAFETY: as above.
-        None => location
-            .users()
-            .iter()
-            .map(|user| unsafe { user.evaluate(r) })
-            .find(|user| !user.is_empty())
-            .unwrap_or_default(),
-    };
+        let mut values = location.users().iter().map(|user| unsafe { user.evaluate(r) });
+        user = values.find(|user| !user.is_empty()).unwrap_or_default();
+    }
     if user.is_empty() && !location.anonymous() {
         return Err(SkipReason::Anonymous);
     }
-    let kind = given.get(Param::EventType).and_then(EventType::from_name);
-    let kind = kind.unwrap_or(EventType::PageView);
-    let targets = targets(main, location, kind);
-    if targets == 0 {
+    refused.map_err(|TooLong(_)| SkipReason::Invalid)?;
+    event.targets = targets(main, location, event.kind);
+    if event.targets == 0 {
         return Ok(());
     }
 
-    // SAFETY: as above.
-    let trace = unsafe { trace_id(r, main) };
-    let time_ms = request.start_sec * 1000 + request.start_msec as i64;
-    let mut event = Capture::new(targets, time_ms, kind, trace);
-    event.status = status(request);
-    // SAFETY: a request has a connection.
-    event.ip = unsafe { peer(request.connection) };
-
-    // SAFETY: nginx's strings live while the request does.
+    // SAFETY: nginx's strings live while the request does; a request has a connection.
     let captured = unsafe {
+        event.trace = trace_id(r, main);
+        event.ip = peer(request.connection);
         [
+            (Param::UserName, user),
             (Param::Url, bytes(request.unparsed_uri.data, request.unparsed_uri.len)),
             (Param::HttpMethod, bytes(request.method_name.data, request.method_name.len)),
             (Param::UserAgent, header(request.headers_in.user_agent)),
             (Param::HttpReferer, header(request.headers_in.referer)),
             (Param::BrowserLanguage, indexed(r, main.accept_language)),
-            // SAFETY: as above.
             (Param::IpAddress, location.ip().map_or(&[][..], |ip| ip.evaluate(r))),
-            (Param::UserName, user),
         ]
     };
-    let set = |event: &mut Capture<'static>| {
-        for (param, value) in captured {
-            if param == Param::IpAddress && value.len() > param.limit() {
-                // No address: the peer's stands.
-                continue;
-            }
-            event.set(param, value)?;
+    if given & Param::HttpCode.bit() == 0 {
+        event.status = status(request);
+    }
+    for (param, value) in captured {
+        if given & param.bit() == 0 || param == Param::UserName {
+            event.set(param, value).map_err(|TooLong(_)| SkipReason::Invalid)?;
         }
-        for (param, value) in given.iter() {
-            event.set(param, value)?;
-        }
-        Ok(())
-    };
-    set(&mut event).map_err(|TooLong(_)| SkipReason::Invalid)?;
+    }
     worker::push(&event)
-}
-
-/// The values of `tirreno_param`.
-struct Given {
-    values: [Option<&'static [u8]>; Param::COUNT],
-}
-
-impl Given {
-    /// # Safety
-    /// As for [`capture`]; the values live as long as the request.
-    unsafe fn evaluate(r: *mut ngx_http_request_t, location: &LocationConf) -> Self {
-        let mut values = [None; Param::COUNT];
-        for (param, value) in location.params() {
-            // SAFETY: the caller's promise.
-            values[*param as usize] = Some(unsafe { value.evaluate(r) });
-        }
-        Self { values }
-    }
-
-    fn get(&self, param: Param) -> Option<&'static [u8]> {
-        self.values[param as usize]
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (Param, &'static [u8])> + '_ {
-        Param::ALL.into_iter().filter_map(|param| Some((param, self.get(param)?)))
-    }
 }
 
 /// The accounts of the targets that get an event of that type.

@@ -184,9 +184,9 @@ fn hook_panics(journal: &Journal) {
     }));
 }
 
-/// Trace ids: a random seed for the process, and a counter.
+/// Trace ids: 16 digits of a random seed for the process, and 16 of a counter.
 struct TraceIds {
-    seed: u64,
+    seed: [u8; TRACE_LEN / 2],
     next: u64,
 }
 
@@ -202,13 +202,20 @@ impl TraceIds {
             use std::hash::{BuildHasher, RandomState};
             [RandomState::new().hash_one(0u64), RandomState::new().hash_one(1u64)]
         };
-        Self { seed, next }
+        Self { seed: hex(seed), next }
     }
 
     fn next(&mut self) -> [u8; TRACE_LEN] {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         self.next = self.next.wrapping_add(1);
-        let id = u128::from(self.seed) << 64 | u128::from(self.next);
-        std::array::from_fn(|i| HEX[(id >> (124 - 4 * i)) as usize & 15])
+        let mut id = [0; TRACE_LEN];
+        let (seed, count) = id.split_at_mut(TRACE_LEN / 2);
+        seed.copy_from_slice(&self.seed);
+        count.copy_from_slice(&hex(self.next));
+        id
     }
+}
+
+fn hex(number: u64) -> [u8; TRACE_LEN / 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|i| DIGITS[(number >> (60 - 4 * i)) as usize & 15])
 }

@@ -149,6 +149,17 @@ pub enum Param {
     FieldHistory,
 }
 
+/// What becomes of a value that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverLimit {
+    /// It is cut.
+    Cut,
+    /// It is no number, address or time, and is left out like any other that is none.
+    LeftOut,
+    /// Half of a JSON document means something else: the event is refused.
+    Refused,
+}
+
 /// Form fields whose length Tirreno does not limit; ours keeps a record below a segment's size.
 const UNLIMITED: usize = 8192;
 
@@ -229,22 +240,19 @@ impl Param {
         }
     }
 
-    /// Whether a value over [`limit`](Self::limit) may be cut: half of a JSON document, a date, an
-    /// address or a number means something else than the whole.
-    pub fn may_be_cut(self) -> bool {
-        !matches!(
-            self,
-            Self::HttpCode
-                | Self::IpAddress
-                | Self::EventTime
-                | Self::UserCreated
-                | Self::Payload
-                | Self::FieldHistory
-        )
+    /// What becomes of a value over the [`limit`](Self::limit).
+    pub fn over_limit(self) -> OverLimit {
+        match self {
+            Self::Payload | Self::FieldHistory => OverLimit::Refused,
+            Self::HttpCode | Self::IpAddress | Self::EventTime | Self::UserCreated => {
+                OverLimit::LeftOut
+            }
+            _ => OverLimit::Cut,
+        }
     }
 
     /// This parameter's bit in a set of parameters.
-    pub(crate) fn bit(self) -> u32 {
+    pub fn bit(self) -> u32 {
         1 << self as u32
     }
 }

@@ -127,7 +127,8 @@ mod tests {
     use crate::record::Capture;
 
     fn pairs(params: &[(Param, &[u8])], kind: EventType, status: u16) -> Vec<(String, String)> {
-        let mut capture = Capture::new(1, 1_700_000_000_007, kind, [b'0'; 32]);
+        let mut capture = Capture::new(1_700_000_000_007);
+        capture.kind = kind;
         capture.ip = Some("2001:db8::1".parse().unwrap());
         capture.status = status;
         for (param, value) in params {

@@ -19,7 +19,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::event::{EventType, Param};
+use crate::event::{EventType, OverLimit, Param};
 
 /// Bytes before the parameters' lengths.
 const FIXED: usize = 80;
@@ -31,6 +31,9 @@ const SLACK: usize = 4;
 
 /// The longest record; captures over it are refused.
 pub const MAX_RECORD: usize = 32 * 1024;
+
+/// The shortest record.
+pub const MIN_RECORD: usize = FIXED;
 
 /// Length of a trace id: what nginx's `$request_id` has. Tirreno takes 36 bytes at most.
 pub const TRACE_LEN: usize = 32;
@@ -50,42 +53,65 @@ pub struct Capture<'a> {
     pub ip: Option<IpAddr>,
     /// The trace id, sent as `X-Request-Id`.
     pub trace: [u8; TRACE_LEN],
+    /// The parameters that are not empty, a bit each; only their places in `fields` count.
+    present: u32,
+    /// Bytes of the parameters and their lengths.
+    size: usize,
     fields: [&'a [u8]; Param::COUNT],
 }
 
 impl<'a> Capture<'a> {
-    /// A capture without parameters.
-    pub fn new(targets: u32, time_ms: i64, kind: EventType, trace: [u8; TRACE_LEN]) -> Self {
-        let fields = [&[][..]; Param::COUNT];
-        Self { targets, time_ms, status: 0, kind, ip: None, trace, fields }
+    /// A page view without parameters.
+    pub fn new(time_ms: i64) -> Self {
+        Self {
+            targets: 0,
+            time_ms,
+            status: 0,
+            kind: EventType::PageView,
+            ip: None,
+            trace: [b'0'; TRACE_LEN],
+            present: 0,
+            size: 0,
+            fields: [&[]; Param::COUNT],
+        }
     }
 
-    /// Sets a parameter; empty omits it. Bytes that cannot be sent anyway are left out here already.
+    /// Sets a parameter that was not set before; empty omits it. Bytes that cannot be sent anyway are
+    /// left out here already, and so is a value that cannot be what it should be.
     ///
     /// # Errors
-    /// The value is over the parameter's limit and must not be cut.
+    /// The value is over the parameter's limit, and half of it would mean something else.
     pub fn set(&mut self, param: Param, value: &'a [u8]) -> Result<(), TooLong> {
         let limit = param.limit();
         let value = if value.len() <= limit {
             value
-        } else if param.may_be_cut() {
-            &value[..value.len().min(limit + SLACK)]
         } else {
-            return Err(TooLong(param));
+            match param.over_limit() {
+                OverLimit::Cut => &value[..value.len().min(limit + SLACK)],
+                OverLimit::LeftOut => return Ok(()),
+                OverLimit::Refused => return Err(TooLong(param)),
+            }
         };
-        self.fields[param as usize] = value;
+        if !value.is_empty() {
+            self.present |= param.bit();
+            self.size += 2 + value.len();
+            self.fields[param as usize] = value;
+        }
         Ok(())
-    }
-
-    /// The value of a parameter, empty when it is not set.
-    pub fn get(&self, param: Param) -> &'a [u8] {
-        self.fields[param as usize]
     }
 
     /// Length of the record in bytes.
     pub fn len(&self) -> usize {
-        let params: usize = self.fields.iter().filter(|f| !f.is_empty()).map(|f| 2 + f.len()).sum();
-        (FIXED + params).next_multiple_of(ALIGN)
+        (FIXED + self.size).next_multiple_of(ALIGN)
+    }
+
+    fn present_fields(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
+        let mut left = self.present;
+        std::iter::from_fn(move || {
+            let place = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            self.fields.get(place).copied()
+        })
     }
 
     /// Writes the record; `out` has [`len`](Self::len) bytes.
@@ -96,17 +122,12 @@ impl<'a> Capture<'a> {
             Some(IpAddr::V6(v6)) => (6, v6.octets()),
         };
         let len = out.len() as u32;
-        let mut present = 0u32;
         let mut lengths = FIXED;
-        for (i, field) in self.fields.iter().enumerate().filter(|(_, f)| !f.is_empty()) {
-            present |= 1 << i;
+        let mut data = FIXED + 2 * self.present.count_ones() as usize;
+        for field in self.present_fields() {
             out[lengths..lengths + 2].copy_from_slice(&(field.len() as u16).to_ne_bytes());
-            lengths += 2;
-        }
-        let mut data = lengths;
-        for field in self.fields.iter().filter(|f| !f.is_empty()) {
             out[data..data + field.len()].copy_from_slice(field);
-            data += field.len();
+            (lengths, data) = (lengths + 2, data + field.len());
         }
         out[0..4].copy_from_slice(&len.to_ne_bytes());
         out[4..8].copy_from_slice(&self.targets.to_ne_bytes());
@@ -115,7 +136,7 @@ impl<'a> Capture<'a> {
         out[24..26].copy_from_slice(&self.status.to_ne_bytes());
         out[26] = self.kind as u8;
         out[27] = family;
-        out[28..32].copy_from_slice(&present.to_ne_bytes());
+        out[28..32].copy_from_slice(&self.present.to_ne_bytes());
         out[32..48].copy_from_slice(&address);
         out[48..80].copy_from_slice(&self.trace);
     }
@@ -242,6 +263,16 @@ pub const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 mod tests {
     use super::*;
 
+    fn capture<'a>(kind: EventType, params: &[(Param, &'a [u8])]) -> Capture<'a> {
+        let mut capture = Capture::new(1_700_000_000_123);
+        capture.kind = kind;
+        capture.targets = 5;
+        for (param, value) in params {
+            capture.set(*param, value).unwrap();
+        }
+        capture
+    }
+
     fn written(capture: &Capture<'_>) -> Vec<u8> {
         let mut bytes = vec![0; capture.len()];
         capture.write(42, &mut bytes);
@@ -250,12 +281,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let mut capture = Capture::new(5, 1_700_000_000_123, EventType::AccountLogin, [b'a'; 32]);
+        let params: &[(Param, &[u8])] =
+            &[(Param::Url, b"/a?b=\xff"), (Param::UserName, b"u1"), (Param::FullName, b"")];
+        let mut capture = capture(EventType::AccountLogin, params);
         capture.status = 302;
+        capture.trace = [b'a'; 32];
         capture.ip = Some("::ffff:192.0.2.7".parse().unwrap());
-        capture.set(Param::Url, b"/a?b=\xff").unwrap();
-        capture.set(Param::UserName, b"u1").unwrap();
-        capture.set(Param::FullName, b"").unwrap();
         let bytes = written(&capture);
         let record = Record::parse(&bytes).unwrap();
         assert_eq!(record.targets(), 5);
@@ -272,10 +303,8 @@ mod tests {
 
     #[test]
     fn no_bytes_make_it_panic() {
-        let mut capture = Capture::new(1, 0, EventType::PageView, [b'0'; 32]);
-        capture.set(Param::Url, b"/").unwrap();
-        capture.set(Param::HttpReferer, &[b'r'; 300]).unwrap();
-        let good = written(&capture);
+        let params: &[(Param, &[u8])] = &[(Param::Url, b"/"), (Param::HttpReferer, &[b'r'; 300])];
+        let good = written(&capture(EventType::PageView, params));
         for cut in 0..good.len() {
             assert!(Record::parse(&good[..cut]).is_none());
         }
@@ -294,13 +323,19 @@ mod tests {
     }
 
     #[test]
-    fn long_values_are_cut_or_refused() {
-        let mut capture = Capture::new(1, 0, EventType::PageView, [b'0'; 32]);
+    fn long_values_are_cut_left_out_or_refused() {
+        let mut capture = Capture::new(0);
         let long = vec![b'x'; 70_000];
         for param in Param::ALL {
-            assert_eq!(capture.set(param, &long).is_ok(), param.may_be_cut(), "{param:?}");
+            let refused = param.over_limit() == OverLimit::Refused;
+            assert_eq!(capture.set(param, &long).is_err(), refused, "{param:?}");
         }
         assert!(capture.len() < MAX_RECORD);
-        assert!(Record::parse(&written(&capture)).is_some());
+        let bytes = written(&capture);
+        let record = Record::parse(&bytes).unwrap();
+        for param in Param::ALL {
+            let cut = param.over_limit() == OverLimit::Cut;
+            assert_eq!(record.get(param).is_some(), cut, "{param:?}");
+        }
     }
 }

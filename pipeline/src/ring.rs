@@ -223,13 +223,14 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventType, Param};
+    use crate::event::Param;
     use crate::zone::{DropReason, anonymous};
 
     const ALL: u64 = u64::MAX;
 
     fn capture(url: &[u8]) -> Capture<'_> {
-        let mut capture = Capture::new(1, 0, EventType::PageView, [b'0'; 32]);
+        let mut capture = Capture::new(0);
+        capture.targets = 1;
         capture.set(Param::Url, url).unwrap();
         capture
     }

@@ -15,6 +15,7 @@ use crate::gate::{Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
+use crate::record::MIN_RECORD;
 use crate::zone::{DropReason, Ledger, Zone};
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.
@@ -183,8 +184,9 @@ impl Target {
             rate_said: Once::every(RATE_REPEAT),
         };
         for i in 0..connections {
-            // The queue's bound is checked before: a lane never blocks the collector.
-            let (sender, receiver) = bounded(config.queue_events);
+            // The queue's bounds are checked before: a lane never blocks the collector.
+            let (sender, receiver) =
+                bounded(config.queue_events.min(config.queue_bytes / MIN_RECORD + 1));
             let lane = Lane::new(shared.clone(), receiver, connect.clone(), journal.clone());
             let thread = thread::Builder::new().name(format!("tirreno-{i}"));
             target.threads.push(thread.spawn(move || lane.run())?);

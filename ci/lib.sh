@@ -1,0 +1,127 @@
+# shellcheck shell=bash
+# What the commands in this directory share; each sources it first.
+# Progress goes to stderr, results to stdout.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
+export CARGO_TARGET_DIR LC_ALL=C
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+    say "${0##*/}: $*"
+    exit 1
+}
+
+# Prints the comment at the top of the calling script.
+usage() { sed -n '2,/^[^#]*$/s/^# \{0,1\}//p' "$0"; }
+
+# step WHAT COMMAND...: runs the command and says every 15 seconds that it still does.
+step() {
+    local what=$1 start=$SECONDS status=0 result=finished
+    shift
+    say "==> $what"
+    # The heartbeat ends with its pipe, however this script ends; the command must not hold it open.
+    exec 9> >(heartbeat "$what")
+    "$@" 9>&- || status=$?
+    exec 9>&-
+    ((status == 0)) || result=failed
+    say "    $what: $result after $((SECONDS - start)) s"
+    return "$status"
+}
+
+heartbeat() {
+    local start=$SECONDS status=0
+    while read -rt 15 || status=$?; ((status > 128)); do
+        say "    $1: running for $((SECONDS - start)) s"
+        status=0
+    done
+}
+
+is_debian() { command -v apt-get >/dev/null; }
+
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 \
+        -o APT::Sandbox::User=root "$@" >&2
+}
+
+# The lock of the package lists has no time-out of its own.
+apt_update() {
+    local try
+    for try in 1 2 3 4 5; do
+        apt_get update && return
+        ((try == 5)) || sleep 10
+    done
+    return 1
+}
+
+# need PACKAGE...: installs what is missing, or says how to. On other systems than Debian's the
+# compiler will say what it misses.
+need() {
+    is_debian || return 0
+    local package installed missing=()
+    # shellcheck disable=SC2016
+    installed=$(dpkg-query -W -f '${Package}=${db:Status-Status}\n' "$@" 2>/dev/null || true)
+    for package; do
+        grep -qxF "$package=installed" <<<"$installed" || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    local install=(install -y --no-install-recommends "${missing[@]}")
+    ((EUID == 0)) || die "packages are missing. Run
+  sudo apt-get update && sudo apt-get ${install[*]}"
+    step "apt-get update" apt_update || die "apt-get update failed"
+    step "apt-get ${install[*]}" apt_get "${install[@]}" || die "apt-get failed"
+}
+
+# What every build needs.
+need_toolchain() {
+    need gcc libc6-dev make libclang-dev libpcre2-dev zlib1g-dev libssl-dev ca-certificates
+    PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+    command -v cargo >/dev/null || die "cargo not found. Install Rust from https://rustup.rs:
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+}
+
+# use_build [ARGUMENT...]: runs ci/build; what it built is in $nginx and $module.
+use_build() {
+    local output
+    output=$("$ROOT/ci/build" "$@") || return
+    nginx=$(sed -n 's/^nginx: //p' <<<"$output")
+    module=$(sed -n 's/^module: //p' <<<"$output")
+    [[ $nginx && $module ]]
+}
+
+# unpack DIRECTORY PACKAGE...: downloads Debian packages and unpacks them; nothing is installed.
+unpack() {
+    local directory=$1 part=$1.part deb
+    shift
+    [[ ! -d $directory ]] || return 0
+    rm -rf "$part" && mkdir -p "$part" || return
+    (cd "$part" && apt_get download "$@") || return
+    for deb in "$part"/*.deb; do
+        dpkg -x "$deb" "$part" || return
+    done
+    mv "$part" "$directory"
+}
+
+# Prints the path of Debian's own nginx, unpacked together with its nginx-dev.
+debian_nginx() {
+    local nginx
+    if ! nginx=$(unpack_debian_nginx); then
+        ((EUID == 0)) || die "Debian's nginx cannot be downloaded. Run
+  sudo apt-get update"
+        apt_update || die "apt-get update failed"
+        nginx=$(unpack_debian_nginx) || die "Debian's nginx cannot be downloaded"
+    fi
+    ! ldd "$nginx" | grep 'not found' >&2 || die "$nginx lacks these libraries"
+    echo "$nginx"
+}
+
+unpack_debian_nginx() {
+    local version directory
+    # The version of nginx-dev: nginx itself may have a newer one, from an archive without nginx-dev.
+    version=$(apt-cache policy nginx-dev | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p')
+    [[ $version ]] || return
+    directory=$CARGO_TARGET_DIR/debian-nginx-$version
+    unpack "$directory" "nginx=$version" "nginx-dev=$version" || return
+    echo "$directory/usr/sbin/nginx"
+}

@@ -1,0 +1,269 @@
+//! The whole pipeline without nginx and without a network: producers, the deliverer's threads, and
+//! scripted connections.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tirreno_pipeline::config::{Endpoint, Secret, TargetConfig, TirrenoConfig};
+use tirreno_pipeline::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::event::{EventTypes, Param};
+use tirreno_pipeline::gate::{Answer, KeyAnswer};
+use tirreno_pipeline::http::Outbound;
+use tirreno_pipeline::journal::{Reader, journal};
+use tirreno_pipeline::record::{Capture, Record};
+use tirreno_pipeline::ring::Producer;
+use tirreno_pipeline::target::Connect;
+use tirreno_pipeline::zone::{DropReason, Zone, anonymous};
+
+/// What a scripted server does with an event's URL.
+type Script = dyn Fn(&str) -> Answer + Send + Sync;
+
+#[derive(Default)]
+struct Server {
+    /// User and URL of each accepted event, in order of arrival, with the connection's number.
+    accepted: Mutex<Vec<(String, String, usize)>>,
+    connections: AtomicUsize,
+}
+
+struct Connection {
+    server: Arc<Server>,
+    script: Arc<Script>,
+    number: usize,
+}
+
+impl Outbound for Connection {
+    fn post(&mut self, event: &Record<'_>, _limit: Duration) -> Answer {
+        let text =
+            |param| String::from_utf8_lossy(event.get(param).unwrap_or_default()).to_string();
+        let url = text(Param::Url);
+        let answer = (self.script)(&url);
+        if answer == Answer::Status(204) {
+            self.server.accepted.lock().unwrap().push((text(Param::UserName), url, self.number));
+        }
+        answer
+    }
+
+    fn check_key(&mut self, _limit: Duration) -> KeyAnswer {
+        KeyAnswer::Good
+    }
+}
+
+struct Bench {
+    zone: Zone,
+    server: Arc<Server>,
+    setup: Setup,
+    log: Reader,
+}
+
+impl Bench {
+    fn new(connections: usize, script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
+        let zone = anonymous(4 << 20).unwrap();
+        let slot = zone.open_account("t").unwrap();
+        let server = Arc::new(Server::default());
+        let script: Arc<Script> = Arc::new(script);
+        let connect: Arc<Connect> = {
+            let server = server.clone();
+            Arc::new(move || {
+                let number = server.connections.fetch_add(1, SeqCst);
+                Box::new(Connection { server: server.clone(), script: script.clone(), number })
+            })
+        };
+        let target = TargetConfig {
+            name: "t".into(),
+            slot,
+            events: EventTypes::ALL,
+            queue_events: 10_000,
+            queue_bytes: 16 << 20,
+            interval: Duration::from_millis(1),
+            batch_size: 64,
+            shutdown_timeout: Duration::from_millis(300),
+            tirreno: TirrenoConfig {
+                endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
+                api_key: Secret::new("k"),
+                headers: Vec::new(),
+                roots: None,
+                verify: true,
+                timeout: Duration::from_secs(1),
+                connections,
+                rate: None,
+                accept_200: false,
+            },
+        };
+        let (journal, log) = journal();
+        let setup = Setup { zone, targets: vec![target].into(), journal, connect: Some(connect) };
+        Self { zone, server, setup, log }
+    }
+
+    fn start(&self) -> Deliverer {
+        Deliverer::start(self.setup.clone()).unwrap()
+    }
+
+    fn worker(&self) -> Producer {
+        Producer::new(self.zone, std::process::id())
+    }
+
+    fn delivered(&self) -> u64 {
+        self.zone.totals(0).delivered
+    }
+
+    fn adds_up(&self) {
+        let t = self.zone.totals(0);
+        let settled = t.delivered + t.rejected + t.dropped.iter().sum::<u64>();
+        assert_eq!(t.captured, settled + t.pending, "{t:?}");
+    }
+}
+
+fn push(worker: &mut Producer, user: &str, url: &str) {
+    let mut event = Capture::new(0);
+    event.targets = 1;
+    event.set(Param::UserName, user.as_bytes()).unwrap();
+    event.set(Param::Url, url.as_bytes()).unwrap();
+    worker.push(&event).unwrap();
+}
+
+fn wait(what: &str, condition: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < until, "not within 20 s: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn each_users_order_over_connections() {
+    let bench = Bench::new(4, |_| Answer::Status(204));
+    let deliverer = bench.start();
+    let mut workers = [bench.worker(), bench.worker()];
+    for i in 0..2000 {
+        push(&mut workers[i % 2], &format!("u{}", i % 17), &i.to_string());
+    }
+    wait("2000 delivered", || bench.delivered() == 2000);
+    let mut last: HashMap<String, (usize, usize)> = HashMap::new();
+    for (user, url, connection) in bench.server.accepted.lock().unwrap().iter() {
+        let number: usize = url.parse().unwrap();
+        if let Some((before, same)) = last.insert(user.clone(), (number, *connection)) {
+            assert!(before < number, "{user}: {number} after {before}");
+            assert_eq!(same, *connection, "{user} over two connections");
+        }
+    }
+    assert_eq!(last.values().map(|(_, c)| c).collect::<std::collections::HashSet<_>>().len(), 4);
+    bench.adds_up();
+    deliverer.finish(None);
+}
+
+#[test]
+fn a_refused_event_holds_up_its_own_user_only() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counted = tries.clone();
+    let bench = Bench::new(1, move |url| match url {
+        "/bad" if counted.fetch_add(1, SeqCst) < 2 => Answer::Status(403),
+        _ => Answer::Status(204),
+    });
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    push(&mut worker, "a", "/bad");
+    push(&mut worker, "a", "/after");
+    for i in 0..50 {
+        push(&mut worker, "b", &i.to_string());
+    }
+    wait("all delivered", || bench.delivered() == 52);
+    let accepted = bench.server.accepted.lock().unwrap();
+    let place = |url: &str| accepted.iter().position(|(_, u, _)| u == url).unwrap();
+    assert!(place("/bad") < place("/after"));
+    assert!(place("49") < place("/bad"), "others were held up");
+    drop(accepted);
+    bench.adds_up();
+    deliverer.finish(None);
+}
+
+#[test]
+fn a_panic_costs_one_event() {
+    let bench = Bench::new(2, |url| {
+        assert_ne!(url, "/panic");
+        Answer::Status(204)
+    });
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    for i in 0..10 {
+        push(&mut worker, &format!("u{i}"), if i == 3 { "/panic" } else { "/fine" });
+    }
+    wait("the others delivered", || bench.delivered() == 9);
+    let t = bench.zone.totals(0);
+    assert_eq!((t.dropped[DropReason::Internal as usize], t.pending), (1, 0));
+    bench.adds_up();
+    assert!(bench.log.drain().any(|m| m.text.contains("failed and starts again")));
+    deliverer.finish(None);
+}
+
+#[test]
+fn one_of_two_delivers_and_the_other_takes_over() {
+    let bench = Bench::new(1, |_| Answer::Status(204));
+    let (first, second) = (bench.start(), bench.start());
+    let mut worker = bench.worker();
+    push(&mut worker, "u", "/1");
+    wait("one delivered", || bench.delivered() == 1);
+    assert_eq!(bench.server.connections.load(SeqCst), 1, "two deliverers");
+    // Whichever delivers makes room for the other, which will stay.
+    first.exiting();
+    first.finish(None);
+    push(&mut worker, "u", "/2");
+    wait("two delivered", || bench.delivered() == 2);
+    second.finish(None);
+    bench.adds_up();
+}
+
+#[test]
+fn one_that_is_about_to_exit_makes_room() {
+    let bench = Bench::new(1, |_| Answer::Status(204));
+    let old = bench.start();
+    wait("it delivers", || bench.server.connections.load(SeqCst) == 1);
+    let new = bench.start();
+    old.exiting();
+    wait("the other delivers", || bench.server.connections.load(SeqCst) == 2);
+    let mut worker = bench.worker();
+    push(&mut worker, "u", "/1");
+    wait("one delivered", || bench.delivered() == 1);
+    new.finish(None);
+    old.finish(None);
+}
+
+#[test]
+fn one_that_is_about_to_exit_goes_on_where_nobody_else_is() {
+    let bench = Bench::new(1, |_| Answer::Status(204));
+    let only = bench.start();
+    wait("it delivers", || bench.server.connections.load(SeqCst) == 1);
+    only.exiting();
+    let mut worker = bench.worker();
+    for i in 0..5 {
+        push(&mut worker, "u", &i.to_string());
+        wait("delivered", || bench.delivered() == i + 1);
+    }
+    only.finish(None);
+}
+
+#[test]
+fn what_cannot_be_delivered_in_time_is_counted_and_said() {
+    let bench = Bench::new(1, |_| Answer::Status(503));
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    (0..30).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    let stopped = Instant::now();
+    deliverer.finish(None);
+    assert!(stopped.elapsed() < Duration::from_secs(5));
+    let t = bench.zone.totals(0);
+    assert_eq!((t.dropped[DropReason::Shutdown as usize], t.pending), (30, 0));
+    assert!(bench.log.drain().any(|m| m.text.contains("30 events could not be delivered")));
+}
+
+#[test]
+fn the_last_records_are_delivered_when_the_process_exits() {
+    let bench = Bench::new(1, |_| Answer::Status(204));
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    (0..500).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    deliverer.finish(None);
+    assert_eq!(bench.delivered(), 500);
+}
