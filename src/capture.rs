@@ -152,7 +152,7 @@ unsafe fn push(
     }
     refused.map_err(|TooLong(_)| SkipReason::Invalid)?;
     event.targets = targets(main, location, event.kind);
-    if event.targets == 0 {
+    if event.targets == 0 || !worker::is_ready() {
         return Ok(());
     }
 

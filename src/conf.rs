@@ -9,16 +9,15 @@ use std::sync::Arc;
 use nginx_sys::{
     NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_FLAG, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2,
     NGX_CONF_UNSET, NGX_HTTP_LIF_CONF, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
-    NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF, NGX_LOG_EMERG, NGX_LOG_WARN,
-    ngx_command_t, ngx_conf_set_flag_slot, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t,
-    ngx_uint_t,
+    NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF, ngx_command_t,
+    ngx_conf_set_flag_slot, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t, ngx_uint_t,
 };
-use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
+use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::config::TargetConfig;
-use tirreno_pipeline::event::Param;
-use tirreno_pipeline::zone::Zone;
+use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::zone::{MAX_TARGETS, Zone};
 
 use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
 use self::value::Value;
@@ -39,14 +38,13 @@ pub(crate) struct MainConf {
     pub(crate) targets: Vec<TargetConfig>,
     /// The names of all targets, also of those that are switched off.
     names: Vec<String>,
-    /// `tirreno_zone`.
+    /// `tirreno_zone`, and where it stands.
     zone_size: Option<usize>,
+    pub(crate) zone_place: Option<Place>,
     /// The shared memory, once nginx has made it.
     pub(crate) zone: Option<Zone>,
-    /// Where `tirreno` was first switched on.
-    pub(crate) enabled_at: Option<Place>,
-    /// The places for which a missing user was said.
-    warned_at: Vec<Place>,
+    /// Where `tirreno` is switched on, and whether a request there can have a user.
+    enabled: Vec<(Rc<Place>, bool)>,
     /// Indexes of nginx's variables.
     pub(crate) request_id: usize,
     pub(crate) accept_language: usize,
@@ -61,9 +59,9 @@ impl Default for MainConf {
             targets: Vec::new(),
             names: Vec::new(),
             zone_size: None,
+            zone_place: None,
             zone: None,
-            enabled_at: None,
-            warned_at: Vec::new(),
+            enabled: Vec::new(),
             request_id: 0,
             accept_language: 0,
             running: None,
@@ -83,9 +81,9 @@ pub(crate) struct LocationConf {
     /// `tirreno`, and where it stands.
     enabled: Option<(Value, Rc<Place>)>,
     /// `tirreno_targets`: names, and where they stand.
-    target_names: Option<(Vec<ngx_str_t>, Place)>,
-    /// The targets by their place in [`MainConf::targets`], a bit each.
-    targets: Option<u32>,
+    target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
+    /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
+    targets: u32,
     users: Option<Rc<[Value]>>,
     ip: Option<Value>,
     params: Option<Rc<Vec<(Param, Value)>>>,
@@ -98,7 +96,7 @@ impl Default for LocationConf {
         Self {
             enabled: None,
             target_names: None,
-            targets: None,
+            targets: u32::MAX,
             users: None,
             ip: None,
             params: None,
@@ -115,7 +113,7 @@ impl LocationConf {
 
     /// The targets by their place in [`MainConf::targets`], a bit each.
     pub(crate) fn targets(&self) -> u32 {
-        self.targets.unwrap_or(u32::MAX)
+        self.targets
     }
 
     /// `tirreno_user`.
@@ -141,24 +139,25 @@ impl LocationConf {
     /// Takes from `parent` what is not set here, and checks what is.
     pub(crate) fn inherit(&mut self, cf: &mut ngx_conf_t, parent: &Self) -> *mut c_char {
         let Some(main) = TirrenoModule::main_conf_mut(cf) else { return NGX_CONF_ERROR };
-        let inherited = self.enabled.is_none();
-        if inherited {
+        if self.enabled.is_none() {
             self.enabled.clone_from(&parent.enabled);
         }
-        if let Some((names, place)) = &self.target_names {
+        if self.target_names.is_none() {
+            self.target_names.clone_from(&parent.target_names);
+        }
+        if let Some((names, place)) = self.target_names.as_deref() {
             match main.select(names) {
-                Ok(targets) => self.targets = Some(targets),
+                Ok(targets) => self.targets = targets,
                 Err(name) => {
-                    ngx::ngx_log_error!(
-                        NGX_LOG_EMERG,
-                        cf.log,
-                        "unknown target \"{name}\" in \"tirreno_targets\" in {place}"
+                    return cf.error_at(
+                        place,
+                        format_args!(
+                            "unknown target \"{name}\" in \"tirreno_targets\" directive, no \
+                             \"tirreno_target\" has this name"
+                        ),
                     );
-                    return NGX_CONF_ERROR;
                 }
             }
-        } else {
-            self.targets = parent.targets;
         }
         if self.users.is_none() {
             self.users.clone_from(&parent.users);
@@ -172,32 +171,52 @@ impl LocationConf {
         if self.anonymous == NGX_CONF_UNSET as ngx_flag_t {
             self.anonymous = if parent.anonymous == 1 { 1 } else { 0 };
         }
-        if !inherited {
-            self.warn_without_user(cf, main);
+        if let Some((value, place)) = &self.enabled
+            && !value.is_constant_off()
+        {
+            main.note_enabled(place, self.may_capture());
         }
         NGX_CONF_OK
     }
 
-    /// `tirreno on` without anything that could name a user captures nothing.
-    fn warn_without_user(&self, cf: &mut ngx_conf_t, main: &mut MainConf) {
-        let Some((value, place)) = &self.enabled else { return };
-        let named = !self.users().is_empty()
-            || self.anonymous()
-            || self.params().iter().any(|(param, _)| *param == Param::UserName);
-        if named || value.is_constant_off() || main.warned_at.contains(place) {
-            return;
-        }
-        main.warned_at.push((**place).clone());
-        ngx::ngx_log_error!(
-            NGX_LOG_WARN,
-            cf.log,
-            "\"tirreno\" is on in {place}, but no \"tirreno_user\" names a user and \
-             \"tirreno_anonymous\" is off: nothing will be captured there"
-        );
+    /// Whether a request can have a user, or needs none.
+    fn may_capture(&self) -> bool {
+        let given = self.params().iter().find(|(param, _)| *param == Param::UserName);
+        let named = match given {
+            Some((_, user)) => !user.is_constant_empty(),
+            None => self.users().iter().any(|user| !user.is_constant_empty()),
+        };
+        named || self.anonymous()
     }
 }
 
 impl MainConf {
+    /// One `tirreno on` holds for many locations: it makes sense if it does for one of them.
+    fn note_enabled(&mut self, place: &Rc<Place>, may_capture: bool) {
+        match self.enabled.iter_mut().find(|(known, _)| Rc::ptr_eq(known, place)) {
+            Some((_, known)) => *known |= may_capture,
+            None => self.enabled.push((place.clone(), may_capture)),
+        }
+    }
+
+    /// Checks what all locations together must fulfil.
+    pub(crate) fn check(&self, cf: &mut ngx_conf_t) -> Result<(), Status> {
+        if let Some((place, _)) = self.enabled.first()
+            && self.names.is_empty()
+        {
+            cf.error_at(place, "\"tirreno\" is on, but there is no \"tirreno_target\", add one");
+            return Err(Status::NGX_ERROR);
+        }
+        for (place, _) in self.enabled.iter().filter(|(_, may_capture)| !may_capture) {
+            cf.warn_at(
+                place,
+                "\"tirreno\" is on without \"tirreno_user\" or \"tirreno_anonymous on\", nothing \
+                 will be captured",
+            );
+        }
+        Ok(())
+    }
+
     /// The targets of those names, a bit each.
     fn select(&self, names: &[ngx_str_t]) -> Result<u32, String> {
         let mut targets = 0;
@@ -311,7 +330,12 @@ macro_rules! handler {
 handler!(cmd_target, MainConf, |cf, main, args| {
     let name = args.get(1).map_or_else(|| "tirreno".into(), |name| name.to_string());
     if main.names.contains(&name) {
-        return cf.error(format_args!("duplicate target \"{name}\""));
+        return cf.error(format_args!(
+            "duplicate target \"{name}\", write \"tirreno_target NAME {{\" with another name"
+        ));
+    }
+    if main.names.len() == MAX_TARGETS {
+        return cf.error(format_args!("too many targets, there may be {MAX_TARGETS}"));
     }
     match target::read(cf, &name) {
         Ok(target) => {
@@ -329,13 +353,18 @@ handler!(cmd_zone, MainConf, |cf, main, args| {
     }
     let least = Zone::min_size(1);
     match parse_size(args[1]) {
-        None => cf.error(format_args!("invalid size \"{}\" in \"tirreno_zone\"", args[1])),
+        None => cf.error(format_args!(
+            "invalid value \"{}\" in \"tirreno_zone\" directive, it must be a size like \"16m\"",
+            args[1]
+        )),
         Some(size) if size < least => cf.error(format_args!(
-            "\"tirreno_zone\" is too small, at least {}k are needed",
+            "invalid value \"{}\" in \"tirreno_zone\" directive, it must be at least \"{}k\"",
+            args[1],
             least.div_ceil(1024)
         )),
         Some(size) => {
             main.zone_size = Some(size);
+            main.zone_place = Some(cf.place());
             NGX_CONF_OK
         }
     }
@@ -346,13 +375,7 @@ handler!(cmd_enable, LocationConf, |cf, location, args| {
         return DUPLICATE;
     }
     let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
-    let place = cf.place();
-    if !value.is_constant_off()
-        && let Some(main) = TirrenoModule::main_conf_mut(cf)
-    {
-        main.enabled_at.get_or_insert_with(|| place.clone());
-    }
-    location.enabled = Some((value, Rc::new(place)));
+    location.enabled = Some((value, Rc::new(cf.place())));
     NGX_CONF_OK
 });
 
@@ -360,7 +383,7 @@ handler!(cmd_targets, LocationConf, |cf, location, args| {
     if location.target_names.is_some() {
         return DUPLICATE;
     }
-    location.target_names = Some((args[1..].to_vec(), cf.place()));
+    location.target_names = Some(Rc::new((args[1..].to_vec(), cf.place())));
     NGX_CONF_OK
 });
 
@@ -375,32 +398,53 @@ handler!(cmd_ip, LocationConf, |cf, location, args| {
     if location.ip.is_some() {
         return DUPLICATE;
     }
-    if args[1].as_bytes().to_ascii_lowercase().windows(8).any(|w| w == b"$http_x_") {
-        cf.warn(
-            "\"tirreno_ip\" takes an address that any client can forge: use \"set_real_ip_from\" \
-             and \"real_ip_header\" of the realip module, and leave \"tirreno_ip\" out",
-        );
-    }
+    warn_if_forgeable(cf, args[1]);
     let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
     location.ip = Some(value);
     NGX_CONF_OK
 });
 
+/// A request's header is no source of an address: the client writes it.
+fn warn_if_forgeable(cf: &mut ngx_conf_t, address: ngx_str_t) {
+    let address = address.to_string().to_ascii_lowercase();
+    if address.contains("$http_") || address.contains("${http_") {
+        cf.warn(format_args!(
+            "\"{}\" takes the address from a header that any client can forge, remove it and use \
+             \"set_real_ip_from\" and \"real_ip_header\" of the realip module",
+            cf.args()[0]
+        ));
+    }
+}
+
 handler!(cmd_param, LocationConf, |cf, location, args| {
     let Some(param) = Param::from_name(args[1].as_bytes()) else {
-        return cf.error(format_args!("unknown parameter \"{}\" in \"tirreno_param\"", args[1]));
+        return cf.error(format_args!(
+            "unknown parameter \"{}\" in \"tirreno_param\" directive, it must be one of {}",
+            args[1],
+            Param::ALL.map(Param::name).join(", ")
+        ));
     };
     let params = location.params.get_or_insert_default();
     if params.iter().any(|(known, _)| *known == param) {
-        return cf.error(format_args!("duplicate parameter \"{}\"", args[1]));
+        return cf.error(format_args!(
+            "duplicate parameter \"{}\" in \"tirreno_param\" directive",
+            args[1]
+        ));
+    }
+    if param == Param::IpAddress {
+        warn_if_forgeable(cf, args[2]);
     }
     let Ok(value) = Value::compile(cf, args[2]) else { return NGX_CONF_ERROR };
     if let Some(constant) = value.constant()
         && param == Param::EventType
         && !constant.is_empty()
-        && tirreno_pipeline::event::EventType::from_name(constant).is_none()
+        && EventType::from_name(constant).is_none()
     {
-        return cf.error(format_args!("unknown event type \"{}\"", args[2]));
+        return cf.error(format_args!(
+            "unknown event type \"{}\" in \"tirreno_param\" directive, it must be one of {}",
+            args[2],
+            EventType::ALL.map(EventType::name).join(", ")
+        ));
     }
     match Rc::get_mut(params) {
         Some(params) => params.push((param, value)),
@@ -412,7 +456,9 @@ handler!(cmd_param, LocationConf, |cf, location, args| {
 handler!(cmd_status, LocationConf, |cf, _location, _args| {
     let Some(core) = NgxHttpCoreModule::location_conf_mut(cf) else { return NGX_CONF_ERROR };
     if core.handler.is_some() {
-        return conf_error(c"is duplicate, or the location has another handler");
+        return conf_error(
+            c"is duplicate, or the location has another handler such as \"proxy_pass\"",
+        );
     }
     core.handler = Some(status::handler);
     NGX_CONF_OK

@@ -13,12 +13,11 @@ use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nginx_sys::{
-    NGX_HTTP_MODULE, NGX_LOG_EMERG, ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t,
-    ngx_module_t, ngx_uint_t,
+    NGX_HTTP_MODULE, ngx_conf_t, ngx_cycle_t, ngx_http_module_t, ngx_int_t, ngx_module_t,
+    ngx_uint_t,
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
-use ngx::ngx_conf_log_error;
 
 use crate::conf::{COMMANDS, LocationConf, MainConf};
 
@@ -107,14 +106,11 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         let Some(main) = TirrenoModule::main_conf_mut(cf) else {
             return Status::NGX_ERROR.into();
         };
+        if let Err(status) = main.check(cf) {
+            return status.into();
+        }
         if main.targets.is_empty() {
-            let Some(place) = &main.enabled_at else { return Status::NGX_OK.into() };
-            ngx_conf_log_error!(
-                NGX_LOG_EMERG,
-                cf,
-                "\"tirreno\" is on in {place}, but there is no \"tirreno_target\""
-            );
-            return Status::NGX_ERROR.into();
+            return Status::NGX_OK.into();
         }
         let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
         done.map_or_else(Into::into, |()| Status::NGX_OK.into())

@@ -120,6 +120,11 @@ pub(crate) fn note_invalid() {
     with_worker(|worker| worker.invalid += 1);
 }
 
+/// Whether this process has a ring: a helper has none, and none has a worker without threads.
+pub(crate) fn is_ready() -> bool {
+    WORKER.with_borrow(Option::is_some)
+}
+
 /// A trace id that no other request of any process has.
 pub(crate) fn next_trace_id() -> [u8; TRACE_LEN] {
     with_worker(|worker| worker.trace.next()).unwrap_or([b'0'; TRACE_LEN])

@@ -51,10 +51,16 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     let workers = worker_processes(main);
     let least = Zone::min_size(workers);
     if shm.shm.size < least {
-        return Err(format!(
-            "\"tirreno_zone\" is too small for {workers} worker processes, at least {}k are needed",
-            least.div_ceil(1024)
-        ));
+        let size = least.div_ceil(1024);
+        return Err(match &main.zone_place {
+            Some(place) => format!(
+                "\"tirreno_zone\" is too small for {workers} worker processes, it must be at least \
+                 \"{size}k\" in {place}"
+            ),
+            None => format!(
+                "{workers} worker processes need more shared memory, add \"tirreno_zone {size}k;\""
+            ),
+        });
     }
     let zone = match old {
         Some(zone) => zone,

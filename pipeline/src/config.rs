@@ -89,6 +89,8 @@ pub struct Endpoint {
 pub enum EndpointError {
     /// It is not `http://` or `https://` and a host.
     NotHttp,
+    /// Its port is no number from 1 to 65535.
+    Port,
     /// It holds a user or a password.
     Credentials,
     /// It has a query or a fragment.
@@ -100,7 +102,8 @@ pub enum EndpointError {
 impl fmt::Display for EndpointError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotHttp => "it must be http://host[:port]/sensor/ or https://…",
+            Self::NotHttp => "it must be like https://host/sensor/ or http://host:8080/sensor/",
+            Self::Port => "its port must be a number from 1 to 65535",
             Self::Credentials => "it must not hold a user or password, use \"header\" instead",
             Self::Query => "it must not have a query or fragment",
             Self::Path => "its path must end with \"/sensor/\"",
@@ -127,6 +130,10 @@ impl Endpoint {
         }
         if authority.contains('@') {
             return Err(EndpointError::Credentials);
+        }
+        let after_host = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
+        if after_host.contains(':') && uri.port_u16().is_none_or(|port| port == 0) {
+            return Err(EndpointError::Port);
         }
         let path = if uri.path() == "/" { "/sensor/" } else { uri.path() };
         let base = path
@@ -249,6 +256,11 @@ mod tests {
             ("/sensor/", EndpointError::NotHttp),
             ("ftp://t/sensor/", EndpointError::NotHttp),
             ("http:///sensor/", EndpointError::NotHttp),
+            ("http://t:/sensor/", EndpointError::Port),
+            ("http://t:0/sensor/", EndpointError::Port),
+            ("http://t:http/sensor/", EndpointError::Port),
+            ("http://t:65536/sensor/", EndpointError::Port),
+            ("http://[::1]:x/sensor/", EndpointError::Port),
             ("http://t/sensor", EndpointError::Path),
             ("http://t/xsensor/", EndpointError::Path),
             ("http://t/sensor/x", EndpointError::Path),

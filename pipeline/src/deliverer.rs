@@ -1,12 +1,16 @@
 //! The threads of one worker: stand for election, and while elected collect from the rings of all
 //! workers and deliver to all targets.
 //!
-//! Exactly one worker delivers at a time. One that is about to exit makes room as soon as another
-//! wants to deliver; where none does, because all of nginx stops, it goes on to the end. Whoever stops
-//! gives the election on first, then tries to deliver what it has taken out.
+//! Exactly one worker delivers at a time. One that is about to exit makes room as soon as another,
+//! which will stay, wants to deliver; where none does, because all of nginx stops, it goes on to the
+//! end. Whoever stops gives the election on first, then tries to deliver what it has taken out.
+//!
+//! A worker knows of its own exit only, and not at the same moment as the others: that another one
+//! wants to deliver counts when it still does so a little later.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +26,8 @@ use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
 
 /// How often the deliverer looks for records: nobody wakes it, so that capturing costs no system call.
 const POLL: Duration = Duration::from_millis(25);
+/// The same for the end of what a stopping deliverer holds.
+const POLL_FINISHING: Duration = Duration::from_millis(5);
 /// A record is read at the earliest this long after its capture: by then those that other workers
 /// captured before it are published too.
 const HOLD_BACK_NS: u64 = 5_000_000;
@@ -29,6 +35,10 @@ const HOLD_BACK_NS: u64 = 5_000_000;
 /// time to the others.
 const STAND: Duration = Duration::from_millis(100);
 const STAND_EXITING: Duration = Duration::from_millis(1500);
+/// In this time a worker that stays has stood for election …
+const YIELD_NS: u64 = 200_000_000;
+/// … and all workers that a signal told to exit know it.
+const ALL_KNOW_NS: u64 = 300_000_000;
 /// The pause after the deliverer failed.
 const RESTART: Duration = Duration::from_secs(1);
 /// How often what is due is shown and said.
@@ -47,17 +57,36 @@ pub struct Deliverer {
 
 #[derive(Debug, Default)]
 struct Control {
-    /// The process will exit, maybe only after hours.
-    exiting: AtomicBool,
-    /// The process exits now; at most so much of each `shutdown_timeout` is left.
-    stop: Mutex<Option<Duration>>,
+    /// Since when it is known that the process will exit, maybe only after hours; a stamp, 0 while it
+    /// will stay.
+    exiting_ns: AtomicU64,
+    stop: Mutex<Option<Stop>>,
     ended: Mutex<bool>,
     ended_changed: Condvar,
 }
 
+/// The process exits now.
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    since: Instant,
+    /// The most that is left of each `shutdown_timeout`.
+    limit: Duration,
+}
+
+impl Stop {
+    fn deadline(&self, shutdown_timeout: Duration) -> Instant {
+        self.since + shutdown_timeout.min(self.limit)
+    }
+}
+
 impl Control {
-    fn stop(&self) -> Option<Duration> {
+    fn stop(&self) -> Option<Stop> {
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when it is known that the process will exit.
+    fn exiting(&self) -> Option<u64> {
+        Some(self.exiting_ns.load(Relaxed)).filter(|since| *since > 0)
     }
 }
 
@@ -96,7 +125,7 @@ impl Deliverer {
 
     /// The process will exit, once its last connection is closed.
     pub fn exiting(&self) {
-        self.control.exiting.store(true, Relaxed);
+        let _ = self.control.exiting_ns.compare_exchange(0, monotonic_ns(), Relaxed, Relaxed);
     }
 
     /// The process exits now: delivers what is only in memory, within each target's
@@ -104,7 +133,8 @@ impl Deliverer {
     pub fn finish(self, limit: Option<Duration>) {
         let limit = limit.unwrap_or(Duration::MAX);
         self.exiting();
-        *self.control.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(limit);
+        let stop = Stop { since: Instant::now(), limit };
+        *self.control.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
         self.thread.thread().unpark();
         let ended = self.control.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = self.timeout.min(limit) + GRACE;
@@ -124,36 +154,39 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn run(&self) {
         let zone = self.setup.zone;
-        let mut stopped_since = None;
+        let election = zone.election();
         loop {
-            if let Some(limit) = self.control.stop() {
-                let since = *stopped_since.get_or_insert_with(Instant::now);
-                if !zone.has_records() || since.elapsed() > limit.min(STAND_EXITING) {
-                    return;
-                }
-                zone.ask_flush();
+            let exiting = self.control.exiting();
+            let stops = self.control.stop().is_some();
+            if stops && !zone.has_records() {
+                return;
             }
-            let exiting = self.control.exiting.load(Relaxed);
-            let leave_to_others = exiting && zone.election().is_wanted();
-            match zone.election().stand().filter(|_| !leave_to_others) {
-                Some(term) => {
-                    if catch_unwind(AssertUnwindSafe(|| self.deliver(term))).is_err() {
-                        self.setup
-                            .journal
-                            .log(Level::Error, "the deliverer failed and starts again");
-                        thread::park_timeout(RESTART);
-                    }
+            let wanted = exiting.is_some_and(|since| election.is_wanted(since));
+            let early =
+                exiting.is_some_and(|since| monotonic_ns().saturating_sub(since) < YIELD_NS);
+            if !wanted
+                && !early
+                && let Some(term) = election.stand()
+            {
+                if catch_unwind(AssertUnwindSafe(|| self.deliver(term))).is_err() {
+                    let text = "the deliverer failed and starts again";
+                    self.setup.journal.log(Level::Error, text);
+                    thread::park_timeout(RESTART);
                 }
+                continue;
+            }
+            if stops && (wanted || !early) {
+                // Another one delivers, or will, and does not leave while records wait.
+                return;
+            }
+            thread::park_timeout(match exiting {
                 None => {
-                    if !exiting {
-                        zone.election().want();
-                    }
-                    let stopping = self.control.stop().is_some();
-                    let calm = exiting && !stopping;
-                    let pause = if calm { STAND_EXITING } else { STAND };
-                    thread::park_timeout(if stopping { POLL } else { pause });
+                    election.want();
+                    STAND
                 }
-            }
+                Some(_) if stops => POLL,
+                Some(_) => STAND_EXITING,
+            });
         }
     }
 
@@ -182,37 +215,50 @@ impl Worker<'_> {
         let mut collection = Collection::new(*zone, ledger, running, journal.clone(), targets);
 
         let mut next_tick = Instant::now() + TICK;
-        let limit = loop {
+        loop {
             let now = Instant::now();
             if now >= next_tick {
                 zone.bury_couriers();
-                collection.targets.iter_mut().for_each(|t| t.tick(now));
+                collection.tick(now);
                 next_tick = now + TICK;
             }
-            if let Some(limit) = self.control.stop() {
-                collection.collect(u64::MAX);
-                break limit;
+            if self.control.stop().is_some() {
+                // On a reload the next deliverer takes what is in the segments. Should there be none,
+                // this one comes back.
+                if !zone.election().is_wanted(0) {
+                    collection.collect(u64::MAX);
+                }
+                break;
             }
-            if self.control.exiting.load(Relaxed) && zone.election().is_wanted() {
-                break Duration::MAX;
+            let exiting = self.control.exiting();
+            if exiting.is_some_and(|since| zone.election().is_wanted(since + ALL_KNOW_NS)) {
+                break;
             }
             collection.collect_if_due();
             thread::park_timeout(POLL);
-        };
+        }
         drop(term);
+        collection.report_gone();
+        self.finish(collection.targets, ledger);
+    }
 
-        let now = Instant::now();
-        let deadlines: Vec<_> = collection
-            .targets
-            .iter_mut()
-            .map(|target| {
-                let deadline = now + target.shutdown_timeout().min(limit);
-                target.stop(deadline);
-                deadline
-            })
-            .collect();
-        for (target, deadline) in collection.targets.into_iter().zip(deadlines) {
-            target.finish(deadline);
+    /// Tries to deliver what the targets hold, each within its `shutdown_timeout`.
+    fn finish(&self, mut targets: Vec<Target>, ledger: Ledger) {
+        let left = Instant::now();
+        let deadline = |target: &Target| {
+            let timeout = target.shutdown_timeout();
+            // The process may be told to exit now at any time.
+            let stop = self.control.stop().map(|stop| stop.deadline(timeout));
+            stop.map_or(left + timeout, |deadline| deadline.min(left + timeout))
+        };
+        targets.iter_mut().for_each(|target| target.stop(deadline(target)));
+        while !targets.is_empty() {
+            let now = Instant::now();
+            let is_over = |t: &mut Target| ledger.holds(t.slot()) == 0 || now >= deadline(t);
+            targets.extract_if(.., is_over).for_each(|target| target.finish(now));
+            if !targets.is_empty() {
+                thread::park_timeout(POLL_FINISHING);
+            }
         }
     }
 }
@@ -236,6 +282,8 @@ struct Collection {
     interval_ns: u64,
     batch_size: usize,
     next_id: u64,
+    /// Accounts whose target is no longer configured, with the events dropped since that was said.
+    gone: BTreeMap<usize, u64>,
 }
 
 impl Collection {
@@ -257,14 +305,30 @@ impl Collection {
             interval_ns: interval.as_nanos() as u64,
             batch_size,
             next_id: 0,
+            gone: BTreeMap::new(),
         }
     }
 
-    /// Collects when a batch is full, an event has waited for the interval, or a worker asks for it.
+    /// Shows and says what is due; once a second.
+    fn tick(&mut self, now: Instant) {
+        self.targets.iter_mut().for_each(|target| target.tick(now));
+        self.report_gone();
+    }
+
+    fn report_gone(&mut self) {
+        for (slot, new) in mem::take(&mut self.gone) {
+            let (name, why) = (self.zone.account_name(slot), DropReason::TargetGone.text());
+            let total: u64 = self.zone.totals(slot).dropped.iter().sum();
+            let text = format!("target \"{name}\": {new} events dropped, {why}; {total} in total");
+            self.journal.log(Level::Error, text);
+        }
+    }
+
+    /// Collects when a batch is full or an event has waited for the interval.
     fn collect_if_due(&mut self) {
         let now = monotonic_ns();
         let waited = now.saturating_sub(self.interval_ns);
-        if self.zone.flush_asked() || self.collector.is_due(self.batch_size, waited) {
+        if self.collector.is_due(self.batch_size, waited) {
             self.collect(now - HOLD_BACK_NS);
         }
     }
@@ -299,7 +363,10 @@ impl Collection {
                     let event = Event { id: self.next_id, user, record: bytes.clone() };
                     target.offer(event, kind, time_ms);
                 }
-                None => self.ledger.dropped(slot, 1, DropReason::TargetGone),
+                None => {
+                    self.ledger.dropped(slot, 1, DropReason::TargetGone);
+                    *self.gone.entry(slot).or_default() += 1;
+                }
             }
         }
     }
@@ -322,9 +389,11 @@ fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
 /// Lets the event loop go first on a busy machine. Each of the module's threads calls it for itself.
 pub(crate) fn lower_priority() {
     const NICE: libc::c_int = 5;
-    // SAFETY: no memory is passed. On Linux the priority of a thread id is that thread's alone.
+    // SAFETY: no memory is passed. On Linux a priority is a thread's; the main thread, which has the
+    // process's id, has the one that nginx's "worker_priority" says.
     unsafe {
         let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-        libc::setpriority(libc::PRIO_PROCESS, thread, NICE);
+        let nice = libc::getpriority(libc::PRIO_PROCESS, std::process::id()) + NICE;
+        libc::setpriority(libc::PRIO_PROCESS, thread, nice);
     }
 }

@@ -134,7 +134,7 @@ mod tests {
         for (param, value) in params {
             capture.set(*param, value).unwrap();
         }
-        let mut bytes = vec![0; capture.len()];
+        let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
         serde_urlencoded::from_str(&encode(&Record::parse(&bytes).unwrap())).unwrap()
     }

@@ -23,6 +23,10 @@ const KEY_PAUSE: Duration = Duration::from_secs(30);
 const KEY_TRUST: Duration = Duration::from_secs(60);
 /// An event refused this often with the same code, while others are accepted, is at fault itself.
 const STRIKES: u8 = 5;
+/// This many different events refused in a row are not at fault, but the server …
+const SUSPECTS: u32 = 5;
+/// … which with a 5xx says so itself.
+const SUSPECTS_5XX: u32 = 2;
 /// This many different events in a row answered 200 are not at fault, but the server.
 const PUZZLE: u32 = 3;
 /// The same thing is said once in this time.
@@ -67,9 +71,22 @@ pub enum Verdict {
     /// It is kept and comes next.
     Again,
     /// It is kept, and other users' events come first.
-    Later,
+    Later(Pause),
     /// Ask whether the key is good, then call [`Gate::judged_200`].
     AskKey,
+}
+
+/// How long an event waits before it is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// At most so long.
+    pub length: Duration,
+    /// Only while [`Gate::recoveries`] is this: after that it was the server's fault, and is over.
+    pub recoveries: Option<u64>,
+}
+
+impl Pause {
+    const NONE: Self = Self { length: Duration::ZERO, recoveries: None };
 }
 
 /// The settings that decide what answers mean.
@@ -100,11 +117,16 @@ enum Hold {
     },
 }
 
-/// An event that was refused, by its stamp.
+/// What is held against one event.
 #[derive(Clone, Copy, Debug)]
 struct Strikes {
-    code: u16,
+    fault: Fault,
+    /// How often it failed in this way, with others accepted between each time and the next.
     count: u8,
+    /// How often it failed at all.
+    attempts: u32,
+    /// [`Gate::accepted`] when it failed last.
+    accepted: u64,
 }
 
 /// One target's state; see the module.
@@ -117,18 +139,27 @@ pub struct Gate {
     pacer: Pacer,
     hold: Hold,
     closed: bool,
-    /// Whether the server answered 204 since the start.
-    has_accepted: bool,
+    /// How many events the server took since the start.
+    accepted: u64,
+    /// What is held against events that were tried; by their ids.
+    strikes: HashMap<u64, Strikes>,
+    /// How many events were refused for the first time since one was accepted.
+    suspects: u32,
+    /// Whether an event failed since one was accepted.
+    in_trouble: bool,
+    recoveries: u64,
     /// Whether the key was asked for since the start.
     key_asked: bool,
-    key_good_until: Option<Instant>,
-    /// The event refused last, until the next answer tells whether others are accepted.
-    suspect: Option<(u64, u16)>,
-    strikes: HashMap<u64, Strikes>,
+    /// Whether the last answer about the key was good.
+    key_good: bool,
+    /// Until when a 200 needs no further question about the key.
+    key_trusted_until: Option<Instant>,
     /// Different events answered 200 since the last accepted one, and the last of them.
     answered_200: (u32, u64),
-    in_trouble: bool,
-    said: HashMap<Fault, Once>,
+    /// Whether the log says that events are not accepted.
+    complained: bool,
+    /// What was said about each fault.
+    said: HashMap<(Fault, &'static str), Once>,
 }
 
 impl Gate {
@@ -148,13 +179,16 @@ impl Gate {
             journal,
             hold: Hold::Paused { until: now },
             closed: false,
-            has_accepted: false,
-            key_asked: false,
-            key_good_until: None,
-            suspect: None,
+            accepted: 0,
             strikes: HashMap::new(),
-            answered_200: (0, 0),
+            suspects: 0,
             in_trouble: false,
+            recoveries: 0,
+            key_asked: false,
+            key_good: false,
+            key_trusted_until: None,
+            answered_200: (0, 0),
+            complained: false,
             said: HashMap::new(),
         }
     }
@@ -183,8 +217,14 @@ impl Gate {
         }
     }
 
-    /// The process stops: a pause after a failure is cut short, for one more attempt.
+    /// How often events were accepted again after a failure.
+    pub fn recoveries(&self) -> u64 {
+        self.recoveries
+    }
+
+    /// The process stops: pauses after a failure are cut short, for one more attempt.
     pub fn last_chance(&mut self, now: Instant) {
+        self.recoveries += 1;
         if let Hold::Backoff { until, .. } = &mut self.hold {
             *until = now;
         }
@@ -239,7 +279,7 @@ impl Gate {
         match answer {
             Answer::Status(204) => self.accepted(id, now, waiting),
             Answer::Status(200) if self.config.accept_200 => self.accepted(id, now, waiting),
-            Answer::Status(200) => match self.key_good_until {
+            Answer::Status(200) => match self.key_trusted_until {
                 Some(until) if now < until => self.judged_200(id, KeyAnswer::Good, sent, now),
                 _ => Verdict::AskKey,
             },
@@ -258,10 +298,10 @@ impl Gate {
             }
             Answer::Status(401) => {
                 self.refuse_key(401, now);
-                self.keep(Fault::KeyRefused(401), State::Paused)
+                self.keep(Pause::NONE, Fault::KeyRefused(401), State::Paused)
             }
-            Answer::Status(code) => self.refused(id, Fault::Answered(code), code, sent, now),
-            Answer::None(fault) => self.failed(fault, sent, now),
+            Answer::Status(code) => self.refused(id, code, sent, now),
+            Answer::None(fault) => self.failed(id, fault, sent, now),
         }
     }
 
@@ -274,16 +314,18 @@ impl Gate {
             KeyAnswer::Good => {}
             KeyAnswer::Refused(code) => {
                 self.refuse_key(code, now);
-                return self.keep(Fault::KeyRefused(code), State::Paused);
+                return self.keep(Pause::NONE, Fault::KeyRefused(code), State::Paused);
             }
             KeyAnswer::Unknown(fault) => {
                 let note = "the event was answered 200, and the key check does not tell why; \
                             events are kept";
-                self.say(fault, now, Level::Error, note);
-                return self.failed(fault, sent, now);
+                self.complain(fault, now, note);
+                let news = self.strike(id, fault).attempts == 1;
+                return self.back_off(id, fault, news, sent, now);
             }
         }
-        self.trust_key(now);
+        self.key_good = true;
+        self.key_trusted_until = Some(now + KEY_TRUST);
         let (count, last) = &mut self.answered_200;
         if *last != id || *count == 0 {
             (*count, *last) = (*count + 1, id);
@@ -292,18 +334,18 @@ impl Gate {
             self.hold = Hold::Paused { until: now + KEY_PAUSE };
             let note = "the key is good, so the server is not understood: is it another version \
                         (then set \"accept_200 on\"), or does a proxy answer for it? Events are kept";
-            self.say(Fault::Puzzled, now, Level::Error, note);
-            return self.keep(Fault::Puzzled, State::Paused);
+            self.complain(Fault::Puzzled, now, note);
+            return self.keep(Pause::NONE, Fault::Puzzled, State::Paused);
         }
         let fault = Fault::Answered(200);
-        if self.has_accepted {
+        if self.accepted > 0 {
             self.end_backoff();
             let note =
                 "the key is good: this event lacks what the server requires and is set aside";
             self.say(fault, now, Level::Error, note);
             return self.reject(id, fault);
         }
-        self.refused(id, fault, 200, sent, now)
+        self.refused(id, 200, sent, now)
     }
 
     /// The key was asked for, at the start or during a pause.
@@ -314,10 +356,9 @@ impl Gate {
         let first = !std::mem::replace(&mut self.key_asked, true);
         match key {
             KeyAnswer::Good => {
-                if first || self.key_good_until.is_none() {
+                if !std::mem::replace(&mut self.key_good, true) {
                     self.log(Level::Notice, "key accepted");
                 }
-                self.trust_key(now);
                 self.hold = Hold::Open;
                 self.show(None);
             }
@@ -328,6 +369,7 @@ impl Gate {
             KeyAnswer::Unknown(fault) => {
                 // Nothing is known about the key: the events will tell.
                 self.hold = Hold::Open;
+                self.show(Some(fault));
                 if first {
                     let note = "the API key could not be checked; events are sent all the same";
                     self.log(Level::Error, format!("key check: {fault}: {note}"));
@@ -336,51 +378,42 @@ impl Gate {
         }
     }
 
-    /// The pause before the `attempts`th repetition of an event that comes later.
-    pub fn pause(attempts: u32) -> Duration {
+    /// The pause before the `attempts`th repetition.
+    fn pause(attempts: u32) -> Duration {
         let full = BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(6)).min(BACKOFF_MAX);
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     fn accepted(&mut self, id: u64, now: Instant, waiting: bool) -> Verdict {
-        if let Some((suspect, code)) = self.suspect.take()
-            && suspect != id
-        {
-            let strikes = self.strikes.entry(suspect).or_insert(Strikes { code, count: 0 });
-            if strikes.code != code {
-                *strikes = Strikes { code, count: 0 };
-            }
-            strikes.count += 1;
-        }
         self.hold = Hold::Open;
         self.answered_200 = (0, 0);
         self.strikes.remove(&id);
+        self.suspects = 0;
+        self.accepted += 1;
+        if std::mem::take(&mut self.in_trouble) {
+            self.recoveries += 1;
+        }
         self.pacer.accepted(now, waiting);
         self.ledger.delivered(self.slot);
-        if !std::mem::replace(&mut self.has_accepted, true) {
+        let complained = std::mem::take(&mut self.complained);
+        if self.accepted == 1 {
             self.log(Level::Notice, "first event accepted");
-        } else if self.in_trouble {
+        } else if complained {
             self.log(Level::Notice, "events are accepted again");
         }
-        self.in_trouble = false;
         self.show(None);
         Verdict::Settled
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
-    fn refused(
-        &mut self,
-        id: u64,
-        fault: Fault,
-        code: u16,
-        sent: Instant,
-        now: Instant,
-    ) -> Verdict {
-        let others_accepted = self.strikes.get(&id).is_some_and(|s| s.code == code);
-        if others_accepted && self.strikes[&id].count + 1 >= STRIKES {
+    fn refused(&mut self, id: u64, code: u16, sent: Instant, now: Instant) -> Verdict {
+        let fault = Fault::Answered(code);
+        let strikes = self.strike(id, fault);
+        if strikes.count >= STRIKES {
             let note =
                 "one event was refused five times while others were accepted, and is set aside";
             self.say(fault, now, Level::Error, note);
+            self.end_backoff();
             return self.reject(id, fault);
         }
         let note = match code {
@@ -388,50 +421,77 @@ impl Gate {
             300..=399 => "redirects are not followed; is the URL right? Events are kept",
             _ => "is the URL right, does a firewall refuse it? Events are kept",
         };
-        self.say(fault, now, Level::Error, note);
-        match self.suspect {
-            // Nobody knows yet whether others are accepted: try one.
-            None if matches!(self.hold, Hold::Open) => {
-                self.suspect = Some((id, code));
-                self.keep(fault, State::Retrying)
-            }
-            Some((suspect, _)) if suspect == id => self.keep(fault, State::Retrying),
-            _ => {
-                self.suspect = None;
-                self.back_off(fault, sent, now)
-            }
+        self.complain(fault, now, note);
+        // One event tells nothing of the server, however often it is refused.
+        let news = strikes.attempts == 1;
+        self.suspects += u32::from(news);
+        let enough = if code >= 500 { SUSPECTS_5XX } else { SUSPECTS };
+        if matches!(self.hold, Hold::Open) && !(news && self.suspects >= enough) {
+            return self.keep(self.own_pause(id), fault, State::Retrying);
         }
+        self.back_off(id, fault, news, sent, now)
     }
 
-    fn failed(&mut self, fault: Fault, sent: Instant, now: Instant) -> Verdict {
-        self.say(fault, now, Level::Error, "events are kept");
-        self.back_off(fault, sent, now)
+    fn failed(&mut self, id: u64, fault: Fault, sent: Instant, now: Instant) -> Verdict {
+        self.strike(id, fault);
+        self.complain(fault, now, "events are kept");
+        self.back_off(id, fault, true, sent, now)
     }
 
-    fn back_off(&mut self, fault: Fault, sent: Instant, now: Instant) -> Verdict {
-        let (since, tries) = match self.hold {
+    /// Notes that the event failed.
+    fn strike(&mut self, id: u64, fault: Fault) -> Strikes {
+        let accepted = self.accepted;
+        let new = Strikes { fault, count: 1, attempts: 0, accepted };
+        let strikes = self.strikes.entry(id).or_insert(new);
+        if strikes.fault != fault {
+            *strikes = Strikes { attempts: strikes.attempts, ..new };
+        } else if strikes.accepted != accepted {
+            strikes.count = strikes.count.saturating_add(1);
+        }
+        strikes.accepted = accepted;
+        strikes.attempts += 1;
+        *strikes
+    }
+
+    /// The pause of an event that failed, apart from what the server's state asks for.
+    fn own_pause(&self, id: u64) -> Pause {
+        let Some(strikes) = self.strikes.get(&id) else { return Pause::NONE };
+        let recoveries = (strikes.count == 1).then_some(self.recoveries);
+        Pause { length: Self::pause(strikes.attempts), recoveries }
+    }
+
+    /// The server is in trouble; `news` tells whether that makes it worse than known.
+    fn back_off(
+        &mut self,
+        id: u64,
+        fault: Fault,
+        news: bool,
+        sent: Instant,
+        now: Instant,
+    ) -> Verdict {
+        let pause = self.own_pause(id);
+        let tries = match self.hold {
             // Several connections saw the same failure.
             Hold::Backoff { since, .. } if since > sent => {
-                return self.keep(fault, State::Retrying);
+                return self.keep(pause, fault, State::Retrying);
             }
-            Hold::Paused { .. } => return self.keep(fault, State::Paused),
-            Hold::Backoff { tries, .. } => (now, tries + 1),
-            Hold::Open => (now, 1),
+            Hold::Paused { .. } => return self.keep(pause, fault, State::Paused),
+            Hold::Backoff { tries, .. } => tries + u32::from(news),
+            Hold::Open => 1,
         };
-        self.hold = Hold::Backoff { since, until: now + Self::pause(tries), tries };
-        self.keep(fault, State::Retrying)
+        self.hold = Hold::Backoff { since: now, until: now + Self::pause(tries), tries };
+        self.keep(pause, fault, State::Retrying)
     }
 
-    fn keep(&mut self, fault: Fault, state: State) -> Verdict {
+    fn keep(&mut self, pause: Pause, fault: Fault, state: State) -> Verdict {
         self.in_trouble = true;
         self.ledger.retry(self.slot);
         self.ledger.show(self.slot, state, Some(fault));
-        Verdict::Later
+        Verdict::Later(pause)
     }
 
     fn reject(&mut self, id: u64, fault: Fault) -> Verdict {
         self.strikes.remove(&id);
-        self.suspect = None;
         self.ledger.rejected(self.slot);
         self.show(Some(fault));
         Verdict::Settled
@@ -444,37 +504,43 @@ impl Gate {
         }
     }
 
-    fn trust_key(&mut self, now: Instant) {
-        self.key_good_until = Some(now + KEY_TRUST);
-    }
-
     fn refuse_key(&mut self, code: u16, now: Instant) {
-        self.key_good_until = None;
+        self.key_good = false;
+        self.key_trusted_until = None;
         self.hold = Hold::Paused { until: now + KEY_PAUSE };
         let note =
             "check api_key or api_key_file, then reload; delivery is paused, events are kept";
-        self.say(Fault::KeyRefused(code), now, Level::Error, note);
+        self.complain(Fault::KeyRefused(code), now, note);
     }
 
     fn show(&self, fault: Option<Fault>) {
         let state = match self.hold {
-            Hold::Open if self.suspect.is_none() => State::Ok,
+            Hold::Open => State::Ok,
             Hold::Paused { .. } => State::Paused,
-            _ => State::Retrying,
+            Hold::Backoff { .. } => State::Retrying,
         };
         self.ledger.show(self.slot, state, fault);
     }
 
     fn say_429(&mut self, now: Instant) {
         let fault = Fault::Answered(429);
-        self.ledger.show(self.slot, State::Ok, Some(fault));
+        let state = if self.pacer.is_probing() { State::Retrying } else { State::Ok };
+        self.ledger.show(self.slot, state, Some(fault));
         self.say(fault, now, Level::Info, "slowing down; events are kept");
     }
 
-    fn say(&mut self, fault: Fault, now: Instant, level: Level, note: &str) {
-        if self.said.entry(fault).or_insert(Once::every(REPEAT)).may(now) {
+    /// Says that events are not accepted.
+    fn complain(&mut self, fault: Fault, now: Instant, note: &'static str) {
+        self.complained |= self.say(fault, now, Level::Error, note);
+    }
+
+    /// Says it, unless it was said a short while ago.
+    fn say(&mut self, fault: Fault, now: Instant, level: Level, note: &'static str) -> bool {
+        let may = self.said.entry((fault, note)).or_insert(Once::every(REPEAT)).may(now);
+        if may {
             self.log(level, format!("{fault}: {note}"));
         }
+        may
     }
 
     fn log(&self, level: Level, text: impl std::fmt::Display) {
@@ -532,6 +598,20 @@ mod tests {
             self.gate.answered(id, answer, self.now, self.now, true)
         }
 
+        /// As [`post`](Self::post), for an event that must be kept; returns its own pause.
+        fn post_in_vain(&mut self, id: u64, answer: Answer) -> Pause {
+            match self.post(id, answer) {
+                Verdict::Later(pause) => pause,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// Posts `id`, which is answered 200, and asks for the key.
+        fn post_200(&mut self, id: u64, key: KeyAnswer) -> Verdict {
+            assert_eq!(self.post(id, Status(200)), Verdict::AskKey);
+            self.gate.judged_200(id, key, self.now, self.now)
+        }
+
         fn counts(&self) -> (u64, u64, u64, u64) {
             let t = self.zone.totals(0);
             assert_eq!(
@@ -571,7 +651,7 @@ mod tests {
         let mut b = Bench::new();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            assert_eq!(b.post(1, Answer::None(Fault::ConnectionRefused)), Verdict::Later);
+            b.post_in_vain(1, Answer::None(Fault::ConnectionRefused));
             let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("no pause") };
             pauses.push(pause);
         }
@@ -608,15 +688,62 @@ mod tests {
     }
 
     #[test]
-    fn one_event_that_a_firewall_dislikes_is_set_aside() {
+    fn events_that_a_firewall_dislikes_are_set_aside() {
         let mut b = Bench::new();
+        let mut others = 100..;
         for round in 0..4 {
-            assert_eq!(b.post(1, Status(403)), Verdict::Later, "round {round}");
-            assert_eq!(b.gate.permit(b.now), Permit::Send, "others are not held up");
-            b.gate.answered(100 + round, Status(204), b.now, b.now, true);
+            for id in [1, 2] {
+                b.post_in_vain(id, Status(403));
+                assert_eq!(b.gate.permit(b.now), Permit::Send, "others are held up in {round}");
+                let other = others.next().unwrap();
+                b.gate.answered(other, Status(204), b.now, b.now, true);
+            }
         }
+        // Nothing new is learned from these.
         assert_eq!(b.post(1, Status(403)), Verdict::Settled);
-        assert_eq!(b.counts(), (4, 1, 0, 95));
+        assert_eq!(b.post(2, Status(403)), Verdict::Settled);
+        assert_eq!(b.gate.permit(b.now), Permit::Send);
+        assert_eq!(b.counts(), (8, 2, 0, 90));
+        let set_aside = b.lines().iter().filter(|l| l.contains("set aside")).count();
+        assert_eq!(set_aside, 1, "the second is within the minute");
+    }
+
+    #[test]
+    fn many_different_events_refused_in_a_row_are_the_servers_fault() {
+        for (code, most) in [(403, SUSPECTS), (503, SUSPECTS_5XX)] {
+            let mut b = Bench::new();
+            for id in 1..u64::from(most) {
+                b.post_in_vain(id, Status(code));
+                assert_eq!(b.gate.permit(b.now), Permit::Send, "{code}: others may be accepted");
+            }
+            b.post_in_vain(100, Status(code));
+            assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        }
+    }
+
+    #[test]
+    fn refusals_without_an_acceptance_between_them_are_one() {
+        let mut b = Bench::new();
+        for _ in 0..20 {
+            b.post_in_vain(1, Status(403));
+            assert_eq!(b.gate.permit(b.now), Permit::Send, "others may be accepted");
+        }
+        b.post(2, Status(204));
+        b.post_in_vain(1, Status(403));
+        assert_eq!(b.counts(), (1, 0, 0, 99));
+    }
+
+    #[test]
+    fn a_pause_ends_when_it_was_the_servers_fault() {
+        let mut b = Bench::new();
+        let broken = Answer::None(Fault::ConnectionBroken);
+        let pauses = [1, 2, 1, 2, 1].map(|id| b.post_in_vain(id, broken));
+        assert!(pauses[4].length >= Duration::from_secs(1));
+        assert!(pauses.iter().all(|p| p.recoveries == Some(b.gate.recoveries())));
+        b.post(3, Status(204));
+        assert!(pauses.iter().all(|p| p.recoveries != Some(b.gate.recoveries())));
+        // Others are accepted: from now on it is this event's own.
+        assert_eq!(b.post_in_vain(1, broken).recoveries, None);
     }
 
     #[test]
@@ -624,7 +751,7 @@ mod tests {
         let mut b = Bench::new();
         let start = b.now;
         for id in 1..40 {
-            assert_eq!(b.post(id % 7, Status(403)), Verdict::Later);
+            b.post_in_vain(id % 7, Status(403));
         }
         // It comes back, and goes again: no event was refused while others were accepted.
         for id in 0..7 {
@@ -640,9 +767,7 @@ mod tests {
     fn a_bad_key_pauses_and_a_good_one_resumes() {
         let mut b = Bench::new();
         b.post(1, Status(204));
-        b.now += KEY_TRUST;
-        assert_eq!(b.post(2, Status(200)), Verdict::AskKey);
-        assert_eq!(b.gate.judged_200(2, KeyAnswer::Refused(401), b.now, b.now), Verdict::Later);
+        assert!(matches!(b.post_200(2, KeyAnswer::Refused(401)), Verdict::Later(_)));
         assert_eq!(b.zone.totals(0).state, State::Paused);
         for _ in 0..10 {
             let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("not paused") };
@@ -664,7 +789,7 @@ mod tests {
     #[test]
     fn a_401_means_the_key() {
         let mut b = Bench::new();
-        assert_eq!(b.post(1, Status(401)), Verdict::Later);
+        b.post_in_vain(1, Status(401));
         assert_eq!(b.zone.totals(0).state, State::Paused);
         assert_eq!(b.counts(), (0, 0, 0, 100));
     }
@@ -673,13 +798,13 @@ mod tests {
     fn a_200_with_a_good_key_rejects_only_what_a_working_server_rejects() {
         let mut b = Bench::new();
         // Before the first 204 nobody knows what a 200 means.
-        assert_eq!(b.post(1, Status(200)), Verdict::Later);
+        assert!(matches!(b.post_200(1, KeyAnswer::Good), Verdict::Later(_)));
         assert_eq!(b.post(2, Status(204)), Verdict::Settled);
         assert_eq!(b.post(1, Status(200)), Verdict::Settled);
         assert_eq!(b.counts(), (1, 1, 0, 98));
         // The same event again and again is one; three different ones are a puzzle.
         assert_eq!(b.post(3, Status(200)), Verdict::Settled);
-        assert_eq!(b.post(4, Status(200)), Verdict::Later);
+        b.post_in_vain(4, Status(200));
         assert_eq!(b.zone.totals(0).state, State::Paused);
         assert_eq!(b.counts(), (1, 2, 0, 97));
         b.now += KEY_PAUSE;
@@ -688,17 +813,30 @@ mod tests {
         assert_eq!(b.post(5, Status(204)), Verdict::Settled);
         assert_eq!(b.post(4, Status(200)), Verdict::Settled);
         assert_eq!(b.counts(), (2, 3, 0, 95));
+        // A good key is not believed for ever.
+        b.now += KEY_TRUST;
+        assert_eq!(b.post_200(6, KeyAnswer::Good), Verdict::Settled);
     }
 
     #[test]
     fn an_unreachable_key_check_is_a_503() {
         let mut b = Bench::new();
-        b.now += KEY_TRUST;
-        assert_eq!(b.post(1, Status(200)), Verdict::AskKey);
         let unknown = KeyAnswer::Unknown(Fault::Answered(404));
-        assert_eq!(b.gate.judged_200(1, unknown, b.now, b.now), Verdict::Later);
+        assert!(matches!(b.post_200(1, unknown), Verdict::Later(_)));
         assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
         assert_eq!(b.counts(), (0, 0, 0, 100));
+    }
+
+    #[test]
+    fn recovery_is_said_once_for_each_complaint() {
+        let mut b = Bench::new();
+        b.post(1, Status(204));
+        for id in 2..10 {
+            b.post_in_vain(100, Answer::None(Fault::TimedOut));
+            b.post(id, Status(204));
+        }
+        let said = b.lines().iter().filter(|l| l.ends_with("events are accepted again")).count();
+        assert_eq!(said, 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::config::Config;
@@ -39,11 +39,21 @@ pub trait Outbound: Send {
 ///
 /// `ureq` looks a host up for each request, also on a connection that is open.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses(Arc<Mutex<Option<(Instant, Vec<SocketAddr>)>>>);
+pub struct Addresses(Arc<Mutex<Option<Resolved>>>);
+
+#[derive(Clone, Debug)]
+struct Resolved {
+    at: Instant,
+    addresses: Vec<SocketAddr>,
+}
 
 impl Addresses {
+    fn known(&self) -> MutexGuard<'_, Option<Resolved>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.known() = None;
     }
 }
 
@@ -54,20 +64,18 @@ impl Resolver for Addresses {
         config: &Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, Error> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((when, addresses)) = known
-            && when.elapsed() < RESOLVE_AGAIN
+        if let Some(known) = &*self.known()
+            && known.at.elapsed() < RESOLVE_AGAIN
         {
             let mut resolved = self.empty();
-            addresses.into_iter().for_each(|a| resolved.push(a));
+            known.addresses.iter().copied().for_each(|a| resolved.push(a));
             return Ok(resolved);
         }
         let resolved = match DefaultResolver::default().resolve(uri, config, timeout) {
             Err(Error::Io(_)) => return Err(Error::HostNotFound),
             other => other?,
         };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = Some((Instant::now(), resolved.to_vec()));
+        *self.known() = Some(Resolved { at: Instant::now(), addresses: resolved.to_vec() });
         Ok(resolved)
     }
 }
@@ -204,18 +212,28 @@ fn fault(error: &Error) -> Fault {
     match error {
         Error::HostNotFound | Error::Timeout(Timeout::Resolve) => Fault::HostNotFound,
         Error::Timeout(_) => Fault::TimedOut,
-        Error::Tls(_) | Error::Pem(_) | Error::Rustls(_) => Fault::Certificate,
-        Error::Io(e) if e.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-            Fault::Certificate
-        }
+        Error::Rustls(error) => tls_fault(error),
         Error::Io(e) => match e.kind() {
             io::ErrorKind::ConnectionRefused => Fault::ConnectionRefused,
             io::ErrorKind::TimedOut => Fault::TimedOut,
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
                 Fault::HostUnreachable
             }
-            _ => Fault::ConnectionBroken,
+            _ => e
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref())
+                .map_or(Fault::ConnectionBroken, tls_fault),
         },
+        _ => Fault::ConnectionBroken,
+    }
+}
+
+/// A server that does not speak TLS at all has no certificate to complain about.
+fn tls_fault(error: &rustls::Error) -> Fault {
+    match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            Fault::Certificate
+        }
         _ => Fault::ConnectionBroken,
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use crate::deliverer::lower_priority;
-use crate::gate::{Gate, Permit, Verdict};
+use crate::gate::{Gate, Pause, Permit, Verdict};
 use crate::http::Outbound;
 use crate::journal::{Journal, Level};
 use crate::record::Record;
@@ -24,8 +24,9 @@ const IDLE: Duration = Duration::from_millis(500);
 /// A user whose first event has to wait for another attempt.
 struct Kept {
     events: VecDeque<Event>,
-    attempts: u32,
     due: Instant,
+    /// It is due at once when the gate counts another number of recoveries.
+    recoveries: Option<u64>,
 }
 
 /// One connection's thread.
@@ -69,9 +70,9 @@ impl Lane {
             let outbound = (self.connect)();
             if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
                 self.journal.log(Level::Error, "a connection's thread failed and starts again");
-                if let Some(event) = self.head.take() {
+                if let Some(event) = &self.head {
                     self.shared.gate().give_up(event.id, DropReason::Internal);
-                    self.shared.release(&event);
+                    self.settle();
                 }
             }
         }
@@ -120,7 +121,7 @@ impl Lane {
         self.shared.wake();
         match verdict {
             Verdict::Settled => self.settle(),
-            Verdict::Later => self.keep(),
+            Verdict::Later(pause) => self.keep(pause),
             Verdict::Again | Verdict::AskKey => {}
         }
     }
@@ -132,18 +133,17 @@ impl Lane {
             if kept.events.is_empty() {
                 self.kept.remove(&event.user);
             } else {
-                (kept.attempts, kept.due) = (0, Instant::now());
+                (kept.due, kept.recoveries) = (Instant::now(), None);
             }
         }
     }
 
-    fn keep(&mut self) {
+    fn keep(&mut self, pause: Pause) {
         let Some(event) = self.head.take() else { return };
-        let now = Instant::now();
-        let fresh = || Kept { events: VecDeque::new(), attempts: 0, due: now };
+        let due = Instant::now() + pause.length;
+        let fresh = || Kept { events: VecDeque::new(), due, recoveries: None };
         let kept = self.kept.entry(event.user).or_insert_with(fresh);
-        kept.attempts += 1;
-        kept.due = now + Gate::pause(kept.attempts);
+        (kept.due, kept.recoveries) = (due, pause.recoveries);
         kept.events.push_front(event);
     }
 
@@ -158,7 +158,10 @@ impl Lane {
     }
 
     fn next_kept(&mut self, now: Instant) -> Option<Event> {
-        let first = self.kept.values_mut().filter(|k| k.due <= now).min_by_key(|k| k.due)?;
+        let recoveries = self.shared.gate().recoveries();
+        let is_due =
+            |k: &Kept| k.due <= now || k.recoveries.is_some_and(|before| before != recoveries);
+        let first = self.kept.values_mut().filter(|k| is_due(k)).min_by_key(|k| k.due)?;
         first.events.pop_front()
     }
 

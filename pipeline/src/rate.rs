@@ -64,6 +64,11 @@ impl Pacer {
         }
     }
 
+    /// Whether the server answered 429 more than once in a row.
+    pub fn is_probing(&self) -> bool {
+        self.refused_in_a_row > 1
+    }
+
     /// How long to wait before the next event; zero: send now.
     pub fn wait(&self, now: Instant) -> Duration {
         self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))

@@ -101,7 +101,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Length of the record in bytes.
-    pub fn len(&self) -> usize {
+    pub fn record_len(&self) -> usize {
         (FIXED + self.size).next_multiple_of(ALIGN)
     }
 
@@ -114,7 +114,7 @@ impl<'a> Capture<'a> {
         })
     }
 
-    /// Writes the record; `out` has [`len`](Self::len) bytes.
+    /// Writes the record; `out` has [`record_len`](Self::record_len) bytes.
     pub(crate) fn write(&self, stamp: u64, out: &mut [u8]) {
         let (family, address) = match self.ip {
             None => (0, [0; 16]),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn written(capture: &Capture<'_>) -> Vec<u8> {
-        let mut bytes = vec![0; capture.len()];
+        let mut bytes = vec![0; capture.record_len()];
         capture.write(42, &mut bytes);
         bytes
     }
@@ -330,7 +330,7 @@ mod tests {
             let refused = param.over_limit() == OverLimit::Refused;
             assert_eq!(capture.set(param, &long).is_err(), refused, "{param:?}");
         }
-        assert!(capture.len() < MAX_RECORD);
+        assert!(capture.record_len() < MAX_RECORD);
         let bytes = written(&capture);
         let record = Record::parse(&bytes).unwrap();
         for param in Param::ALL {

@@ -50,7 +50,7 @@ impl Producer {
     /// # Errors
     /// The record was not written. One that is [`Full`](PushError::Full) is counted as dropped.
     pub fn push(&mut self, capture: &Capture<'_>) -> Result<(), PushError> {
-        let len = capture.len();
+        let len = capture.record_len();
         if len > MAX_RECORD {
             return Err(PushError::TooLong);
         }

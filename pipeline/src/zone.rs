@@ -193,8 +193,6 @@ impl std::fmt::Display for Fault {
 struct Head {
     magic: AtomicU64,
     segments: AtomicU32,
-    /// Not zero when a worker waits for its last records to be taken.
-    flush: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
     accounts: [Account; MAX_TARGETS],
@@ -417,16 +415,6 @@ impl Zone {
         self.segments.iter().any(|s| s.waiting() > 0)
     }
 
-    /// A worker that is about to exit asks the deliverer to collect at once.
-    pub fn ask_flush(&self) {
-        self.head.flush.store(1, Relaxed);
-    }
-
-    /// Whether a worker asked since the last call.
-    pub fn flush_asked(&self) -> bool {
-        self.head.flush.swap(0, Relaxed) != 0
-    }
-
     /// Who delivers.
     pub fn election(&self) -> &'static Election {
         &self.head.election
@@ -455,6 +443,11 @@ impl Zone {
             }
         }
         Err(NoAccount)
+    }
+
+    /// The name of the target that has the account.
+    pub fn account_name(&self, slot: usize) -> &'static str {
+        self.head.accounts[slot].name().unwrap_or_default()
     }
 
     /// A worker counts a record that it has published.
@@ -687,6 +680,7 @@ impl Election {
             }
             _ => return None,
         }
+        self.wanted_ns.store(0, Relaxed);
         Some(Term { election: self, not_send: PhantomData })
     }
 
@@ -695,9 +689,11 @@ impl Election {
         self.wanted_ns.store(monotonic_ns(), Relaxed);
     }
 
-    /// Whether a worker that will stay wanted to deliver within the last second.
-    pub fn is_wanted(&self) -> bool {
-        monotonic_ns().saturating_sub(self.wanted_ns.load(Relaxed)) < 1_000_000_000
+    /// Whether a worker that will stay wanted to deliver after the stamp `since`, within the last
+    /// second, and nobody else became the deliverer meanwhile.
+    pub fn is_wanted(&self, since: u64) -> bool {
+        let wanted = self.wanted_ns.load(Relaxed);
+        wanted > since && monotonic_ns().saturating_sub(wanted) < 1_000_000_000
     }
 }
 
@@ -710,7 +706,6 @@ pub struct Term<'a> {
 
 impl Drop for Term<'_> {
     fn drop(&mut self) {
-        self.election.wanted_ns.store(0, Relaxed);
         // SAFETY: this thread holds the mutex.
         unsafe { libc::pthread_mutex_unlock(self.election.mutex.get()) };
     }
@@ -718,7 +713,7 @@ impl Drop for Term<'_> {
 
 impl std::fmt::Debug for Election {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Election").field("wanted", &self.is_wanted()).finish()
+        f.debug_struct("Election").field("wanted", &self.is_wanted(0)).finish()
     }
 }
 
@@ -792,11 +787,14 @@ mod tests {
         std::thread::scope(|s| {
             s.spawn(|| assert!(zone.election().stand().is_none()));
         });
-        assert!(!zone.election().is_wanted());
+        assert!(!zone.election().is_wanted(0));
         zone.election().want();
-        assert!(zone.election().is_wanted());
+        assert!(zone.election().is_wanted(0));
+        assert!(!zone.election().is_wanted(monotonic_ns()));
         drop(term);
-        assert!(!zone.election().is_wanted());
+        assert!(zone.election().is_wanted(0), "who makes room must not take it again");
+        let _term = zone.election().stand().unwrap();
+        assert!(!zone.election().is_wanted(0));
     }
 
     #[test]

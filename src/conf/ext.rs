@@ -6,13 +6,13 @@ use std::path::PathBuf;
 
 use nginx_sys::{
     NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_full_name, ngx_conf_t, ngx_int_t,
-    ngx_parse_size, ngx_parse_time, ngx_str_t,
+    ngx_parse_offset, ngx_parse_time, ngx_str_t,
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
-use ngx::ngx_conf_log_error;
+use ngx::{ngx_conf_log_error, ngx_log_error};
 
 /// A place in the configuration, for messages that come after its reading.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Place {
     file: String,
     line: usize,
@@ -39,8 +39,12 @@ pub(crate) trait ConfExt {
     fn args(&self) -> &'static [ngx_str_t];
     /// Stops the reading with a message.
     fn error(&mut self, message: impl fmt::Display) -> *mut c_char;
+    /// Stops with a message about what stands elsewhere.
+    fn error_at(&mut self, place: &Place, message: impl fmt::Display) -> *mut c_char;
     /// Goes on with a message.
     fn warn(&mut self, message: impl fmt::Display);
+    /// Goes on with a message about what stands elsewhere.
+    fn warn_at(&mut self, place: &Place, message: impl fmt::Display);
     /// Where the directive stands.
     fn place(&self) -> Place;
     /// The path, relative to the configuration's directory.
@@ -58,8 +62,17 @@ impl ConfExt for ngx_conf_t {
         NGX_CONF_ERROR
     }
 
+    fn error_at(&mut self, place: &Place, message: impl fmt::Display) -> *mut c_char {
+        ngx_log_error!(NGX_LOG_EMERG, self.log, "{message} in {place}");
+        NGX_CONF_ERROR
+    }
+
     fn warn(&mut self, message: impl fmt::Display) {
         ngx_conf_log_error!(NGX_LOG_WARN, self, "{message}");
+    }
+
+    fn warn_at(&mut self, place: &Place, message: impl fmt::Display) {
+        ngx_log_error!(NGX_LOG_WARN, self.log, "{message} in {place}");
     }
 
     fn place(&self) -> Place {
@@ -91,11 +104,11 @@ pub(crate) fn parse_time_ms(value: ngx_str_t) -> Option<u64> {
     })
 }
 
-/// A size as in nginx's own directives, `16m`, in bytes.
+/// A size as in nginx's own directives, `16m` or `1g`, in bytes.
 pub(crate) fn parse_size(value: ngx_str_t) -> Option<usize> {
     let size = parsed(value, |value| {
         // SAFETY: the string is valid.
-        unsafe { ngx_parse_size(value) as ngx_int_t }
+        unsafe { ngx_parse_offset(value) as ngx_int_t }
     });
     size.map(|s| s as usize)
 }

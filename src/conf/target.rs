@@ -1,20 +1,21 @@
 //! The block `tirreno_target [name] { … }`.
 
 use core::ffi::{c_char, c_void};
-use core::ptr;
+use core::{fmt, ptr};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
-use std::{fs, io};
 
-use nginx_sys::{ngx_command_t, ngx_conf_parse, ngx_conf_t, ngx_str_t};
+use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use tirreno_pipeline::config::{
     Endpoint, HEADERS_OF_OURS, Roots, Secret, TargetConfig, TirrenoConfig, check_header,
 };
-use tirreno_pipeline::event::EventTypes;
+use tirreno_pipeline::event::{EventType, EventTypes};
 use tirreno_pipeline::zone::MAX_NAME;
 
-use super::ext::{ConfExt, parse_size, parse_time_ms};
+use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
 use crate::guarded;
 
 const MAX_CONNECTIONS: usize = 64;
@@ -50,6 +51,7 @@ pub(super) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfi
              \".\", and not \"all\""
         )));
     }
+    let place = cf.place();
     let mut draft = Draft::default();
     let mut block = *cf;
     block.handler = Some(parameter);
@@ -59,18 +61,26 @@ pub(super) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfi
     if rc != NGX_CONF_OK {
         return Err(rc);
     }
-    draft.finish(cf, name)
+    draft.finish(cf, name, &place)
 }
 
 extern "C" fn parameter(
     cf: *mut ngx_conf_t,
-    _cmd: *mut ngx_command_t,
+    cmd: *mut ngx_command_t,
     draft: *mut c_void,
 ) -> *mut c_char {
     guarded(NGX_CONF_ERROR, || {
-        // SAFETY: nginx passes what `read` put into the context.
-        let (cf, draft) = unsafe { (&mut *cf, &mut *draft.cast::<Draft>()) };
+        // SAFETY: nginx passes the context that `read` made.
+        let cf = unsafe { &mut *cf };
         let args = cf.args();
+        if let [name, _] = args
+            && name.as_bytes() == b"include"
+        {
+            // SAFETY: as in nginx's own blocks with a handler; it comes back here.
+            return unsafe { ngx_conf_include(cf, cmd, draft) };
+        }
+        // SAFETY: the draft that `read` put into the context.
+        let draft = unsafe { &mut *draft.cast::<Draft>() };
         match draft.set(cf, &args[0].to_string(), &args[1..]) {
             Ok(()) => NGX_CONF_OK,
             Err(message) => cf.error(message),
@@ -93,7 +103,8 @@ impl Draft {
             | "timeout"
             | "connections"
             | "rate"
-            | "accept_200" => (1, 1),
+            | "accept_200"
+            | "include" => (1, 1),
             "queue" => (1, 2),
             "header" => (2, 2),
             "events" => (1, usize::MAX),
@@ -110,7 +121,7 @@ impl Draft {
         }
         if args.iter().any(|arg| arg.as_bytes().contains(&b'$')) {
             return Err(format!(
-                "\"{name}\" in \"tirreno_target\" cannot contain variables{}",
+                "\"{name}\" in \"tirreno_target\" cannot contain variables or \"$\"{}",
                 if name == "api_key" {
                     ", put the key into a file for \"api_key_file\""
                 } else {
@@ -119,31 +130,43 @@ impl Draft {
             ));
         }
         let arg = args[0];
-        let invalid = || format!("invalid value \"{arg}\" in \"{name}\" directive");
+        let invalid = |must: &dyn fmt::Display| {
+            format!("invalid value \"{arg}\" in \"{name}\" directive, it must be {must}")
+        };
         let time = |least: u64| {
-            let ms = parse_time_ms(arg).filter(|ms| *ms >= least).ok_or_else(invalid)?;
-            Ok::<_, String>(Duration::from_millis(ms))
+            let ms = parse_time_ms(arg).filter(|ms| *ms >= least);
+            ms.map(Duration::from_millis).ok_or_else(|| match least {
+                0 => invalid(&"a time like \"1s\" or \"500ms\""),
+                _ => invalid(&"a time above 0 like \"1s\" or \"500ms\""),
+            })
         };
         let count = |most: usize| {
             let count = arg.to_str().ok().and_then(|a| a.parse().ok());
-            count.filter(|n| (1..=most).contains(n)).ok_or_else(invalid)
+            count
+                .filter(|n| (1..=most).contains(n))
+                .ok_or_else(|| invalid(&format_args!("a number from 1 to {most}")))
         };
         let flag = || match arg.as_bytes() {
             b"on" => Ok(true),
             b"off" => Ok(false),
-            _ => Err(format!("{}, it must be \"on\" or \"off\"", invalid())),
+            _ => Err(invalid(&"\"on\" or \"off\"")),
         };
         match name {
             "type" => match arg.as_bytes() {
                 b"tirreno" => {}
                 b"none" => self.off = true,
-                _ => return Err(format!("unknown target type \"{arg}\"")),
+                _ => return Err(invalid(&"\"tirreno\" or \"none\"")),
             },
             "events" => {
                 let patterns: Vec<_> = args.iter().map(|a| a.to_string()).collect();
                 let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
-                let events = EventTypes::from_patterns(&patterns)
-                    .map_err(|pattern| format!("no event type matches \"{pattern}\""))?;
+                let events = EventTypes::from_patterns(&patterns).map_err(|pattern| {
+                    format!(
+                        "no event type matches \"{pattern}\" in \"events\" directive, the types \
+                         are {}",
+                        EventType::ALL.map(EventType::name).join(", ")
+                    )
+                })?;
                 self.events = Some(events);
             }
             "queue" => {
@@ -153,7 +176,12 @@ impl Draft {
                         .strip_prefix(b"size=")
                         .and_then(parse_size)
                         .filter(|size| *size > 0)
-                        .ok_or_else(|| format!("invalid parameter \"{arg}\""))?,
+                        .ok_or_else(|| {
+                            format!(
+                                "invalid parameter \"{arg}\" in \"queue\" directive, it must be a \
+                                 size like \"size=16m\""
+                            )
+                        })?,
                 };
                 self.queue = Some((count(MAX_QUEUE)?, bytes));
             }
@@ -161,33 +189,45 @@ impl Draft {
             "batch_size" => self.batch_size = Some(count(MAX_QUEUE)?),
             "shutdown_timeout" => self.shutdown_timeout = Some(time(0)?),
             "url" => {
-                let text = arg.to_str().map_err(|_| invalid())?;
-                let endpoint = Endpoint::parse(text)
-                    .map_err(|error| format!("invalid URL \"{text}\": {error}"))?;
-                self.endpoint = Some(endpoint);
+                // The message has no URL: it may hold a password.
+                let endpoint = Endpoint::parse(&arg.to_string());
+                let invalid = |e| format!("invalid value in \"url\" directive, {e}");
+                self.endpoint = Some(endpoint.map_err(invalid)?);
             }
             "api_key" | "api_key_file" => {
                 if self.api_key.is_some() {
-                    return Err("\"api_key\" and \"api_key_file\" cannot be used together".into());
+                    return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
                 }
                 let key = if name == "api_key" { arg.to_string() } else { read_key(cf, arg)? };
-                self.api_key = Some(checked_key(key, name)?);
+                self.api_key = Some(checked_key(&key, name)?);
             }
             "header" => {
                 let (header, value) = (arg.to_string(), args[1].to_string());
                 if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
-                    return Err(format!("the header \"{header}\" is set by the module"));
+                    return Err(format!(
+                        "\"header\" directive cannot change \"{header}\", which the module sets"
+                    ));
                 }
-                check_header(&header, &value)
-                    .map_err(|what| format!("invalid {what} of the header \"{header}\""))?;
+                check_header(&header, &value).map_err(|what| {
+                    format!(
+                        "invalid {what} of \"{header}\" in \"header\" directive, it must be {}",
+                        match what {
+                            "name" => "a header's name without \":\"",
+                            _ => "printable ASCII characters",
+                        }
+                    )
+                })?;
                 self.headers.push((header, Secret::new(value)));
             }
             "ssl_trusted_certificate" => {
-                let path = cf.full_name(arg).ok_or_else(invalid)?;
-                let roots =
-                    fs::read(&path).map_err(|error| unreadable(arg, &error)).and_then(|pem| {
-                        Roots::from_pem(&pem).map_err(|e| format!("\"{arg}\" cannot be used: {e}"))
-                    })?;
+                let (path, pem) = read_file(cf, arg)?;
+                let roots = Roots::from_pem(&pem).map_err(|error| {
+                    format!(
+                        "\"{}\" cannot be used as \"{name}\": {error}, it must hold certificates \
+                         of authorities in PEM format",
+                        path.display()
+                    )
+                })?;
                 self.trusted = Some(roots);
             }
             "ssl_verify" => self.verify = Some(flag()?),
@@ -195,9 +235,8 @@ impl Draft {
             "connections" => self.connections = Some(count(MAX_CONNECTIONS)?),
             "rate" => {
                 let rate = arg.to_str().ok().and_then(parse_rate);
-                self.rate = Some(rate.ok_or_else(|| {
-                    format!("{}, it must be \"auto\" or like \"10r/s\"", invalid())
-                })?);
+                let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
+                self.rate = Some(rate.ok_or_else(|| invalid(&must))?);
             }
             "accept_200" => self.accept_200 = Some(flag()?),
             _ => {}
@@ -205,28 +244,41 @@ impl Draft {
         Ok(())
     }
 
-    fn finish(self, cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfig>, *mut c_char> {
+    fn finish(
+        self,
+        cf: &mut ngx_conf_t,
+        name: &str,
+        place: &Place,
+    ) -> Result<Option<TargetConfig>, *mut c_char> {
         if self.off {
             return Ok(None);
         }
         let Some(endpoint) = self.endpoint else {
-            return Err(cf.error(format_args!("no \"url\" is set for the target \"{name}\"")));
+            return Err(cf.error_at(
+                place,
+                format_args!(
+                    "target \"{name}\" has no \"url\", add it like \"url https://HOST/sensor/;\""
+                ),
+            ));
         };
         let Some(api_key) = self.api_key else {
-            return Err(cf.error(format_args!(
-                "no \"api_key_file\" or \"api_key\" is set for the target \"{name}\""
-            )));
+            return Err(cf.error_at(
+                place,
+                format_args!("target \"{name}\" has no API key, add \"api_key_file PATH;\""),
+            ));
         };
         let verify = self.verify.unwrap_or(true);
         let roots = match self.trusted {
             None if endpoint.is_https() && verify => match Roots::system() {
                 Ok(roots) => Some(roots),
                 Err(error) => {
-                    return Err(cf.error(format_args!(
-                        "no CA certificates are found for the target \"{name}\" ({error}): \
-                         install the package \"ca-certificates\", or set \
-                         \"ssl_trusted_certificate\""
-                    )));
+                    return Err(cf.error_at(
+                        place,
+                        format_args!(
+                            "target \"{name}\" cannot verify certificates: {error}, install the \
+                             package \"ca-certificates\" or set \"ssl_trusted_certificate\""
+                        ),
+                    ));
                 }
             },
             trusted => trusted,
@@ -271,28 +323,47 @@ fn parse_rate(text: &str) -> Option<Option<f64>> {
     Some(Some(f64::from(number) / seconds))
 }
 
-fn unreadable(path: ngx_str_t, error: &io::Error) -> String {
-    format!("\"{path}\" cannot be read: {error}")
+/// The file's full name and what it holds.
+fn read_file(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String> {
+    let path = cf.full_name(path).ok_or("no memory for a path")?;
+    let content = fs::read(&path)
+        .map_err(|error| format!("\"{}\" cannot be read: {error}", path.display()))?;
+    Ok((path, content))
 }
 
 fn read_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<String, String> {
-    let file = cf.full_name(path).ok_or_else(|| format!("invalid path \"{path}\""))?;
-    let key = fs::read_to_string(&file).map_err(|error| unreadable(path, &error))?;
-    if fs::metadata(&file).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
+    let (path, key) = read_file(cf, path).map_err(|error| hide_key(cf, path, error))?;
+    if fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
+        let path = path.display();
         cf.warn(format_args!(
-            "\"{path}\" holds the API key and can be read by everyone: use \"chmod 600\""
+            "\"{path}\" holds the API key and everyone can read it, run \"chmod 600 {path}\""
         ));
     }
-    Ok(key)
+    Ok(String::from_utf8_lossy(&key).into_owned())
 }
 
-fn checked_key(key: String, name: &str) -> Result<Secret, String> {
-    let key = key.trim_end();
+/// A name without a file may be the key itself, written where its file's path belongs: only an
+/// absolute path is repeated.
+fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, error: String) -> String {
+    match cf.full_name(path) {
+        Some(full) if !path.as_bytes().starts_with(b"/") && !full.exists() => {
+            let full = full.to_string_lossy();
+            let directory = full.strip_suffix(&*path.to_string()).unwrap_or_default();
+            format!("\"api_key_file\" names no file below \"{directory}\"")
+        }
+        _ => error,
+    }
+}
+
+fn checked_key(key: &str, name: &str) -> Result<Secret, String> {
+    let key = key.trim_ascii_end();
     if key.is_empty() {
-        return Err(format!("\"{name}\" holds no key"));
+        return Err(format!("\"{name}\" is empty, it must hold the API key"));
     }
     if !key.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!("\"{name}\" must hold one line of printable characters"));
+        return Err(format!(
+            "\"{name}\" must hold the API key and nothing else, in one line without spaces"
+        ));
     }
     Ok(Secret::new(key))
 }

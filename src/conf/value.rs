@@ -64,6 +64,11 @@ impl Value {
         }
     }
 
+    /// Whether every request gives nothing.
+    pub(crate) fn is_constant_empty(&self) -> bool {
+        self.constant().is_some_and(<[u8]>::is_empty)
+    }
+
     /// Whether no request switches it on.
     pub(crate) fn is_constant_off(&self) -> bool {
         self.constant().is_some_and(is_off)

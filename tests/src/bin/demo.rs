@@ -140,9 +140,12 @@ Each event is shown here as it is delivered. Ctrl-C ends the demo.
     Ok(())
 }
 
+/// Method, URL and headers.
+type Request<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
 fn smoke(port: u16, sensor: &Sensor) -> Result<()> {
     let browser = ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0");
-    let requests: [(&str, &str, &[(&str, &str)]); 5] = [
+    let requests: [Request<'_>; 5] = [
         (
             "GET",
             "/town-square",
