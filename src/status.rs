@@ -57,20 +57,31 @@ fn json(main: &MainConf) -> String {
 fn account(zone: Zone, target: &TargetConfig) -> Value {
     let totals = zone.totals(target.slot);
     let fault = totals.last_fault;
-    json!({
+    let mut account = json!({
         "type": "tirreno",
         "state": totals.state.name(),
         "captured": totals.captured,
         "delivered": totals.delivered,
         "rejected": totals.rejected,
-        "dropped": totals.dropped.iter().sum::<u64>(),
+        "dropped": totals.all_dropped(),
         "pending": totals.pending,
         "retries": totals.retries,
         "last_error": fault.map(|(fault, _)| fault.to_string()),
         "last_error_time": fault.and_then(|(_, ms)| DateTime::from_timestamp_millis(ms))
             .map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)),
         "oldest_pending_seconds": totals.oldest_pending_ms / 1000,
-    })
+    });
+    if target.spool.is_some() {
+        let set_aside: Map<_, _> =
+            totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
+        account["spool"] = json!({
+            "events": totals.stored.pending,
+            "bytes": totals.stored.bytes,
+            "drain_seconds": totals.drain_seconds,
+            "set_aside": set_aside,
+        });
+    }
+    account
 }
 
 /// # Safety

@@ -2,6 +2,10 @@
 
 use core::ffi::c_void;
 use core::ptr;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nginx_sys::{
     NGX_LOG_EMERG, ngx_conf_t, ngx_int_t, ngx_pagesize, ngx_shared_memory_add, ngx_shm_zone_t,
@@ -76,6 +80,11 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
             Zone::format(start.cast(), len).ok_or("\"tirreno_zone\" is too small")?
         },
     };
+    for target in &main.targets {
+        if let Some(spool) = &target.spool {
+            check_directory(&spool.path)?;
+        }
+    }
     for target in &mut main.targets {
         target.slot = zone.open_account(&target.name).map_err(|_| {
             "too many targets were configured since nginx started: restart it".to_owned()
@@ -84,6 +93,19 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     main.running = Some(main.targets.as_slice().into());
     main.zone = Some(zone);
     Ok(())
+}
+
+/// nginx has made the directory and given it to the workers' user; whether it can be written to is
+/// another matter.
+fn check_directory(path: &Path) -> Result<(), String> {
+    let usable = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).and_then(|c| {
+        // SAFETY: the path ends with NUL.
+        match unsafe { libc::access(c.as_ptr(), libc::W_OK | libc::X_OK) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    usable.map_err(|error| format!("spool: \"{}\" cannot be used: {error}", path.display()))
 }
 
 /// `worker_processes` of the configuration that is being put into force.

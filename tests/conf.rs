@@ -164,6 +164,9 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
              it must be \"auto\" or a rate like \"10r/s\" or \"300r/m\""
         )
     };
+    let spool = |value: &str, must: &str| {
+        format!("invalid parameter \"{value}\" in \"spool\" directive, it must be {must}")
+    };
     let count = |name: &str| format!("invalid number of arguments in \"{name}\" directive");
     let ours = |name: &str| {
         format!("\"header\" directive cannot change \"{name}\", which the module sets")
@@ -263,7 +266,17 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         // Directives that are unknown, incomplete or repeated.
         ("api-key %KEY%;", unknown("api-key")),
         ("tirreno on;", unknown("tirreno")),
-        ("spool;", unknown("spool")),
+        ("spool;", count("spool")),
+        ("spool a max_size=1k;", spool("max_size=1k", "a size from 1m on, like \"max_size=1g\"")),
+        ("spool a max_age=0;", spool("max_age=0", "a time like \"max_age=7d\"")),
+        (
+            "spool a when_full=panic;",
+            spool(
+                "when_full=panic",
+                "\"max_size=\", \"max_age=\", or \"when_full=\" with \"drop_oldest\" or \
+                 \"drop_newest\"",
+            ),
+        ),
         ("connections 2 3;", count("connections")),
         ("connections;", count("connections")),
         ("queue 10 size=1m 3;", count("queue")),

@@ -8,6 +8,7 @@ use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
 use crate::event::EventTypes;
+use crate::spool::SpoolConfig;
 
 /// A value that never appears in a message: an API key, a header.
 #[derive(Clone, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct TargetConfig {
     pub batch_size: usize,
     /// How long a stopping process tries to deliver what it holds.
     pub shutdown_timeout: Duration,
+    /// Where what is not delivered is kept.
+    pub spool: Option<SpoolConfig>,
     /// Where its events go.
     pub tirreno: TirrenoConfig,
 }

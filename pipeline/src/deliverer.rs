@@ -18,10 +18,11 @@ use std::{io, mem, ptr};
 
 use crate::clock::monotonic_ns;
 use crate::config::TargetConfig;
+use crate::gate::EventId;
 use crate::journal::{Journal, Level};
 use crate::record::Record;
 use crate::ring::Collector;
-use crate::target::{Connect, Event, Target};
+use crate::target::{Connect, Content, Event, Target};
 use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
 
 /// How often the deliverer looks for records: nobody wakes it, so that capturing costs no system call.
@@ -235,15 +236,16 @@ impl Worker<'_> {
                 break;
             }
             collection.collect_if_due();
+            collection.targets.iter_mut().for_each(Target::feed);
             thread::park_timeout(POLL);
         }
         drop(term);
         collection.report_gone();
-        self.finish(collection.targets, ledger);
+        self.finish(collection.targets);
     }
 
     /// Tries to deliver what the targets hold, each within its `shutdown_timeout`.
-    fn finish(&self, mut targets: Vec<Target>, ledger: Ledger) {
+    fn finish(&self, mut targets: Vec<Target>) {
         let left = Instant::now();
         let deadline = |target: &Target| {
             let timeout = target.shutdown_timeout();
@@ -254,7 +256,7 @@ impl Worker<'_> {
         targets.iter_mut().for_each(|target| target.stop(deadline(target)));
         while !targets.is_empty() {
             let now = Instant::now();
-            let is_over = |t: &mut Target| ledger.holds(t.slot()) == 0 || now >= deadline(t);
+            let is_over = |t: &mut Target| t.is_done() || now >= deadline(t);
             targets.extract_if(.., is_over).for_each(|target| target.finish(now));
             if !targets.is_empty() {
                 thread::park_timeout(POLL_FINISHING);
@@ -336,16 +338,24 @@ impl Collection {
     /// Collects all that was captured before the stamp `before`.
     fn collect(&mut self, before: u64) {
         loop {
-            let batch = self.collector.take(before, self.batch_size);
+            let mut batch = self.collector.take(before, self.batch_size);
             if batch.damaged > 0 {
                 self.journal.log(Level::Error, "a segment of tirreno_zone is damaged");
             }
-            for (slot, count) in batch.per_target.iter().enumerate().filter(|(_, n)| **n > 0) {
-                self.ledger.collected(slot, *count);
+            let records: Vec<_> = batch.records.iter().filter_map(|r| Record::parse(r)).collect();
+            let mut spooled = 0;
+            for target in &mut self.targets {
+                spooled |= u32::from(target.spool(&records)) << target.slot();
+            }
+            self.collector.commit(&mut batch);
+            for (slot, count) in batch.per_target.iter().enumerate() {
+                if *count > 0 && spooled & (1 << slot) == 0 {
+                    self.ledger.collected(slot, *count);
+                }
             }
             let full = batch.records.len() == self.batch_size;
             for bytes in batch.records {
-                self.hand_over(bytes.into());
+                self.hand_over(bytes.into(), !spooled);
             }
             if !full {
                 return;
@@ -353,14 +363,17 @@ impl Collection {
         }
     }
 
-    fn hand_over(&mut self, bytes: Arc<[u8]>) {
+    /// Queues a record for those `targets` of its own that have not spooled it.
+    fn hand_over(&mut self, bytes: Arc<[u8]>, targets: u32) {
         let Some(record) = Record::parse(&bytes) else { return };
         let (kind, time_ms, user) = (record.kind(), record.time_ms(), record.user_key());
         self.next_id += 1;
-        for slot in (0..MAX_TARGETS).filter(|slot| record.targets() & (1 << slot) != 0) {
+        let targets = record.targets() & targets;
+        for slot in (0..MAX_TARGETS).filter(|slot| targets & (1 << slot) != 0) {
             match self.targets.iter_mut().find(|t| t.slot() == slot) {
                 Some(target) => {
-                    let event = Event { id: self.next_id, user, record: bytes.clone() };
+                    let id = EventId::Memory(self.next_id);
+                    let event = Event { id, user, content: Content::Record(bytes.clone()) };
                     target.offer(event, kind, time_ms);
                 }
                 None => {

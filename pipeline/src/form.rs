@@ -13,9 +13,9 @@ use crate::event::{EventType, Param};
 use crate::record::{NO_ADDRESS, Record};
 
 /// How Tirreno writes a time, always in UTC.
-const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
+pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
 /// The times that Tirreno reads; anything else it replaces with the time of arrival.
-const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
+pub(crate) const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
 /// The largest `httpCode` that Tirreno's database takes.
 const MAX_CODE: u16 = 32767;
 
@@ -33,6 +33,11 @@ pub fn encode(record: &Record<'_>) -> String {
         }
     }
     serde_urlencoded::to_string(&pairs).unwrap_or_default()
+}
+
+/// The user as the form has it.
+pub fn user(record: &Record<'_>) -> Option<String> {
+    value(record, Param::UserName).map(Cow::into_owned)
 }
 
 fn value<'a>(record: &Record<'a>, param: Param) -> Option<Cow<'a, str>> {

@@ -8,10 +8,12 @@
 //! what follows from each answer. It does no input or output and reads no clock.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::journal::{Journal, Level, Once};
 use crate::rate::Pacer;
+use crate::store::{Outcome, Store};
 use crate::zone::{DropReason, Fault, Ledger, State};
 
 /// First and longest pause after an attempt that failed.
@@ -89,6 +91,58 @@ impl Pause {
     const NONE: Self = Self { length: Duration::ZERO, recoveries: None };
 }
 
+/// An event, as the gate and the accounts know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventId {
+    /// It is in the spool, with that key.
+    Stored(u64),
+    /// It is in memory only.
+    Memory(u64),
+}
+
+/// Where a target's events are counted: those in memory in the zone, those in the spool there.
+#[derive(Clone)]
+pub struct Book {
+    /// The zone's accounts.
+    pub ledger: Ledger,
+    /// The target's place in them.
+    pub slot: usize,
+    /// Its spool, if it has one.
+    pub store: Option<Arc<Store>>,
+}
+
+impl Book {
+    fn delivered(&self, id: EventId) {
+        match (id, &self.store) {
+            (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Delivered),
+            _ => self.ledger.delivered(self.slot),
+        }
+    }
+
+    fn rejected(&self, id: EventId, fault: Fault) {
+        match (id, &self.store) {
+            (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Rejected(fault)),
+            _ => self.ledger.rejected(self.slot),
+        }
+    }
+
+    fn given_up(&self, id: EventId, reason: DropReason) {
+        match id {
+            // It stays in the spool, and is tried again by the next deliverer.
+            EventId::Stored(_) => {}
+            EventId::Memory(_) => self.ledger.dropped(self.slot, 1, reason),
+        }
+    }
+
+    fn retry(&self) {
+        self.ledger.retry(self.slot);
+    }
+
+    fn show(&self, state: State, fault: Option<Fault>) {
+        self.ledger.show(self.slot, state, fault);
+    }
+}
+
 /// The settings that decide what answers mean.
 #[derive(Clone, Debug)]
 pub struct GateConfig {
@@ -130,11 +184,9 @@ struct Strikes {
 }
 
 /// One target's state; see the module.
-#[derive(Debug)]
 pub struct Gate {
     config: GateConfig,
-    ledger: Ledger,
-    slot: usize,
+    book: Book,
     journal: Journal,
     pacer: Pacer,
     hold: Hold,
@@ -142,7 +194,7 @@ pub struct Gate {
     /// How many events the server took since the start.
     accepted: u64,
     /// What is held against events that were tried; by their ids.
-    strikes: HashMap<u64, Strikes>,
+    strikes: HashMap<EventId, Strikes>,
     /// How many events were refused for the first time since one was accepted.
     suspects: u32,
     /// Whether an event failed since one was accepted.
@@ -155,7 +207,7 @@ pub struct Gate {
     /// Until when a 200 needs no further question about the key.
     key_trusted_until: Option<Instant>,
     /// Different events answered 200 since the last accepted one, and the last of them.
-    answered_200: (u32, u64),
+    answered_200: (u32, Option<EventId>),
     /// Whether the log says that events are not accepted.
     complained: bool,
     /// What was said about each fault.
@@ -164,18 +216,11 @@ pub struct Gate {
 
 impl Gate {
     /// The state at the start, at `now`: the key is asked for before anything is sent.
-    pub fn new(
-        config: GateConfig,
-        ledger: Ledger,
-        slot: usize,
-        journal: Journal,
-        now: Instant,
-    ) -> Self {
+    pub fn new(config: GateConfig, book: Book, journal: Journal, now: Instant) -> Self {
         Self {
             pacer: Pacer::new(config.rate),
             config,
-            ledger,
-            slot,
+            book,
             journal,
             hold: Hold::Paused { until: now },
             closed: false,
@@ -187,7 +232,7 @@ impl Gate {
             key_asked: false,
             key_good: false,
             key_trusted_until: None,
-            answered_200: (0, 0),
+            answered_200: (0, None),
             complained: false,
             said: HashMap::new(),
         }
@@ -198,22 +243,24 @@ impl Gate {
         self.pacer.rate()
     }
 
-    /// Gives up all events that are held, and whatever answers still come. Returns their number.
+    /// Gives up all events that are in memory only, and whatever answers still come. Returns their
+    /// number.
     pub fn close(&mut self, reason: DropReason) -> u32 {
         if std::mem::replace(&mut self.closed, true) {
             return 0;
         }
-        let held = self.ledger.holds(self.slot);
-        self.ledger.dropped(self.slot, held, reason);
-        self.ledger.show_oldest(self.slot, 0);
+        let Book { ledger, slot, .. } = &self.book;
+        let held = ledger.holds(*slot);
+        ledger.dropped(*slot, held, reason);
+        ledger.show_oldest(*slot, 0);
         held
     }
 
     /// An event is given up for another reason than an answer.
-    pub fn give_up(&mut self, id: u64, reason: DropReason) {
+    pub fn give_up(&mut self, id: EventId, reason: DropReason) {
         if !self.closed {
             self.strikes.remove(&id);
-            self.ledger.dropped(self.slot, 1, reason);
+            self.book.given_up(id, reason);
         }
     }
 
@@ -267,7 +314,7 @@ impl Gate {
     /// The event `id`, sent at `sent`, was answered; `waiting` tells whether more events wait.
     pub fn answered(
         &mut self,
-        id: u64,
+        id: EventId,
         answer: Answer,
         sent: Instant,
         now: Instant,
@@ -286,7 +333,7 @@ impl Gate {
             Answer::Status(429) => {
                 self.end_backoff();
                 self.pacer.refused(now);
-                self.ledger.retry(self.slot);
+                self.book.retry();
                 self.say_429(now);
                 Verdict::Again
             }
@@ -306,7 +353,13 @@ impl Gate {
     }
 
     /// The event `id` was answered 200, and the key check `key`.
-    pub fn judged_200(&mut self, id: u64, key: KeyAnswer, sent: Instant, now: Instant) -> Verdict {
+    pub fn judged_200(
+        &mut self,
+        id: EventId,
+        key: KeyAnswer,
+        sent: Instant,
+        now: Instant,
+    ) -> Verdict {
         if self.closed {
             return Verdict::Settled;
         }
@@ -327,8 +380,8 @@ impl Gate {
         self.key_good = true;
         self.key_trusted_until = Some(now + KEY_TRUST);
         let (count, last) = &mut self.answered_200;
-        if *last != id || *count == 0 {
-            (*count, *last) = (*count + 1, id);
+        if *last != Some(id) {
+            (*count, *last) = (*count + 1, Some(id));
         }
         if *count >= PUZZLE {
             self.hold = Hold::Paused { until: now + KEY_PAUSE };
@@ -384,9 +437,9 @@ impl Gate {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    fn accepted(&mut self, id: u64, now: Instant, waiting: bool) -> Verdict {
+    fn accepted(&mut self, id: EventId, now: Instant, waiting: bool) -> Verdict {
         self.hold = Hold::Open;
-        self.answered_200 = (0, 0);
+        self.answered_200 = (0, None);
         self.strikes.remove(&id);
         self.suspects = 0;
         self.accepted += 1;
@@ -394,7 +447,7 @@ impl Gate {
             self.recoveries += 1;
         }
         self.pacer.accepted(now, waiting);
-        self.ledger.delivered(self.slot);
+        self.book.delivered(id);
         let complained = std::mem::take(&mut self.complained);
         if self.accepted == 1 {
             self.log(Level::Notice, "first event accepted");
@@ -406,7 +459,7 @@ impl Gate {
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
-    fn refused(&mut self, id: u64, code: u16, sent: Instant, now: Instant) -> Verdict {
+    fn refused(&mut self, id: EventId, code: u16, sent: Instant, now: Instant) -> Verdict {
         let fault = Fault::Answered(code);
         let strikes = self.strike(id, fault);
         if strikes.count >= STRIKES {
@@ -432,14 +485,14 @@ impl Gate {
         self.back_off(id, fault, news, sent, now)
     }
 
-    fn failed(&mut self, id: u64, fault: Fault, sent: Instant, now: Instant) -> Verdict {
+    fn failed(&mut self, id: EventId, fault: Fault, sent: Instant, now: Instant) -> Verdict {
         self.strike(id, fault);
         self.complain(fault, now, "events are kept");
         self.back_off(id, fault, true, sent, now)
     }
 
     /// Notes that the event failed.
-    fn strike(&mut self, id: u64, fault: Fault) -> Strikes {
+    fn strike(&mut self, id: EventId, fault: Fault) -> Strikes {
         let accepted = self.accepted;
         let new = Strikes { fault, count: 1, attempts: 0, accepted };
         let strikes = self.strikes.entry(id).or_insert(new);
@@ -454,7 +507,7 @@ impl Gate {
     }
 
     /// The pause of an event that failed, apart from what the server's state asks for.
-    fn own_pause(&self, id: u64) -> Pause {
+    fn own_pause(&self, id: EventId) -> Pause {
         let Some(strikes) = self.strikes.get(&id) else { return Pause::NONE };
         let recoveries = (strikes.count == 1).then_some(self.recoveries);
         Pause { length: Self::pause(strikes.attempts), recoveries }
@@ -463,7 +516,7 @@ impl Gate {
     /// The server is in trouble; `news` tells whether that makes it worse than known.
     fn back_off(
         &mut self,
-        id: u64,
+        id: EventId,
         fault: Fault,
         news: bool,
         sent: Instant,
@@ -485,14 +538,14 @@ impl Gate {
 
     fn keep(&mut self, pause: Pause, fault: Fault, state: State) -> Verdict {
         self.in_trouble = true;
-        self.ledger.retry(self.slot);
-        self.ledger.show(self.slot, state, Some(fault));
+        self.book.retry();
+        self.book.show(state, Some(fault));
         Verdict::Later(pause)
     }
 
-    fn reject(&mut self, id: u64, fault: Fault) -> Verdict {
+    fn reject(&mut self, id: EventId, fault: Fault) -> Verdict {
         self.strikes.remove(&id);
-        self.ledger.rejected(self.slot);
+        self.book.rejected(id, fault);
         self.show(Some(fault));
         Verdict::Settled
     }
@@ -519,13 +572,13 @@ impl Gate {
             Hold::Paused { .. } => State::Paused,
             Hold::Backoff { .. } => State::Retrying,
         };
-        self.ledger.show(self.slot, state, fault);
+        self.book.show(state, fault);
     }
 
     fn say_429(&mut self, now: Instant) {
         let fault = Fault::Answered(429);
         let state = if self.pacer.is_probing() { State::Retrying } else { State::Ok };
-        self.ledger.show(self.slot, state, Some(fault));
+        self.book.show(state, Some(fault));
         self.say(fault, now, Level::Info, "slowing down; events are kept");
     }
 
@@ -579,7 +632,7 @@ mod tests {
                 timeout: Duration::from_secs(5),
             };
             let now = Instant::now();
-            let mut gate = Gate::new(config, ledger, 0, journal, now);
+            let mut gate = Gate::new(config, Book { ledger, slot: 0, store: None }, journal, now);
             assert_eq!(gate.permit(now), Permit::AskKey);
             assert!(matches!(gate.permit(now), Permit::Wait(_)));
             gate.key_answered(KeyAnswer::Good, now);
@@ -595,7 +648,18 @@ mod tests {
                     Permit::AskKey => panic!("asks for the key"),
                 }
             }
-            self.gate.answered(id, answer, self.now, self.now, true)
+            self.answered(id, answer, self.now, self.now, true)
+        }
+
+        fn answered(
+            &mut self,
+            id: u64,
+            answer: Answer,
+            sent: Instant,
+            now: Instant,
+            waiting: bool,
+        ) -> Verdict {
+            self.gate.answered(EventId::Memory(id), answer, sent, now, waiting)
         }
 
         /// As [`post`](Self::post), for an event that must be kept; returns its own pause.
@@ -609,7 +673,7 @@ mod tests {
         /// Posts `id`, which is answered 200, and asks for the key.
         fn post_200(&mut self, id: u64, key: KeyAnswer) -> Verdict {
             assert_eq!(self.post(id, Status(200)), Verdict::AskKey);
-            self.gate.judged_200(id, key, self.now, self.now)
+            self.gate.judged_200(EventId::Memory(id), key, self.now, self.now)
         }
 
         fn counts(&self) -> (u64, u64, u64, u64) {
@@ -681,8 +745,8 @@ mod tests {
         assert_eq!(b.gate.permit(sent), Permit::Send);
         assert_eq!(b.gate.permit(sent), Permit::Send);
         let later = sent + Duration::from_secs(1);
-        b.gate.answered(1, Answer::None(Fault::TimedOut), sent, later, true);
-        b.gate.answered(2, Answer::None(Fault::TimedOut), sent, later, true);
+        b.answered(1, Answer::None(Fault::TimedOut), sent, later, true);
+        b.answered(2, Answer::None(Fault::TimedOut), sent, later, true);
         let Permit::Wait(pause) = b.gate.permit(later) else { panic!("no pause") };
         assert!(pause <= BACKOFF);
     }
@@ -696,7 +760,7 @@ mod tests {
                 b.post_in_vain(id, Status(403));
                 assert_eq!(b.gate.permit(b.now), Permit::Send, "others are held up in {round}");
                 let other = others.next().unwrap();
-                b.gate.answered(other, Status(204), b.now, b.now, true);
+                b.answered(other, Status(204), b.now, b.now, true);
             }
         }
         // Nothing new is learned from these.
@@ -852,7 +916,7 @@ mod tests {
         let mut b = Bench::new();
         b.post(1, Status(204));
         assert_eq!(b.gate.close(DropReason::Shutdown), 99);
-        assert_eq!(b.gate.answered(2, Status(204), b.now, b.now, true), Verdict::Settled);
+        assert_eq!(b.answered(2, Status(204), b.now, b.now, true), Verdict::Settled);
         assert_eq!(b.gate.close(DropReason::Shutdown), 0);
         assert_eq!(b.counts(), (1, 0, 99, 0));
     }

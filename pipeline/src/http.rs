@@ -1,5 +1,6 @@
 //! HTTP to one target over one connection.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
@@ -16,9 +17,7 @@ use ureq::unversioned::transport::{
 use ureq::{Agent, Error, Timeout};
 
 use crate::config::TirrenoConfig;
-use crate::form;
 use crate::gate::{Answer, KeyAnswer};
-use crate::record::Record;
 use crate::zone::Fault;
 
 /// How long addresses of a host are used before it is looked up again.
@@ -26,10 +25,19 @@ const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
 /// The most bytes of a body that are read, so that the connection can be used again.
 const MAX_BODY: u64 = 64 * 1024;
 
+/// What is sent for an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Post<'a> {
+    /// The trace id.
+    pub trace: &'a str,
+    /// The form.
+    pub body: Cow<'a, str>,
+}
+
 /// Sends events to a server. One connection's thread owns it.
 pub trait Outbound: Send {
     /// Sends one event within `limit`.
-    fn post(&mut self, event: &Record<'_>, limit: Duration) -> Answer;
+    fn post(&mut self, event: &Post<'_>, limit: Duration) -> Answer;
 
     /// Asks within `limit` whether the API key is good.
     fn check_key(&mut self, limit: Duration) -> KeyAnswer;
@@ -184,11 +192,15 @@ impl Tirreno {
 }
 
 impl Outbound for Tirreno {
-    fn post(&mut self, event: &Record<'_>, limit: Duration) -> Answer {
+    fn post(&mut self, event: &Post<'_>, limit: Duration) -> Answer {
         let uri = self.config.endpoint.sensor();
-        let body = form::encode(event);
-        match self.send(uri, "application/x-www-form-urlencoded", Some(event.trace()), &body, limit)
-        {
+        match self.send(
+            uri,
+            "application/x-www-form-urlencoded",
+            Some(event.trace),
+            &event.body,
+            limit,
+        ) {
             Ok(status) => Answer::Status(status.as_u16()),
             Err(fault) => Answer::None(fault),
         }

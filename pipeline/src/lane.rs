@@ -14,7 +14,6 @@ use crate::deliverer::lower_priority;
 use crate::gate::{Gate, Pause, Permit, Verdict};
 use crate::http::Outbound;
 use crate::journal::{Journal, Level};
-use crate::record::Record;
 use crate::target::{Connect, Event, Shared};
 use crate::zone::DropReason;
 
@@ -84,6 +83,10 @@ impl Lane {
             if self.head.is_none() {
                 self.head = self.next(now);
             }
+            if self.head.as_ref().is_some_and(|event| self.shared.leaves(event)) {
+                self.settle();
+                continue;
+            }
             let permit = match self.head {
                 Some(_) => self.shared.gate().permit(now),
                 None if self.ended => return,
@@ -107,9 +110,9 @@ impl Lane {
 
     fn send(&mut self, outbound: &mut dyn Outbound) {
         let Some(event) = &self.head else { return };
-        let Some(record) = Record::parse(&event.record) else { return };
+        let post = event.content.post();
         let sent = Instant::now();
-        let answer = outbound.post(&record, self.shared.limit());
+        let answer = outbound.post(&post, self.shared.limit());
         let waiting = !self.queue.is_empty() || !self.kept.is_empty();
         let answered =
             |gate: &mut Gate| gate.answered(event.id, answer, sent, Instant::now(), waiting);
@@ -159,8 +162,11 @@ impl Lane {
 
     fn next_kept(&mut self, now: Instant) -> Option<Event> {
         let recoveries = self.shared.gate().recoveries();
-        let is_due =
-            |k: &Kept| k.due <= now || k.recoveries.is_some_and(|before| before != recoveries);
+        let is_due = |kept: &Kept| {
+            kept.due <= now
+                || kept.recoveries.is_some_and(|before| before != recoveries)
+                || kept.events.front().is_some_and(|event| self.shared.leaves(event))
+        };
         let first = self.kept.values_mut().filter(|k| is_due(k)).min_by_key(|k| k.due)?;
         first.events.pop_front()
     }

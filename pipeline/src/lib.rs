@@ -28,5 +28,7 @@ pub mod lane;
 pub mod rate;
 pub mod record;
 pub mod ring;
+pub mod spool;
+pub mod store;
 pub mod target;
 pub mod zone;

@@ -96,7 +96,9 @@ pub struct Collector {
 }
 
 /// What one round took out.
-#[derive(Debug, Default)]
+///
+/// Until [`Collector::commit`], the segments still hold all of it.
+#[derive(Default)]
 pub struct Batch {
     /// The records' bytes, in the order of capture.
     pub records: Vec<Box<[u8]>>,
@@ -104,6 +106,7 @@ pub struct Batch {
     pub per_target: [u32; MAX_TARGETS],
     /// Segments with bytes that are no record; what followed in them was given up.
     pub damaged: u32,
+    cursors: Vec<Cursor>,
 }
 
 impl Collector {
@@ -135,8 +138,8 @@ impl Collector {
         false
     }
 
-    /// Takes out at most `most` records that were captured before the stamp `before`, in the order
-    /// of capture over all workers, and frees what is read to its end.
+    /// Reads at most `most` records that were captured before the stamp `before`, in the order of
+    /// capture over all workers.
     pub fn take(&mut self, before: u64, most: usize) -> Batch {
         let mut batch = Batch::default();
         let mut cursors: Vec<Cursor> = Vec::new();
@@ -170,11 +173,14 @@ impl Collector {
             oldest.extend(cursor.head(c));
         }
 
-        for cursor in cursors {
-            batch.damaged += u32::from(cursor.damaged);
-            cursor.finish();
-        }
+        batch.damaged = cursors.iter().filter(|cursor| cursor.damaged).count() as u32;
+        batch.cursors = cursors;
         batch
+    }
+
+    /// Frees what was read: whoever reads next starts behind it.
+    pub fn commit(&mut self, batch: &mut Batch) {
+        batch.cursors.drain(..).for_each(Cursor::finish);
     }
 }
 
@@ -235,6 +241,22 @@ mod tests {
         capture
     }
 
+    fn take(zone: Zone, before: u64, most: usize) -> Batch {
+        let mut collector = Collector::new(zone);
+        let mut batch = collector.take(before, most);
+        collector.commit(&mut batch);
+        batch
+    }
+
+    #[test]
+    fn what_is_not_committed_comes_again() {
+        let zone = anonymous(1 << 20).unwrap();
+        Producer::new(zone, std::process::id()).push(&capture(b"/a")).unwrap();
+        assert_eq!(urls(&Collector::new(zone).take(ALL, 10)), ["/a"]);
+        assert_eq!(urls(&take(zone, ALL, 10)), ["/a"]);
+        assert!(take(zone, ALL, 10).records.is_empty());
+    }
+
     fn urls(batch: &Batch) -> Vec<String> {
         let url = |r: &[u8]| Record::parse(r).unwrap().get(Param::Url).unwrap().to_vec();
         batch.records.iter().map(|r| String::from_utf8(url(r)).unwrap()).collect()
@@ -248,7 +270,7 @@ mod tests {
         for i in 0..100 {
             workers[i % 3 % 2].push(&capture(format!("/{i}").as_bytes())).unwrap();
         }
-        let batch = Collector::new(zone).take(ALL, 1000);
+        let batch = take(zone, ALL, 1000);
         assert_eq!(urls(&batch), (0..100).map(|i| format!("/{i}")).collect::<Vec<_>>());
         assert_eq!(batch.per_target[0], 100);
         assert!(!zone.has_records());
@@ -258,16 +280,16 @@ mod tests {
     fn a_round_stops_at_its_bounds() {
         let zone = anonymous(1 << 20).unwrap();
         let mut worker = Producer::new(zone, std::process::id());
-        let mut collector = Collector::new(zone);
+        let collector = Collector::new(zone);
         assert!(!collector.is_due(1, 0));
         worker.push(&capture(b"/a")).unwrap();
         let between = monotonic_ns();
         worker.push(&capture(b"/b")).unwrap();
         assert!(collector.is_due(2, 0) && !collector.is_due(3, 0) && collector.is_due(3, between));
-        assert_eq!(urls(&collector.take(between, 10)), ["/a"]);
+        assert_eq!(urls(&take(zone, between, 10)), ["/a"]);
         worker.push(&capture(b"/c")).unwrap();
-        assert_eq!(urls(&collector.take(ALL, 1)), ["/b"]);
-        assert_eq!(urls(&collector.take(ALL, 10)), ["/c"]);
+        assert_eq!(urls(&take(zone, ALL, 1)), ["/b"]);
+        assert_eq!(urls(&take(zone, ALL, 10)), ["/c"]);
     }
 
     #[test]
@@ -285,7 +307,7 @@ mod tests {
         assert_eq!(totals.captured, stored + 2);
         assert_eq!(totals.dropped[DropReason::ZoneFull as usize], 2);
         assert_eq!(totals.pending, stored);
-        let batch = Collector::new(zone).take(ALL, usize::MAX);
+        let batch = take(zone, ALL, usize::MAX);
         assert_eq!(batch.records.len() as u64, stored);
         worker.search_after = 0;
         worker.push(&capture(&url)).unwrap();
@@ -305,7 +327,7 @@ mod tests {
             }
             libc::waitpid(child, &mut 0, 0);
         }
-        assert_eq!(urls(&Collector::new(zone).take(ALL, 10)), ["/last"]);
+        assert_eq!(urls(&take(zone, ALL, 10)), ["/last"]);
         assert!(zone.segments().iter().all(|s| s.stage() == Stage::Free));
     }
 
@@ -320,8 +342,8 @@ mod tests {
         room[..4].copy_from_slice(&7u32.to_ne_bytes());
         zone.segments()[0].written.fetch_add(8, Release);
         good.push(&capture(b"/other")).unwrap();
-        let batch = Collector::new(zone).take(ALL, 10);
+        let batch = take(zone, ALL, 10);
         assert_eq!((urls(&batch), batch.damaged), (vec!["/before".into(), "/other".into()], 1));
-        assert_eq!(Collector::new(zone).take(ALL, 10).damaged, 0);
+        assert_eq!(take(zone, ALL, 10).damaged, 0);
     }
 }

@@ -1,6 +1,6 @@
 //! One target inside the deliverer: the bounded queue before its connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,15 +11,22 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::config::TargetConfig;
 use crate::event::EventType;
-use crate::gate::{Gate, GateConfig};
-use crate::http::{Addresses, Outbound, Tirreno};
+use crate::form;
+use crate::gate::{Book, EventId, Gate, GateConfig};
+use crate::http::{Addresses, Outbound, Post, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
-use crate::record::MIN_RECORD;
+use crate::record::{MIN_RECORD, Record};
+use crate::store::Store;
 use crate::zone::{DropReason, Ledger, Zone};
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.
 const PAGES_UP_TO: f64 = 0.8;
+/// Of a spool so many events, and bytes, are in memory for the connections, …
+const WINDOW: usize = 2048;
+const WINDOW_BYTES: usize = 4 << 20;
+/// … read so many at a time.
+const CHUNK: usize = 512;
 /// Over this time a rate of events is measured …
 const RATE_SPAN: Duration = Duration::from_secs(10);
 /// … and one above the target's is said this often.
@@ -29,11 +36,51 @@ const RATE_REPEAT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Event {
     /// Its place in the order of capture, unique within a deliverer.
-    pub id: u64,
+    pub id: EventId,
     /// Tells users apart.
     pub user: u64,
-    /// The record, shared by the targets that get it.
-    pub record: Arc<[u8]>,
+    /// What it is.
+    pub content: Content,
+}
+
+/// What an event is.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A record, shared by the targets that get it.
+    Record(Arc<[u8]>),
+    /// An event of the spool.
+    Stored {
+        /// The trace id.
+        trace: String,
+        /// The form.
+        body: String,
+    },
+}
+
+impl Content {
+    /// What is sent.
+    pub fn post(&self) -> Post<'_> {
+        match self {
+            Self::Stored { trace, body } => Post { trace, body: body.as_str().into() },
+            Self::Record(bytes) => match Record::parse(bytes) {
+                Some(record) => Post { trace: record.trace(), body: form::encode(&record).into() },
+                None => Post { trace: "", body: "".into() },
+            },
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Record(bytes) => bytes.len(),
+            Self::Stored { trace, body } => trace.len() + body.len(),
+        }
+    }
+}
+
+impl Event {
+    fn is_stored(&self) -> bool {
+        matches!(self.id, EventId::Stored(_))
+    }
 }
 
 /// Makes a target's connections; tests put scripted ones in their place.
@@ -44,10 +91,12 @@ pub struct Shared {
     gate: Mutex<Gate>,
     gate_changed: Condvar,
     /// The events that are queued, kept or in flight, with the time they were captured.
-    held: Mutex<BTreeMap<u64, i64>>,
+    held: Mutex<BTreeMap<EventId, i64>>,
     held_less: Condvar,
     bytes: AtomicUsize,
     closed: AtomicBool,
+    /// The next deliverer sends what is in the spool.
+    leaving: AtomicBool,
     /// When this target gives up, once it stops.
     deadline: Mutex<Option<Instant>>,
     timeout: Duration,
@@ -82,6 +131,11 @@ impl Shared {
         self.closed.load(Relaxed)
     }
 
+    /// Whether this event is not to be sent any more: it is in the spool, for the next deliverer.
+    pub fn leaves(&self, event: &Event) -> bool {
+        event.is_stored() && self.leaving.load(Relaxed)
+    }
+
     /// How long an attempt may take that starts now.
     pub fn limit(&self) -> Duration {
         let left = lock(&self.deadline).map(|d| d.saturating_duration_since(Instant::now()));
@@ -90,7 +144,7 @@ impl Shared {
 
     /// An event's fate is decided and counted.
     pub fn release(&self, event: &Event) {
-        self.bytes.fetch_sub(event.record.len(), Relaxed);
+        self.bytes.fetch_sub(event.content.size(), Relaxed);
         lock(&self.held).remove(&event.id);
         self.held_less.notify_all();
     }
@@ -123,6 +177,16 @@ pub struct Target {
     config: TargetConfig,
     label: String,
     shared: Arc<Shared>,
+    store: Option<Arc<Store>>,
+    /// Events that could not be spooled yet. They are held.
+    unspooled: VecDeque<Event>,
+    /// The key of the last event that was read from the spool.
+    last_loaded: u64,
+    /// Whether the connections have all that is in the spool.
+    caught_up: bool,
+    /// What the spool had no room for, or was too old, since it was last said.
+    spool_dropped: u64,
+    spool_expired: u64,
     lanes: Vec<Sender<Event>>,
     threads: Vec<JoinHandle<()>>,
     zone: Zone,
@@ -131,6 +195,8 @@ pub struct Target {
     reported: [u64; DropReason::ALL.len()],
     /// When the present measurement of the rate began, and the events since.
     measured: (Instant, u64),
+    /// The same for what was delivered.
+    delivered: (Instant, u64),
     rate_said: Once,
 }
 
@@ -155,13 +221,18 @@ impl Target {
             timeout: tirreno.timeout,
         };
         let now = Instant::now();
+        let url = tirreno.endpoint.sensor().to_string();
+        let spool = config.spool.as_ref();
+        let store = spool.map(|s| Arc::new(Store::new(s, &config.name, &url, &label, journal)));
+        let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
-            gate: Mutex::new(Gate::new(gate, ledger, config.slot, journal.clone(), now)),
+            gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
             gate_changed: Condvar::new(),
             held: Mutex::default(),
             held_less: Condvar::new(),
             bytes: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             deadline: Mutex::new(None),
             timeout: tirreno.timeout,
         });
@@ -174,6 +245,12 @@ impl Target {
             config: config.clone(),
             label,
             shared: shared.clone(),
+            store,
+            unspooled: VecDeque::new(),
+            last_loaded: 0,
+            caught_up: false,
+            spool_dropped: 0,
+            spool_expired: 0,
             lanes: Vec::new(),
             threads: Vec::new(),
             zone,
@@ -181,12 +258,13 @@ impl Target {
             journal: journal.clone(),
             reported,
             measured: (now, 0),
+            delivered: (now, zone.totals(config.slot).delivered),
             rate_said: Once::every(RATE_REPEAT),
         };
         for i in 0..connections {
             // The queue's bounds are checked before: a lane never blocks the collector.
             let (sender, receiver) =
-                bounded(config.queue_events.min(config.queue_bytes / MIN_RECORD + 1));
+                bounded(config.queue_events.min(config.queue_bytes / MIN_RECORD + 1) + WINDOW);
             let lane = Lane::new(shared.clone(), receiver, connect.clone(), journal.clone());
             let thread = thread::Builder::new().name(format!("tirreno-{i}"));
             target.threads.push(thread.spawn(move || lane.run())?);
@@ -209,8 +287,7 @@ impl Target {
         } else {
             (self.config.queue_events, self.config.queue_bytes)
         };
-        let size = event.record.len();
-        let lane = (event.user % self.lanes.len() as u64) as usize;
+        let size = event.content.size();
         let id = event.id;
         let fits = {
             let mut held = lock(&self.shared.held);
@@ -221,13 +298,107 @@ impl Target {
             }
             fits
         };
-        if fits {
-            if let Err(error) = self.lanes[lane].try_send(event) {
-                self.shared.release(&error.into_inner());
-                self.ledger.dropped(self.config.slot, 1, DropReason::Internal);
-            }
-        } else {
+        if !fits {
             self.ledger.dropped(self.config.slot, 1, DropReason::QueueFull);
+        } else if self.store.is_some() {
+            self.unspooled.push_back(event);
+        } else {
+            self.send(event);
+        }
+    }
+
+    /// Hands a held event to its user's connection.
+    fn send(&mut self, event: Event) {
+        let lane = (event.user % self.lanes.len() as u64) as usize;
+        if let Err(error) = self.lanes[lane].try_send(event) {
+            let event = error.into_inner();
+            self.shared.release(&event);
+            self.shared.gate().give_up(event.id, DropReason::Internal);
+        }
+    }
+
+    /// Commits this target's part of a batch to its spool and counts it. Where that is not possible,
+    /// or there is no spool, the events are the caller's: `false`.
+    pub fn spool(&mut self, batch: &[Record<'_>]) -> bool {
+        let Some(store) = &self.store else { return false };
+        let slot = self.config.slot;
+        let ours: Vec<_> =
+            batch.iter().filter(|record| record.targets() & (1 << slot) != 0).copied().collect();
+        if ours.is_empty() {
+            return true;
+        }
+        // Those that wait longer come first.
+        if !self.unspooled.is_empty() {
+            return false;
+        }
+        let Some(appended) = store.append(&ours) else { return false };
+        self.spool_dropped += appended.dropped;
+        self.ledger.spooled(slot, ours.len() as u32);
+        self.measured.1 += ours.len() as u64;
+        self.caught_up = false;
+        true
+    }
+
+    /// Moves events between memory, spool and connections, as there is room and the spool works.
+    pub fn feed(&mut self) {
+        let Some(store) = self.store.clone() else { return };
+        self.spool_unspooled(&store);
+        if let Some(totals) = store.totals() {
+            self.ledger.show_stored(self.config.slot, &totals);
+            // The deliverer of another master may have added some.
+            let in_lanes = self.shared.len().saturating_sub(self.unspooled.len()) as u64;
+            self.caught_up &= totals.pending <= in_lanes;
+        }
+        if store.may_send() {
+            while !self.caught_up {
+                let in_lanes = self.shared.len().saturating_sub(self.unspooled.len());
+                let room = WINDOW.saturating_sub(in_lanes).min(CHUNK);
+                if room == 0 {
+                    break;
+                }
+                let Some(events) = store.load(self.last_loaded, room, WINDOW_BYTES) else {
+                    // It cannot even be read: what is in memory need not wait for it.
+                    self.send_unspooled();
+                    break;
+                };
+                self.caught_up = events.len() < room;
+                for stored in events {
+                    self.last_loaded = stored.id;
+                    let content = Content::Stored { trace: stored.trace, body: stored.body };
+                    let id = EventId::Stored(stored.id);
+                    lock(&self.shared.held).insert(id, stored.time_ms);
+                    self.shared.bytes.fetch_add(content.size(), Relaxed);
+                    self.send(Event { id, user: stored.user, content });
+                }
+            }
+            if self.caught_up {
+                self.send_unspooled();
+            }
+        }
+    }
+
+    fn spool_unspooled(&mut self, store: &Store) {
+        if self.unspooled.is_empty() {
+            return;
+        }
+        let records: Vec<_> = self
+            .unspooled
+            .iter()
+            .filter_map(|event| match &event.content {
+                Content::Record(bytes) => Record::parse(bytes),
+                Content::Stored { .. } => None,
+            })
+            .collect();
+        let Some(appended) = store.append(&records) else { return };
+        self.spool_dropped += appended.dropped;
+        self.caught_up = false;
+        self.ledger.moved_to_spool(self.config.slot, records.len() as u32);
+        self.unspooled.drain(..).for_each(|event| self.shared.release(&event));
+    }
+
+    fn send_unspooled(&mut self) {
+        while let Some(event) = self.unspooled.pop_front() {
+            self.send(event);
         }
     }
 
@@ -235,6 +406,14 @@ impl Target {
     pub fn tick(&mut self, now: Instant) {
         let oldest = lock(&self.shared.held).first_key_value().map_or(0, |(_, time)| *time);
         self.ledger.show_oldest(self.config.slot, oldest);
+        self.show_drain(now);
+        if let Some(store) = &self.store {
+            let pending = self.zone.totals(self.config.slot).stored.pending;
+            self.spool_expired += store.tend(pending, now);
+            if let Some(reasons) = store.reasons() {
+                self.ledger.show_reasons(self.config.slot, &reasons);
+            }
+        }
         self.report_drops();
 
         let (since, count) = self.measured;
@@ -259,9 +438,32 @@ impl Target {
         }
     }
 
+    /// Shows how long what is pending will take at the present rate.
+    fn show_drain(&mut self, now: Instant) {
+        let (since, before) = self.delivered;
+        let span = now - since;
+        if span < RATE_SPAN {
+            return;
+        }
+        let totals = self.zone.totals(self.config.slot);
+        let rate = totals.delivered.saturating_sub(before) as f64 / span.as_secs_f64();
+        self.delivered = (now, totals.delivered);
+        let seconds = (rate > 0.0).then(|| (totals.pending as f64 / rate).ceil() as u64);
+        self.ledger.show_drain(self.config.slot, seconds);
+    }
+
     fn report_drops(&mut self) {
-        let dropped = self.zone.totals(self.config.slot).dropped;
-        let total: u64 = dropped.iter().sum();
+        let totals = self.zone.totals(self.config.slot);
+        let dropped = totals.dropped;
+        let total: u64 = totals.all_dropped();
+        for (new, why) in [
+            (std::mem::take(&mut self.spool_dropped), "the spool is full"),
+            (std::mem::take(&mut self.spool_expired), "they were in the spool for max_age"),
+        ] {
+            if new > 0 {
+                self.log(Level::Error, format!("{new} events dropped, {why}; {total} in total"));
+            }
+        }
         for reason in DropReason::ALL {
             let new = dropped[reason as usize].saturating_sub(self.reported[reason as usize]);
             // Who shuts down says so itself.
@@ -276,6 +478,11 @@ impl Target {
     /// No event comes any more; what is held is tried until `deadline`.
     pub fn stop(&mut self, deadline: Instant) {
         *lock(&self.shared.deadline) = Some(deadline);
+        if let Some(store) = self.store.clone() {
+            self.spool_unspooled(&store);
+            self.shared.leaving.store(true, Relaxed);
+        }
+        self.send_unspooled();
         self.lanes.clear();
         self.shared.gate().last_chance(Instant::now());
         self.shared.wake();
@@ -297,8 +504,19 @@ impl Target {
         self.config.shutdown_timeout
     }
 
+    /// Whether nothing is left to be tried.
+    pub fn is_done(&self) -> bool {
+        self.shared.is_empty()
+    }
+
     fn close(&mut self, reason: DropReason) -> u32 {
         let rest = self.shared.gate().close(reason);
+        if let Some(store) = &self.store {
+            if let Some(totals) = store.totals() {
+                self.ledger.show_stored(self.config.slot, &totals);
+            }
+            store.leave();
+        }
         self.shared.closed.store(true, Relaxed);
         self.lanes.clear();
         self.shared.wake();

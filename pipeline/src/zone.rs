@@ -26,9 +26,12 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use crate::clock::{monotonic_ns, wall_ms};
+use crate::spool::SpoolTotals;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
+/// The most reasons for which events of one target are set aside, and shown.
+pub const MAX_REASONS: usize = 8;
 /// The longest name of a target, in bytes.
 pub const MAX_NAME: usize = 63;
 /// The most deliverers, running or stopping, at one time.
@@ -156,6 +159,11 @@ impl Fault {
         kind << 16 | u32::from(code)
     }
 
+    /// The answer that a text of this type's `Display` tells of.
+    pub fn from_answered(text: &str) -> Option<Self> {
+        text.strip_prefix("answered ")?.parse().ok().map(Self::Answered)
+    }
+
     fn unpack(packed: u32) -> Option<Self> {
         let code = packed as u16;
         Some(match packed >> 16 {
@@ -213,6 +221,24 @@ struct Account {
     fault: AtomicU32,
     fault_ms: AtomicU64,
     oldest_ms: AtomicU64,
+    /// Plus one; 0: unknown.
+    drain_seconds: AtomicU64,
+    /// Of `collected`, what went into the spool.
+    spooled: AtomicU64,
+    stored: StoredCounters,
+}
+
+/// What the spool counts, over all zones that used it; shown here for the status.
+#[repr(C)]
+struct StoredCounters {
+    collected: AtomicU64,
+    delivered: AtomicU64,
+    rejected: AtomicU64,
+    dropped: AtomicU64,
+    pending: AtomicU64,
+    bytes: AtomicU64,
+    /// Why events were set aside, a packed fault each, and how many of them are kept.
+    reasons: [(AtomicU32, AtomicU64); MAX_REASONS],
 }
 
 /// The one counter that all workers write, apart from those that the deliverer writes.
@@ -489,15 +515,35 @@ impl Zone {
         let held: u64 =
             self.head.couriers.iter().map(|c| u64::from(c.held[slot].load(Relaxed))).sum();
         let dropped = std::array::from_fn(|r| account.dropped[r].load(Relaxed));
+        let stored = SpoolTotals {
+            collected: account.stored.collected.load(Relaxed),
+            delivered: account.stored.delivered.load(Relaxed),
+            rejected: account.stored.rejected.load(Relaxed),
+            dropped: account.stored.dropped.load(Relaxed),
+            pending: account.stored.pending.load(Relaxed),
+            bytes: account.stored.bytes.load(Relaxed),
+        };
+        let spooled = account.spooled.load(Relaxed);
         let fault = Fault::unpack(account.fault.load(Relaxed));
         let oldest_ms = account.oldest_ms.load(Relaxed) as i64;
         Totals {
             state: State::from_number(account.state.load(Relaxed)),
-            captured,
-            delivered: account.delivered.load(Relaxed),
-            rejected: account.rejected.load(Relaxed),
+            captured: stored.collected + captured.saturating_sub(spooled),
+            delivered: stored.delivered + account.delivered.load(Relaxed),
+            rejected: stored.rejected + account.rejected.load(Relaxed),
             dropped,
-            pending: captured.saturating_sub(collected) + held,
+            pending: stored.pending + captured.saturating_sub(collected) + held,
+            stored,
+            set_aside: account
+                .stored
+                .reasons
+                .iter()
+                .filter_map(|(fault, count)| {
+                    Some((Fault::unpack(fault.load(Relaxed))?, count.load(Relaxed)))
+                })
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            drain_seconds: account.drain_seconds.load(Relaxed).checked_sub(1),
             retries: account.retries.load(Relaxed),
             last_fault: fault.map(|f| (f, account.fault_ms.load(Relaxed) as i64)),
             oldest_pending_ms: if oldest_ms == 0 { 0 } else { (wall_ms() - oldest_ms).max(0) },
@@ -554,14 +600,27 @@ pub struct Totals {
     pub rejected: u64,
     /// By [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// In segments, queued, or in flight.
+    /// In segments, queued, in the spool, or in flight.
     pub pending: u64,
+    /// What the spool counts; the others include it, except `dropped`.
+    pub stored: SpoolTotals,
+    /// Why rejected events were set aside, and how many are kept for it.
+    pub set_aside: Vec<(Fault, u64)>,
+    /// In how many seconds nothing will be pending, at the present rate.
+    pub drain_seconds: Option<u64>,
     /// Attempts after which the event was kept.
     pub retries: u64,
     /// What went wrong last, and when, in milliseconds since the epoch.
     pub last_fault: Option<(Fault, i64)>,
     /// Age of the oldest event that a deliverer holds.
     pub oldest_pending_ms: i64,
+}
+
+impl Totals {
+    /// All that was given up, for whatever reason.
+    pub fn all_dropped(&self) -> u64 {
+        self.stored.dropped + self.dropped.iter().sum::<u64>()
+    }
 }
 
 /// One deliverer's right to change the accounts: of all processes, it alone moves events from
@@ -585,6 +644,45 @@ impl Ledger {
     pub fn collected(&self, slot: usize, n: u32) {
         self.account(slot).collected.fetch_add(u64::from(n), Relaxed);
         self.held(slot).fetch_add(n, Relaxed);
+    }
+
+    /// `n` events went from the segments into the spool.
+    pub fn spooled(&self, slot: usize, n: u32) {
+        let account = self.account(slot);
+        account.collected.fetch_add(u64::from(n), Relaxed);
+        account.spooled.fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// `n` held events went into the spool.
+    pub fn moved_to_spool(&self, slot: usize, n: u32) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).spooled.fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// Shows in how many seconds nothing will be pending, if that is known.
+    pub fn show_drain(&self, slot: usize, seconds: Option<u64>) {
+        self.account(slot).drain_seconds.store(seconds.map_or(0, |s| s.saturating_add(1)), Relaxed);
+    }
+
+    /// Shows why events were set aside, and how many are kept.
+    pub fn show_reasons(&self, slot: usize, reasons: &[(Fault, u64)]) {
+        let shown = &self.account(slot).stored.reasons;
+        for (i, (fault, count)) in shown.iter().enumerate() {
+            let (new, kept) = reasons.get(i).map_or((0, 0), |(fault, kept)| (fault.pack(), *kept));
+            fault.store(new, Relaxed);
+            count.store(kept, Relaxed);
+        }
+    }
+
+    /// Shows what the spool counts.
+    pub fn show_stored(&self, slot: usize, totals: &SpoolTotals) {
+        let stored = &self.account(slot).stored;
+        stored.collected.store(totals.collected, Relaxed);
+        stored.delivered.store(totals.delivered, Relaxed);
+        stored.rejected.store(totals.rejected, Relaxed);
+        stored.dropped.store(totals.dropped, Relaxed);
+        stored.pending.store(totals.pending, Relaxed);
+        stored.bytes.store(totals.bytes, Relaxed);
     }
 
     /// How many events of the target this deliverer holds.

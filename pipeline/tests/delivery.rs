@@ -2,19 +2,22 @@
 //! scripted connections.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::config::{Endpoint, Secret, TargetConfig, TirrenoConfig};
 use tirreno_pipeline::deliverer::{Deliverer, Setup};
 use tirreno_pipeline::event::{EventTypes, Param};
 use tirreno_pipeline::gate::{Answer, KeyAnswer};
-use tirreno_pipeline::http::Outbound;
+use tirreno_pipeline::http::{Outbound, Post};
 use tirreno_pipeline::journal::{Reader, journal};
-use tirreno_pipeline::record::{Capture, Record};
+use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::ring::Producer;
+use tirreno_pipeline::spool::{Spool, SpoolConfig, WhenFull};
 use tirreno_pipeline::target::Connect;
 use tirreno_pipeline::zone::{DropReason, Zone, anonymous};
 
@@ -35,13 +38,13 @@ struct Connection {
 }
 
 impl Outbound for Connection {
-    fn post(&mut self, event: &Record<'_>, _limit: Duration) -> Answer {
-        let text =
-            |param| String::from_utf8_lossy(event.get(param).unwrap_or_default()).to_string();
-        let url = text(Param::Url);
+    fn post(&mut self, event: &Post<'_>, _limit: Duration) -> Answer {
+        let form: HashMap<String, String> = serde_urlencoded::from_str(&event.body).unwrap();
+        let url = form["url"].clone();
         let answer = (self.script)(&url);
         if answer == Answer::Status(204) {
-            self.server.accepted.lock().unwrap().push((text(Param::UserName), url, self.number));
+            let user = form["userName"].clone();
+            self.server.accepted.lock().unwrap().push((user, url, self.number));
         }
         answer
     }
@@ -80,6 +83,7 @@ impl Bench {
             interval: Duration::from_millis(1),
             batch_size: 64,
             shutdown_timeout: Duration::from_millis(300),
+            spool: None,
             tirreno: TirrenoConfig {
                 endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
                 api_key: Secret::new("k"),
@@ -97,6 +101,19 @@ impl Bench {
         Self { zone, server, setup, log }
     }
 
+    /// The same with a spool in `dir`.
+    fn spooled(mut self, dir: &Path) -> Self {
+        let mut target = self.setup.targets[0].clone();
+        target.spool = Some(SpoolConfig {
+            path: dir.into(),
+            max_size: 1 << 30,
+            max_age: Duration::from_secs(3600),
+            when_full: WhenFull::DropOldest,
+        });
+        self.setup.targets = vec![target].into();
+        self
+    }
+
     fn start(&self) -> Deliverer {
         Deliverer::start(self.setup.clone()).unwrap()
     }
@@ -111,13 +128,16 @@ impl Bench {
 
     fn adds_up(&self) {
         let t = self.zone.totals(0);
-        let settled = t.delivered + t.rejected + t.dropped.iter().sum::<u64>();
+        let settled = t.delivered + t.rejected + t.all_dropped();
         assert_eq!(t.captured, settled + t.pending, "{t:?}");
     }
 }
 
 fn push(worker: &mut Producer, user: &str, url: &str) {
-    let mut event = Capture::new(0);
+    static NEXT_TRACE: AtomicUsize = AtomicUsize::new(0);
+    let mut event = Capture::new(wall_ms());
+    let trace = format!("{:032x}", NEXT_TRACE.fetch_add(1, SeqCst));
+    event.trace = trace.into_bytes().try_into().unwrap();
     event.targets = 1;
     event.set(Param::UserName, user.as_bytes()).unwrap();
     event.set(Param::Url, url.as_bytes()).unwrap();
@@ -266,4 +286,94 @@ fn the_last_records_are_delivered_when_the_process_exits() {
     (0..500).for_each(|i| push(&mut worker, "u", &i.to_string()));
     deliverer.finish(None);
     assert_eq!(bench.delivered(), 500);
+}
+
+/// The numbers in the URLs that were accepted, in their order.
+fn numbers(bench: &Bench) -> Vec<usize> {
+    bench.server.accepted.lock().unwrap().iter().map(|(_, url, _)| url.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_spool_keeps_what_a_stopping_process_could_not_deliver() {
+    let dir = tempfile::tempdir().unwrap();
+    let down = Bench::new(2, |_| Answer::Status(503)).spooled(dir.path());
+    let deliverer = down.start();
+    let mut worker = down.worker();
+    (0..300).for_each(|i| push(&mut worker, &format!("u{}", i % 5), &i.to_string()));
+    wait("spooled", || down.zone.totals(0).stored.pending == 300);
+    deliverer.finish(None);
+    let t = down.zone.totals(0);
+    assert_eq!((t.captured, t.pending, t.all_dropped()), (300, 300, 0), "{t:?}");
+
+    // Another nginx, with a zone of its own.
+    let up = Bench::new(2, |_| Answer::Status(204)).spooled(dir.path());
+    let mut worker = up.worker();
+    let deliverer = up.start();
+    (300..400).for_each(|i| push(&mut worker, &format!("u{}", i % 5), &i.to_string()));
+    wait("all delivered", || up.delivered() == 400);
+    for user in 0..5 {
+        let of_user: Vec<_> = numbers(&up).into_iter().filter(|n| n % 5 == user).collect();
+        assert!(of_user.is_sorted(), "u{user}: {of_user:?}");
+    }
+    let t = up.zone.totals(0);
+    assert_eq!((t.captured, t.delivered, t.pending), (400, 400, 0));
+    up.adds_up();
+    deliverer.finish(None);
+}
+
+#[test]
+fn one_process_sends_from_a_spool() {
+    let dir = tempfile::tempdir().unwrap();
+    let benches = [0, 1].map(|_| Bench::new(1, |_| Answer::Status(204)).spooled(dir.path()));
+    let deliverers = benches.each_ref().map(Bench::start);
+    for (b, bench) in benches.iter().enumerate() {
+        let mut worker = bench.worker();
+        (0..100).for_each(|i| push(&mut worker, "u", &(b * 100 + i).to_string()));
+    }
+    wait("all delivered", || benches[0].delivered() == 200 && benches[1].delivered() == 200);
+    let sent = benches.each_ref().map(|b| numbers(b).len());
+    assert!(sent == [200, 0] || sent == [0, 200], "{sent:?}");
+    // The one that did not send takes over.
+    let [a, b] = deliverers;
+    let (first, second, rest) = if sent[0] > 0 { (a, b, &benches[1]) } else { (b, a, &benches[0]) };
+    first.finish(None);
+    push(&mut rest.worker(), "u", "200");
+    wait("one more", || numbers(rest).len() == 1);
+    second.finish(None);
+}
+
+#[test]
+fn a_spool_that_cannot_be_used_is_used_once_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let bench = Bench::new(1, |_| Answer::Status(204)).spooled(&missing);
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    (0..50).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    wait("said", || bench.log.drain().any(|m| m.text.contains("spool: ")));
+    std::fs::create_dir(&missing).unwrap();
+    wait("delivered", || bench.delivered() == 50);
+    assert!(numbers(&bench).is_sorted());
+    bench.adds_up();
+    deliverer.finish(None);
+}
+
+#[test]
+fn a_refused_event_is_kept_in_the_spool_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(1, |url| match url {
+        "7" => Answer::Status(400),
+        _ => Answer::Status(204),
+    })
+    .spooled(dir.path());
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    (0..20).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    wait("settled", || bench.delivered() == 19 && bench.zone.totals(0).rejected == 1);
+    bench.adds_up();
+    deliverer.finish(None);
+    let config = bench.setup.targets[0].spool.clone().unwrap();
+    let file = Spool::file(&config, "t", "http://localhost/sensor/");
+    let reasons = Spool::open(&config, &file).unwrap().rejected_by_reason().unwrap();
+    assert_eq!(reasons, [("answered 400".to_owned(), 1)]);
 }

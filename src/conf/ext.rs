@@ -2,11 +2,13 @@
 
 use core::ffi::{CStr, c_char};
 use core::{fmt, ptr};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nginx_sys::{
-    NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_full_name, ngx_conf_t, ngx_int_t,
-    ngx_parse_offset, ngx_parse_time, ngx_str_t,
+    NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_add_path, ngx_conf_full_name, ngx_conf_t,
+    ngx_int_t, ngx_parse_offset, ngx_parse_time, ngx_path_t, ngx_pcalloc, ngx_str_t,
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::{ngx_conf_log_error, ngx_log_error};
@@ -49,6 +51,8 @@ pub(crate) trait ConfExt {
     fn place(&self) -> Place;
     /// The path, relative to the configuration's directory.
     fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
+    /// A directory, relative to nginx's prefix, that nginx makes with the worker's owner.
+    fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf>;
 }
 
 impl ConfExt for ngx_conf_t {
@@ -88,12 +92,35 @@ impl ConfExt for ngx_conf_t {
         let mut path = path;
         // SAFETY: `path` is a valid string; the cycle's pool holds the result.
         let rc = unsafe { ngx_conf_full_name(self.cycle, ptr::addr_of_mut!(path), 1) };
-        if !Status(rc).is_ok() {
-            return None;
-        }
-        use std::os::unix::ffi::OsStrExt;
-        Some(std::ffi::OsStr::from_bytes(path.as_bytes()).into())
+        Status(rc).is_ok().then(|| to_path(path))
     }
+
+    fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf> {
+        let mut name = path;
+        // As in nginx's own path directives.
+        while name.len > 1 && name.as_bytes().ends_with(b"/") {
+            name.len -= 1;
+        }
+        // SAFETY: the name is a valid string; the pools hold what is made of it. nginx reads the
+        // path, zeroed but for what its own directives set too, as long as the cycle lives.
+        unsafe {
+            let rc = ngx_conf_full_name(self.cycle, ptr::addr_of_mut!(name), 0);
+            let made = ngx_pcalloc(self.pool, size_of::<ngx_path_t>()).cast::<ngx_path_t>();
+            let path = made.as_mut().filter(|_| Status(rc).is_ok())?;
+            path.name = name;
+            if let Some(file) = self.conf_file.as_ref() {
+                path.conf_file = file.file.name.data;
+                path.line = file.line;
+            }
+            let mut slot = made;
+            let rc = ngx_add_path(self, &mut slot);
+            Status(rc).is_ok().then(|| to_path(name))
+        }
+    }
+}
+
+fn to_path(name: ngx_str_t) -> PathBuf {
+    OsStr::from_bytes(name.as_bytes()).into()
 }
 
 /// A time as in nginx's own directives, `500ms` or `1m 30s`, in milliseconds.

@@ -13,6 +13,7 @@ use tirreno_pipeline::config::{
     Endpoint, HEADERS_OF_OURS, Roots, Secret, TargetConfig, TirrenoConfig, check_header,
 };
 use tirreno_pipeline::event::{EventType, EventTypes};
+use tirreno_pipeline::spool::{SpoolConfig, WhenFull};
 use tirreno_pipeline::zone::MAX_NAME;
 
 use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
@@ -20,6 +21,7 @@ use crate::guarded;
 
 const MAX_CONNECTIONS: usize = 64;
 const MAX_QUEUE: usize = 10_000_000;
+const MIN_SPOOL: usize = 1 << 20;
 
 /// A target while its block is read; `None` is the default.
 #[derive(Default)]
@@ -40,6 +42,7 @@ struct Draft {
     connections: Option<usize>,
     rate: Option<Option<f64>>,
     accept_200: Option<bool>,
+    spool: Option<SpoolConfig>,
 }
 
 /// Reads the block that follows; nothing for a target that is switched off.
@@ -106,6 +109,7 @@ impl Draft {
             | "accept_200"
             | "include" => (1, 1),
             "queue" => (1, 2),
+            "spool" => (1, 4),
             "header" => (2, 2),
             "events" => (1, usize::MAX),
             _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
@@ -185,6 +189,7 @@ impl Draft {
                 };
                 self.queue = Some((count(MAX_QUEUE)?, bytes));
             }
+            "spool" => self.spool = Some(read_spool(cf, args)?),
             "interval" => self.interval = Some(time(0)?),
             "batch_size" => self.batch_size = Some(count(MAX_QUEUE)?),
             "shutdown_timeout" => self.shutdown_timeout = Some(time(0)?),
@@ -293,6 +298,7 @@ impl Draft {
             interval: self.interval.unwrap_or(Duration::from_secs(1)),
             batch_size: self.batch_size.unwrap_or(512),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
+            spool: self.spool,
             tirreno: TirrenoConfig {
                 endpoint,
                 api_key,
@@ -321,6 +327,43 @@ fn parse_rate(text: &str) -> Option<Option<f64>> {
     };
     let number: u32 = number.parse().ok().filter(|n| *n > 0)?;
     Some(Some(f64::from(number) / seconds))
+}
+
+/// `path [max_size=1g] [max_age=7d] [when_full=drop_oldest|drop_newest]`; nginx makes the directory
+/// with the worker's owner, as for its temporary files.
+fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, String> {
+    let mut spool = SpoolConfig {
+        path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
+        max_size: 1 << 30,
+        max_age: Duration::from_secs(7 * 24 * 60 * 60),
+        when_full: WhenFull::DropOldest,
+    };
+    for arg in &args[1..] {
+        let invalid = |must: &str| {
+            format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
+        };
+        if let Some(size) = arg.strip_prefix(b"max_size=") {
+            let size = parse_size(size).filter(|size| *size >= MIN_SPOOL);
+            let must = "a size from 1m on, like \"max_size=1g\"";
+            spool.max_size = size.ok_or_else(|| invalid(must))? as u64;
+        } else if let Some(age) = arg.strip_prefix(b"max_age=") {
+            let age = parse_time_ms(age).filter(|age| *age > 0);
+            let must = "a time like \"max_age=7d\"";
+            spool.max_age = Duration::from_millis(age.ok_or_else(|| invalid(must))?);
+        } else {
+            spool.when_full = match arg.as_bytes() {
+                b"when_full=drop_oldest" => WhenFull::DropOldest,
+                b"when_full=drop_newest" => WhenFull::DropNewest,
+                _ => {
+                    return Err(invalid(
+                        "\"max_size=\", \"max_age=\", or \"when_full=\" with \"drop_oldest\" or \
+                         \"drop_newest\"",
+                    ));
+                }
+            };
+        }
+    }
+    Ok(spool)
 }
 
 /// The file's full name and what it holds.

@@ -118,7 +118,7 @@ fn the_key_check_tells_keys_apart() {
     assert_eq!(check(&[]).status, 400);
     assert_eq!(check(&[("Api-Key", "wrong")]).status, 401);
     let good = check(&[KEY]);
-    assert_eq!((good.status, &*good.text()), (200, r#"{"blacklisted":false,"value":"x"}"#));
+    assert_eq!((good.status, &*good.text()), (200, r#"{"value":"x","blacklisted":false}"#));
     sensor.set_key_check(Answer::code(503));
     assert_eq!(check(&[KEY]).status, 503);
     let answers: Vec<_> = sensor.key_checks().iter().map(|check| check.answer).collect();

@@ -1,0 +1,732 @@
+//! What is not delivered, on disk.
+//!
+//! One SQLite database a target and URL, in WAL mode: a batch is committed before its first POST, an
+//! event leaves after its 204, and the totals change in the same transactions, so that they are exact
+//! whatever is killed when. A killed process loses nothing of what is committed; a power cut may
+//! take the last moments (`synchronous=NORMAL`).
+//!
+//! Any elected deliverer may append, also those of two masters during a binary upgrade. Only the
+//! holder of a file lock beside the database, which the kernel gives on when the holder dies, sends.
+//!
+//! Administrators may look into it with `sqlite3`; the tables are documented in the README.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::DateTime;
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+
+use crate::clock::wall_ms;
+use crate::form;
+use crate::record::Record;
+
+/// How long a commit waits for another process's.
+const BUSY: Duration = Duration::from_secs(2);
+/// What a row takes beside its form: key, index, time, user.
+const ROW_OVERHEAD: u64 = 200;
+/// The most rejected events that are kept to be looked at.
+const MAX_REJECTED: u64 = 10_000;
+/// Above this share of the size, `page_*` events make room or are refused, so that logins find room.
+const PAGES_UP_TO: f64 = 0.8;
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS pending (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    trace_id TEXT NOT NULL UNIQUE,
+    captured TEXT NOT NULL,
+    type     TEXT NOT NULL,
+    user     TEXT,
+    user_key INTEGER NOT NULL,
+    body     TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS rejected (
+    id       INTEGER PRIMARY KEY,
+    trace_id TEXT NOT NULL,
+    captured TEXT NOT NULL,
+    type     TEXT NOT NULL,
+    user     TEXT,
+    user_key INTEGER NOT NULL,
+    body     TEXT NOT NULL,
+    rejected TEXT NOT NULL,
+    reason   TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS total (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// Which events go when the spool is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The oldest, page views first.
+    DropOldest,
+    /// The new ones, page views first.
+    DropNewest,
+}
+
+/// The parameter `spool`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// The directory.
+    pub path: PathBuf,
+    /// The most bytes of events.
+    pub max_size: u64,
+    /// How long an event is worth keeping.
+    pub max_age: Duration,
+    /// Which events go when it is full.
+    pub when_full: WhenFull,
+}
+
+/// Why a spool cannot be used now. It names no content.
+#[derive(Debug)]
+pub struct SpoolError(rusqlite::Error);
+
+impl SpoolError {
+    /// Whether the database is damaged, and not only in the way of something.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(
+            self.0.sqlite_error_code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        )
+    }
+}
+
+impl From<rusqlite::Error> for SpoolError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl fmt::Display for SpoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => "the disk is full",
+            Some(ErrorCode::ReadOnly) => "the file system or the file is read-only",
+            Some(ErrorCode::CannotOpen) => "the file cannot be opened or made",
+            Some(ErrorCode::PermissionDenied) => "permission denied",
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                "another program holds the database"
+            }
+            Some(ErrorCode::DatabaseCorrupt) => "the database is damaged",
+            Some(ErrorCode::NotADatabase) => "the file is no database",
+            Some(ErrorCode::SystemIoFailure) => "input/output error",
+            _ => "the database does not work",
+        })
+    }
+}
+
+/// A spooled event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its place in the order of capture.
+    pub id: u64,
+    /// The trace id.
+    pub trace: String,
+    /// When it was captured, milliseconds since the epoch.
+    pub time_ms: i64,
+    /// Tells users apart.
+    pub user: u64,
+    /// The form.
+    pub body: String,
+}
+
+/// The counters that live in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SpoolTotals {
+    pub collected: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+    pub dropped: u64,
+    pub pending: u64,
+    /// Bytes of the pending events.
+    pub bytes: u64,
+}
+
+/// What came of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Events that are in the spool now.
+    pub stored: u64,
+    /// Events, of this batch or older, that there was no room for.
+    pub dropped: u64,
+}
+
+/// The right to send what is in a spool.
+#[derive(Debug)]
+pub struct Sender(#[allow(dead_code)] File);
+
+/// One target's spool.
+pub struct Spool {
+    db: Connection,
+    config: SpoolConfig,
+}
+
+impl Spool {
+    /// The database of a target and its URL. After a change of the URL old events stay where they
+    /// are.
+    pub fn file(config: &SpoolConfig, target: &str, url: &str) -> PathBuf {
+        let mut hasher = DefaultHasher::new();
+        url.hash(&mut hasher);
+        config.path.join(format!("{target}-{:08x}.db", hasher.finish() as u32))
+    }
+
+    /// The databases of the same target with other URLs, in which events wait, and how many.
+    pub fn others(config: &SpoolConfig, target: &str, file: &Path) -> Vec<(PathBuf, u64)> {
+        let Ok(entries) = fs::read_dir(&config.path) else { return Vec::new() };
+        let others = entries.flatten().map(|entry| entry.path()).filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let hash = name.strip_suffix(".db").and_then(|name| name.strip_prefix(target));
+            path != file && hash.is_some_and(|hash| hash.len() == 9 && hash.starts_with('-'))
+        });
+        let counted = others.filter_map(|path| {
+            let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+            let count = db.query_row("SELECT count(*) FROM pending", [], |row| row.get(0)).ok()?;
+            Some((path, count))
+        });
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Opens the database, or makes it.
+    ///
+    /// # Errors
+    /// It cannot be used now.
+    pub fn open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
+        // SQLite gives its other files the mode of this one.
+        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(file);
+        let db = Connection::open(file)?;
+        db.busy_timeout(BUSY)?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        db.pragma_update(None, "secure_delete", "ON")?;
+        db.execute_batch(SCHEMA)?;
+        let mut spool = Self { db, config: config.clone() };
+        spool.recount()?;
+        Ok(spool)
+    }
+
+    /// Administrators may have deleted rows: `pending` is what is there.
+    fn recount(&mut self) -> Result<(), SpoolError> {
+        let tx = self.begin()?;
+        let (count, bytes): (u64, u64) = tx.query_row(
+            "SELECT count(*), ifnull(sum(length(body) + ?1), 0) FROM pending",
+            [ROW_OVERHEAD],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        let known = read_total(&tx, "pending")?;
+        if known > count {
+            add_total(&tx, "dropped", known - count)?;
+        }
+        set_total(&tx, "pending", count)?;
+        set_total(&tx, "bytes", bytes)?;
+        tx.commit()?;
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<Transaction<'_>, rusqlite::Error> {
+        self.db.transaction_with_behavior(TransactionBehavior::Immediate)
+    }
+
+    /// Commits a batch. A record that is in the spool already, because a deliverer died between its
+    /// commit and freeing the ring, is not stored again.
+    ///
+    /// # Errors
+    /// Nothing of it is stored.
+    pub fn append(&mut self, records: &[Record<'_>]) -> Result<Appended, SpoolError> {
+        let config = self.config.clone();
+        let tx = self.begin()?;
+        let mut result = Appended::default();
+        let (mut pending, mut bytes) = (read_total(&tx, "pending")?, read_total(&tx, "bytes")?);
+        let mut refused = 0;
+        {
+            let mut insert = tx.prepare_cached(
+                "INSERT OR IGNORE INTO pending (trace_id, captured, type, user, user_key, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
+            for record in records {
+                let body = form::encode(record);
+                let size = body.len() as u64 + ROW_OVERHEAD;
+                let page = record.kind().is_page();
+                let room = |bytes: u64| {
+                    let share = if page { PAGES_UP_TO } else { 1.0 };
+                    bytes + size <= (config.max_size as f64 * share) as u64
+                };
+                if !room(bytes) && config.when_full == WhenFull::DropOldest {
+                    let (count, freed) = make_room(&tx, size * 16, page)?;
+                    result.dropped += count;
+                    pending -= count;
+                    bytes -= freed;
+                }
+                if !room(bytes) {
+                    refused += 1;
+                    continue;
+                }
+                let new = insert.execute(params![
+                    record.trace(),
+                    time_text(record.time_ms()),
+                    record.kind().name(),
+                    form::user(record),
+                    record.user_key() as i64,
+                    body,
+                ])?;
+                if new == 1 {
+                    pending += 1;
+                    bytes += size;
+                    result.stored += 1;
+                }
+            }
+        }
+        result.dropped += refused;
+        add_total(&tx, "collected", result.stored + refused)?;
+        add_total(&tx, "dropped", result.dropped)?;
+        set_total(&tx, "pending", pending)?;
+        set_total(&tx, "bytes", bytes)?;
+        tx.commit()?;
+        Ok(result)
+    }
+
+    /// At most `most` events after `id`, in order, and not more than `bytes` of forms (but one).
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Result<Vec<Stored>, SpoolError> {
+        let mut select = self.db.prepare_cached(
+            "SELECT id, trace_id, captured, user_key, body FROM pending
+             WHERE id > ?1 ORDER BY id LIMIT ?2",
+        )?;
+        let mut rows = select.query(params![after as i64, most as i64])?;
+        let (mut events, mut size) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let body: String = row.get(4)?;
+            size += body.len();
+            if size > bytes && !events.is_empty() {
+                break;
+            }
+            let captured: String = row.get(2)?;
+            events.push(Stored {
+                id: row.get(0)?,
+                trace: row.get(1)?,
+                time_ms: time_ms(&captured),
+                user: row.get::<_, i64>(3)? as u64,
+                body,
+            });
+        }
+        Ok(events)
+    }
+
+    /// An event was accepted: it leaves.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn delivered(&mut self, id: u64) -> Result<(), SpoolError> {
+        let tx = self.begin()?;
+        if remove(&tx, id)? {
+            add_total(&tx, "delivered", 1)?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// An event is refused for good: it is set aside with the reason.
+    ///
+    /// # Errors
+    /// It is still pending.
+    pub fn rejected(&mut self, id: u64, reason: &str) -> Result<(), SpoolError> {
+        let tx = self.begin()?;
+        tx.execute(
+            "INSERT INTO rejected
+             SELECT id, trace_id, captured, type, user, user_key, body, ?2, ?3
+             FROM pending WHERE id = ?1",
+            params![id as i64, time_text(wall_ms()), reason],
+        )?;
+        tx.execute(
+            "DELETE FROM rejected
+             WHERE id <= (SELECT id FROM rejected ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+            [MAX_REJECTED],
+        )?;
+        if remove(&tx, id)? {
+            add_total(&tx, "rejected", 1)?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// Drops what is older than `max_age` at `now_ms`; returns how many pending events.
+    ///
+    /// # Errors
+    /// Nothing is dropped.
+    pub fn expire(&mut self, now_ms: i64) -> Result<u64, SpoolError> {
+        let before = time_text(now_ms - self.config.max_age.as_millis() as i64);
+        let tx = self.begin()?;
+        tx.execute("DELETE FROM rejected WHERE rejected < ?1", [&before])?;
+        let (count, bytes) = drop_where(&tx, "captured < ?1", params![before])?;
+        take_off(&tx, count, bytes)?;
+        add_total(&tx, "dropped", count)?;
+        tx.commit()?;
+        Ok(count)
+    }
+
+    /// The counters.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn totals(&self) -> Result<SpoolTotals, SpoolError> {
+        let get = |name| read_total(&self.db, name);
+        Ok(SpoolTotals {
+            collected: get("collected")?,
+            delivered: get("delivered")?,
+            rejected: get("rejected")?,
+            dropped: get("dropped")?,
+            pending: get("pending")?,
+            bytes: get("bytes")?,
+        })
+    }
+
+    /// How many rejected events are kept, by reason.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn rejected_by_reason(&self) -> Result<Vec<(String, u64)>, SpoolError> {
+        let mut select = self
+            .db
+            .prepare_cached("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY 1")?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Nothing is left of what was deleted, in the log beside the database either.
+    ///
+    /// # Errors
+    /// The log is as it was.
+    pub fn tidy(&self) -> Result<(), SpoolError> {
+        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spool").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Sender {
+    /// Takes the right to send from the spool in `file`, if nobody has it.
+    pub fn try_lock(file: &Path) -> Option<Self> {
+        let lock = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(file.with_extension("lock"))
+            .ok()?;
+        // SAFETY: the descriptor is open.
+        let rc = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        (rc == 0).then_some(Self(lock))
+    }
+}
+
+/// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that
+/// name.
+///
+/// # Errors
+/// It is where it was.
+pub fn set_aside(file: &Path, _sender: &Sender) -> std::io::Result<PathBuf> {
+    let stamp = wall_ms();
+    let name = |suffix: &str| {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    let aside = name(&format!(".corrupt-{stamp}"));
+    fs::rename(file, &aside)?;
+    for suffix in ["-wal", "-shm"] {
+        let mut to = aside.as_os_str().to_owned();
+        to.push(suffix);
+        // There may be none.
+        let _ = fs::rename(name(suffix), to);
+    }
+    let _ = fs::set_permissions(&aside, fs::Permissions::from_mode(0o600));
+    Ok(aside)
+}
+
+fn read_total(db: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
+    let mut select = db.prepare_cached("SELECT value FROM total WHERE name = ?1")?;
+    Ok(select.query_row([name], |row| row.get(0)).optional()?.unwrap_or(0))
+}
+
+fn set_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
+    let mut set = db.prepare_cached("INSERT OR REPLACE INTO total VALUES (?1, ?2)")?;
+    set.execute(params![name, value])?;
+    Ok(())
+}
+
+fn add_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
+    if value > 0 {
+        set_total(db, name, read_total(db, name)? + value)?;
+    }
+    Ok(())
+}
+
+/// Deletes a pending event, if it is there.
+fn remove(db: &Connection, id: u64) -> Result<bool, rusqlite::Error> {
+    let mut delete =
+        db.prepare_cached("DELETE FROM pending WHERE id = ?1 RETURNING length(body)")?;
+    let size: Option<u64> = delete.query_row([id as i64], |row| row.get(0)).optional()?;
+    if let Some(size) = size {
+        take_off(db, 1, size + ROW_OVERHEAD)?;
+    }
+    Ok(size.is_some())
+}
+
+fn take_off(db: &Connection, count: u64, bytes: u64) -> Result<(), rusqlite::Error> {
+    set_total(db, "pending", read_total(db, "pending")?.saturating_sub(count))?;
+    set_total(db, "bytes", read_total(db, "bytes")?.saturating_sub(bytes))
+}
+
+/// Deletes the oldest pending events, some `bytes` of them: page views first, others only for an
+/// event that is none itself. Returns their number and bytes.
+fn make_room(db: &Connection, bytes: u64, for_page: bool) -> Result<(u64, u64), rusqlite::Error> {
+    let oldest = |pages: bool| {
+        let pattern = if pages { "LIKE" } else { "NOT LIKE" };
+        drop_where(
+            db,
+            &format!(
+                "id IN (SELECT id FROM pending WHERE type {pattern} 'page\\_%' ESCAPE '\\'
+                        ORDER BY id LIMIT ?1)"
+            ),
+            params![(bytes / ROW_OVERHEAD / 4).max(1) as i64],
+        )
+    };
+    let pages = oldest(true)?;
+    if pages.0 > 0 || for_page { Ok(pages) } else { oldest(false) }
+}
+
+/// Deletes the pending events for which `condition` holds. Returns their number and bytes.
+fn drop_where(
+    db: &Connection,
+    condition: &str,
+    params: &[&dyn rusqlite::ToSql],
+) -> Result<(u64, u64), rusqlite::Error> {
+    let sql = format!("DELETE FROM pending WHERE {condition} RETURNING length(body)");
+    let mut delete = db.prepare_cached(&sql)?;
+    let mut rows = delete.query(params)?;
+    let (mut count, mut bytes) = (0, 0);
+    while let Some(row) = rows.next()? {
+        count += 1;
+        bytes += row.get::<_, u64>(0)? + ROW_OVERHEAD;
+    }
+    Ok((count, bytes))
+}
+
+fn time_text(ms: i64) -> String {
+    DateTime::from_timestamp_millis(ms).unwrap_or_default().format(form::TIME_FORMAT).to_string()
+}
+
+fn time_ms(text: &str) -> i64 {
+    chrono::NaiveDateTime::parse_from_str(text, form::TIME_INPUT)
+        .map_or(0, |time| time.and_utc().timestamp_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{EventType, Param};
+    use crate::record::Capture;
+    use tempfile::TempDir;
+
+    struct Bench {
+        dir: TempDir,
+        config: SpoolConfig,
+        next: u32,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = TempDir::new().unwrap();
+            let config = SpoolConfig {
+                path: dir.path().into(),
+                max_size: 1 << 30,
+                max_age: Duration::from_secs(3600),
+                when_full: WhenFull::DropOldest,
+            };
+            Self { dir, config, next: 0 }
+        }
+
+        fn file(&self) -> PathBuf {
+            Spool::file(&self.config, "t", "http://t/sensor/")
+        }
+
+        fn open(&self) -> Spool {
+            Spool::open(&self.config, &self.file()).unwrap()
+        }
+
+        fn event(&mut self, kind: EventType) -> Vec<u8> {
+            let url = format!("/{}", self.next);
+            let mut capture = Capture::new(wall_ms());
+            capture.kind = kind;
+            capture.trace = format!("{:032x}", self.next).into_bytes().try_into().unwrap();
+            capture.set(Param::Url, url.as_bytes()).unwrap();
+            capture.set(Param::UserName, b"u").unwrap();
+            self.next += 1;
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(u64::from(self.next), &mut bytes);
+            bytes
+        }
+
+        fn append(&mut self, spool: &mut Spool, kind: EventType, count: usize) -> Appended {
+            let events: Vec<_> = (0..count).map(|_| self.event(kind)).collect();
+            let records: Vec<_> = events.iter().map(|e| Record::parse(e).unwrap()).collect();
+            spool.append(&records).unwrap()
+        }
+    }
+
+    fn adds_up(spool: &Spool) -> SpoolTotals {
+        let t = spool.totals().unwrap();
+        assert_eq!(t.collected, t.delivered + t.rejected + t.dropped + t.pending, "{t:?}");
+        let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
+        assert_eq!(there.len() as u64, t.pending);
+        let bytes = there.iter().map(|e| e.body.len() as u64 + ROW_OVERHEAD).sum::<u64>();
+        assert_eq!(bytes, t.bytes);
+        t
+    }
+
+    #[test]
+    fn what_is_committed_comes_back_in_order() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 5);
+        let first = spool.load(0, 2, usize::MAX).unwrap();
+        assert_eq!(first.len(), 2);
+        assert!(first[0].body.contains("url=%2F0") && first[1].body.contains("url=%2F1"));
+        spool.delivered(first[0].id).unwrap();
+        spool.rejected(first[1].id, "answered 403").unwrap();
+        drop(spool);
+        let spool = bench.open();
+        let rest = spool.load(0, 10, usize::MAX).unwrap();
+        assert_eq!(rest.len(), 3);
+        assert!(rest[0].body.contains("url=%2F2") && rest[0].id > first[1].id);
+        let t = adds_up(&spool);
+        assert_eq!((t.collected, t.delivered, t.rejected, t.pending), (5, 1, 1, 3));
+        assert_eq!(spool.rejected_by_reason().unwrap(), [("answered 403".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn a_record_twice_is_one_event() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        let event = bench.event(EventType::PageView);
+        let record = Record::parse(&event).unwrap();
+        assert_eq!(spool.append(&[record, record]).unwrap().stored, 1);
+        assert_eq!(spool.append(&[record]).unwrap().stored, 0);
+        assert_eq!(adds_up(&spool).collected, 1);
+    }
+
+    #[test]
+    fn ids_are_never_used_again() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 1);
+        let first = spool.load(0, 1, usize::MAX).unwrap().remove(0);
+        spool.delivered(first.id).unwrap();
+        bench.append(&mut spool, EventType::PageView, 1);
+        assert!(spool.load(first.id, 1, usize::MAX).unwrap()[0].id > first.id);
+    }
+
+    #[test]
+    fn a_full_spool_drops_page_views_first() {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest] {
+            let mut bench = Bench::new();
+            bench.config.when_full = when_full;
+            bench.config.max_size = 100_000;
+            let mut spool = bench.open();
+            bench.append(&mut spool, EventType::AccountLogin, 20);
+            let pages = bench.append(&mut spool, EventType::PageView, 500);
+            assert!(pages.dropped > 0, "{pages:?}");
+            let logins = bench.append(&mut spool, EventType::AccountLogin, 20);
+            assert_eq!(logins.stored, 20, "{when_full:?}");
+            let t = adds_up(&spool);
+            assert!(t.bytes <= 100_000);
+            let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
+            let count = |kind| there.iter().filter(|e| e.body.contains(kind)).count();
+            assert_eq!(count("account_login"), 40);
+            let oldest = there.iter().any(|e| e.body.contains("url=%2F20&"));
+            assert_eq!(oldest, when_full == WhenFull::DropNewest);
+        }
+    }
+
+    #[test]
+    fn old_events_are_dropped() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 3);
+        assert_eq!(spool.expire(wall_ms()).unwrap(), 0);
+        assert_eq!(spool.expire(wall_ms() + 3_700_000).unwrap(), 3);
+        assert_eq!(adds_up(&spool).dropped, 3);
+    }
+
+    #[test]
+    fn deleted_by_hand_is_dropped() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 3);
+        spool.db.execute("DELETE FROM pending WHERE id = 2", []).unwrap();
+        drop(spool);
+        assert_eq!(adds_up(&bench.open()).dropped, 1);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_delivered_event() {
+        let bench = Bench::new();
+        let mut spool = bench.open();
+        let mut capture = Capture::new(0);
+        capture.set(Param::UserName, b"find-me-if-you-can").unwrap();
+        let mut bytes = vec![0; capture.record_len()];
+        capture.write(1, &mut bytes);
+        spool.append(&[Record::parse(&bytes).unwrap()]).unwrap();
+        let id = spool.load(0, 1, usize::MAX).unwrap()[0].id;
+        spool.delivered(id).unwrap();
+        spool.tidy().unwrap();
+        for file in fs::read_dir(bench.dir.path()).unwrap() {
+            let content = fs::read(file.unwrap().path()).unwrap();
+            assert!(!content.windows(14).any(|w| w == b"find-me-if-you"));
+        }
+    }
+
+    #[test]
+    fn events_for_another_url_wait_and_are_found() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 3);
+        let other = Spool::file(&bench.config, "t", "http://elsewhere/sensor/");
+        assert_ne!(other, bench.file());
+        Spool::open(&bench.config, &other).unwrap();
+        Spool::open(&bench.config, &Spool::file(&bench.config, "t-2", "http://t/sensor/")).unwrap();
+        let found = Spool::others(&bench.config, "t", &other);
+        assert_eq!(found, [(bench.file(), 3)]);
+        assert!(Spool::others(&bench.config, "t", &bench.file()).is_empty());
+    }
+
+    #[test]
+    fn a_damaged_database_is_set_aside() {
+        let mut bench = Bench::new();
+        fs::write(bench.file(), b"this is no database, but a text of some length ......").unwrap();
+        let error = Spool::open(&bench.config, &bench.file()).unwrap_err();
+        assert!(error.is_corrupt(), "{error}");
+        let sender = Sender::try_lock(&bench.file()).unwrap();
+        assert!(Sender::try_lock(&bench.file()).is_none());
+        let aside = set_aside(&bench.file(), &sender).unwrap();
+        assert!(aside.exists());
+        let mut spool = bench.open();
+        assert_eq!(bench.append(&mut spool, EventType::PageView, 1).stored, 1);
+        let mode = fs::metadata(bench.file()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,228 @@
+//! A target's spool as its threads use it: opened when it can be, set aside when it is damaged, and
+//! done without while it does not work.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::clock::wall_ms;
+use crate::journal::{Journal, Level, Once};
+use crate::record::Record;
+use crate::spool::{
+    Appended, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stored, set_aside,
+};
+use crate::zone::Fault;
+
+/// How often a spool that does not work is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often it is said.
+const REPEAT: Duration = Duration::from_secs(60);
+/// How often events that are too old are looked for.
+const EXPIRE: Duration = Duration::from_secs(60);
+
+/// What became of a spooled event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server took it.
+    Delivered,
+    /// It is refused for good.
+    Rejected(Fault),
+}
+
+/// A target's spool.
+pub struct Store {
+    config: SpoolConfig,
+    target: String,
+    file: PathBuf,
+    label: String,
+    journal: Journal,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    spool: Option<Spool>,
+    /// The right to send, kept here because it is also the right to set a damaged file aside.
+    sender: Option<Sender>,
+    /// Whether it was said what else lies in the directory.
+    greeted: bool,
+    tried: Option<Instant>,
+    /// Outcomes that could not be written yet.
+    unwritten: Vec<(u64, Outcome)>,
+    expired: Option<Instant>,
+    /// Whether something was deleted since the last tidying.
+    untidy: bool,
+    said: Once,
+    in_trouble: bool,
+}
+
+impl Store {
+    /// The spool of the target `name` with `url`. It is opened with the first use.
+    pub fn new(
+        config: &SpoolConfig,
+        name: &str,
+        url: &str,
+        label: &str,
+        journal: &Journal,
+    ) -> Self {
+        Self {
+            file: Spool::file(config, name, url),
+            config: config.clone(),
+            target: name.to_owned(),
+            label: label.to_owned(),
+            journal: journal.clone(),
+            inner: Mutex::new(Inner {
+                spool: None,
+                sender: None,
+                greeted: false,
+                tried: None,
+                unwritten: Vec::new(),
+                expired: None,
+                untidy: true,
+                said: Once::every(REPEAT),
+                in_trouble: false,
+            }),
+        }
+    }
+
+    /// Takes the right to send, if no other process has it. It is kept until [`leave`](Self::leave).
+    pub fn may_send(&self) -> bool {
+        let mut inner = self.lock();
+        if inner.sender.is_none() {
+            inner.sender = Sender::try_lock(&self.file);
+        }
+        inner.sender.is_some()
+    }
+
+    /// Gives the right to send on.
+    pub fn leave(&self) {
+        self.lock().sender = None;
+    }
+
+    /// Commits a batch; nothing when the spool does not work now.
+    pub fn append(&self, records: &[Record<'_>]) -> Option<Appended> {
+        self.with(|spool| spool.append(records))
+    }
+
+    /// Events after `id`; nothing when the spool does not work now.
+    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Option<Vec<Stored>> {
+        self.with(|spool| spool.load(after, most, bytes))
+    }
+
+    /// Writes what became of an event. Should the spool not work, that is written later; killed
+    /// before, the event is sent again.
+    pub fn settle(&self, id: u64, outcome: Outcome) {
+        self.lock().unwritten.push((id, outcome));
+        self.with(|_| Ok(()));
+    }
+
+    /// The counters; nothing when the spool does not work now.
+    pub fn totals(&self) -> Option<SpoolTotals> {
+        self.with(|spool| spool.totals())
+    }
+
+    /// Why events were set aside, and how many are kept; nothing when the spool does not work now.
+    pub fn reasons(&self) -> Option<Vec<(Fault, u64)>> {
+        let reasons = self.with(|spool| spool.rejected_by_reason())?;
+        let known = |(text, count): (String, u64)| Some((Fault::from_answered(&text)?, count));
+        Some(reasons.into_iter().filter_map(known).collect())
+    }
+
+    /// Drops what is too old, from time to time; returns how many events. Tidies up when nothing is
+    /// left.
+    pub fn tend(&self, pending: u64, now: Instant) -> u64 {
+        let due = {
+            let mut inner = self.lock();
+            let due = inner.expired.is_none_or(|at| now - at >= EXPIRE);
+            if due {
+                inner.expired = Some(now);
+            }
+            due
+        };
+        let expired = if due { self.with(|spool| spool.expire(wall_ms())) } else { None };
+        if pending == 0 && std::mem::take(&mut self.lock().untidy) {
+            self.with(|spool| spool.tidy());
+        }
+        expired.unwrap_or(0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Uses the spool, opening it if need be and writing outcomes first.
+    fn with<T>(&self, use_it: impl FnOnce(&mut Spool) -> Result<T, SpoolError>) -> Option<T> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let now = Instant::now();
+        if inner.in_trouble && inner.tried.is_some_and(|at| now - at < RETRY) {
+            return None;
+        }
+        let result = (|| {
+            let spool = match &mut inner.spool {
+                Some(spool) => spool,
+                None => inner.spool.insert(Spool::open(&self.config, &self.file)?),
+            };
+            while let Some((id, outcome)) = inner.unwritten.last() {
+                match outcome {
+                    Outcome::Delivered => spool.delivered(*id)?,
+                    Outcome::Rejected(fault) => spool.rejected(*id, &fault.to_string())?,
+                }
+                inner.unwritten.pop();
+                inner.untidy = true;
+            }
+            use_it(spool)
+        })();
+        match result {
+            Ok(value) => {
+                if !std::mem::replace(&mut inner.greeted, true) {
+                    for (file, count) in Spool::others(&self.config, &self.target, &self.file) {
+                        let file = file.display();
+                        let note = "for another url of this target: they wait until it is set \
+                                    again, or the file is deleted";
+                        self.log(
+                            Level::Warn,
+                            &format!("spool: {count} events in \"{file}\" {note}"),
+                        );
+                    }
+                }
+                if std::mem::take(&mut inner.in_trouble) {
+                    self.log(Level::Notice, "spool: it works again");
+                }
+                Some(value)
+            }
+            Err(error) => {
+                inner.in_trouble = true;
+                inner.tried = Some(now);
+                if inner.said.may(now) {
+                    let file = self.file.display();
+                    let note = "events are kept in memory while it lasts";
+                    self.log(Level::Error, &format!("spool: \"{file}\": {error}; {note}"));
+                }
+                if error.is_corrupt() {
+                    inner.spool = None;
+                    self.replace(inner);
+                }
+                None
+            }
+        }
+    }
+
+    fn replace(&self, inner: &mut Inner) {
+        if inner.sender.is_none() {
+            inner.sender = Sender::try_lock(&self.file);
+        }
+        let Some(sender) = &inner.sender else { return };
+        let text = match set_aside(&self.file, sender) {
+            Ok(aside) => {
+                inner.in_trouble = false;
+                format!("spool: the damaged file is kept as \"{}\"", aside.display())
+            }
+            Err(error) => format!("spool: the damaged file cannot be set aside: {error}"),
+        };
+        self.log(Level::Error, &text);
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        self.journal.log(level, format!("{}: {text}", self.label));
+    }
+}
