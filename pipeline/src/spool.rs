@@ -90,6 +90,11 @@ pub struct SpoolConfig {
 pub struct SpoolError(rusqlite::Error);
 
 impl SpoolError {
+    /// Whether the file system has no room.
+    pub fn is_full(&self) -> bool {
+        self.0.sqlite_error_code() == Some(ErrorCode::DiskFull)
+    }
+
     /// Whether the database is damaged, and not only in the way of something.
     pub fn is_corrupt(&self) -> bool {
         matches!(
@@ -162,7 +167,10 @@ pub struct Appended {
 
 /// The right to send what is in a spool.
 #[derive(Debug)]
-pub struct Sender(#[allow(dead_code)] File);
+pub struct Sender {
+    /// Where there is no file, nobody can have a lock, and nobody has to.
+    lock: Option<File>,
+}
 
 /// One target's spool.
 pub struct Spool {
@@ -421,15 +429,20 @@ impl fmt::Debug for Spool {
 impl Sender {
     /// Takes the right to send from the spool in `file`, if nobody has it.
     pub fn try_lock(file: &Path) -> Option<Self> {
-        let lock = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(file.with_extension("lock"))
-            .ok()?;
+        let path = file.with_extension("lock");
+        let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        // On a file system that has become read-only the lock is still held by somebody.
+        let Ok(lock) = made.or_else(|_| File::open(&path)) else {
+            return Some(Self { lock: None });
+        };
         // SAFETY: the descriptor is open.
         let rc = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        (rc == 0).then_some(Self(lock))
+        (rc == 0).then_some(Self { lock: Some(lock) })
+    }
+
+    /// Whether the right is guarded by a lock, so that it lasts.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
     }
 }
 

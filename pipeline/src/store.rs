@@ -87,7 +87,7 @@ impl Store {
     /// Takes the right to send, if no other process has it. It is kept until [`leave`](Self::leave).
     pub fn may_send(&self) -> bool {
         let mut inner = self.lock();
-        if inner.sender.is_none() {
+        if !inner.sender.as_ref().is_some_and(Sender::is_locked) {
             inner.sender = Sender::try_lock(&self.file);
         }
         inner.sender.is_some()
@@ -103,8 +103,13 @@ impl Store {
         self.with(|spool| spool.append(records))
     }
 
-    /// Events after `id`; nothing when the spool does not work now.
+    /// Events after `id`; nothing when they cannot be read now. A full disk does not matter.
     pub fn load(&self, after: u64, most: usize, bytes: usize) -> Option<Vec<Stored>> {
+        if let Some(spool) = &self.lock().spool
+            && let Ok(events) = spool.load(after, most, bytes)
+        {
+            return Some(events);
+        }
         self.with(|spool| spool.load(after, most, bytes))
     }
 
@@ -197,6 +202,13 @@ impl Store {
                     let file = self.file.display();
                     let note = "events are kept in memory while it lasts";
                     self.log(Level::Error, &format!("spool: \"{file}\": {error}; {note}"));
+                }
+                if error.is_full()
+                    && let Some(spool) = &inner.spool
+                {
+                    // The log beside the database can be used again, so that what is delivered can
+                    // be deleted. Should that fail, the next try comes in a second.
+                    let _ = spool.tidy();
                 }
                 if error.is_corrupt() {
                     inner.spool = None;

@@ -82,7 +82,7 @@ impl Bench {
             queue_bytes: 16 << 20,
             interval: Duration::from_millis(1),
             batch_size: 64,
-            shutdown_timeout: Duration::from_millis(300),
+            shutdown_timeout: Duration::from_secs(30),
             spool: None,
             tirreno: TirrenoConfig {
                 endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
@@ -99,6 +99,13 @@ impl Bench {
         let (journal, log) = journal();
         let setup = Setup { zone, targets: vec![target].into(), journal, connect: Some(connect) };
         Self { zone, server, setup, log }
+    }
+
+    /// The same with another `shutdown_timeout`.
+    fn giving_up_after(mut self, shutdown_timeout: Duration) -> Self {
+        let target = TargetConfig { shutdown_timeout, ..self.setup.targets[0].clone() };
+        self.setup.targets = vec![target].into();
+        self
     }
 
     /// The same with a spool in `dir`.
@@ -266,7 +273,8 @@ fn one_that_is_about_to_exit_goes_on_where_nobody_else_is() {
 
 #[test]
 fn what_cannot_be_delivered_in_time_is_counted_and_said() {
-    let bench = Bench::new(1, |_| Answer::Status(503));
+    let patience = Duration::from_millis(300);
+    let bench = Bench::new(1, |_| Answer::Status(503)).giving_up_after(patience);
     let deliverer = bench.start();
     let mut worker = bench.worker();
     (0..30).for_each(|i| push(&mut worker, "u", &i.to_string()));
@@ -343,16 +351,20 @@ fn one_process_sends_from_a_spool() {
 }
 
 #[test]
-fn a_spool_that_cannot_be_used_is_used_once_it_can() {
+fn a_spool_that_cannot_be_used_is_done_without_until_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing");
     let bench = Bench::new(1, |_| Answer::Status(204)).spooled(&missing);
     let deliverer = bench.start();
     let mut worker = bench.worker();
     (0..50).for_each(|i| push(&mut worker, "u", &i.to_string()));
-    wait("said", || bench.log.drain().any(|m| m.text.contains("spool: ")));
+    wait("delivered from memory", || bench.delivered() == 50);
+    assert!(bench.log.drain().any(|m| m.text.contains("spool: ")));
     std::fs::create_dir(&missing).unwrap();
-    wait("delivered", || bench.delivered() == 50);
+    wait("works", || bench.log.drain().any(|m| m.text.contains("it works again")));
+    (50..100).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    wait("delivered from the spool", || bench.zone.totals(0).stored.delivered == 50);
+    assert_eq!(bench.delivered(), 100);
     assert!(numbers(&bench).is_sorted());
     bench.adds_up();
     deliverer.finish(None);
