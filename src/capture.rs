@@ -81,8 +81,8 @@ unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
 /// # Safety
 /// `r` is a request that nginx is processing, and this is its event loop.
 unsafe fn capture(r: *mut ngx_http_request_t) {
-    // SAFETY: the caller's promise. The reference ends before nginx changes the request: evaluating
-    // a value goes through the pointer.
+    // SAFETY: the caller's promise. Evaluating a value goes through the pointer and may change the
+    // request: a reference is not used after that.
     let request = unsafe { &*r };
     if request.main != r {
         return;
@@ -100,7 +100,8 @@ unsafe fn capture(r: *mut ngx_http_request_t) {
     if enabled.is_constant_off() || is_off(unsafe { enabled.evaluate(r) }) {
         return;
     }
-    let Some(main) = TirrenoModule::main_conf(request) else { return };
+    // SAFETY: as above.
+    let Some(main) = TirrenoModule::main_conf(unsafe { &*r }) else { return };
     // SAFETY: as above; the mark is only compared with null.
     unsafe { *mark = ptr::from_ref(&CAPTURED).cast_mut().cast() };
     // SAFETY: the caller's promise.
@@ -124,9 +125,7 @@ unsafe fn push(
     location: &LocationConf,
 ) -> Result<(), SkipReason> {
     // SAFETY: the caller's promise.
-    let request = unsafe { &*r };
-    let time_ms = request.start_sec * 1000 + request.start_msec as i64;
-    let mut event = Capture::new(time_ms);
+    let mut event = Capture::new(unsafe { (*r).start_sec * 1000 + (*r).start_msec as i64 });
 
     // Also an empty value replaces what would be captured.
     let mut given = 0;
@@ -159,20 +158,23 @@ unsafe fn push(
     // SAFETY: nginx's strings live while the request does; a request has a connection.
     let captured = unsafe {
         event.trace = trace_id(r, main);
+        let ip = location.ip().map_or(&[][..], |ip| ip.evaluate(r));
+        let language = indexed(r, main.accept_language);
+        let request = &*r;
         event.ip = peer(request.connection);
+        if given & Param::HttpCode.bit() == 0 {
+            event.status = status(request);
+        }
         [
             (Param::UserName, user),
             (Param::Url, bytes(request.unparsed_uri.data, request.unparsed_uri.len)),
             (Param::HttpMethod, bytes(request.method_name.data, request.method_name.len)),
             (Param::UserAgent, header(request.headers_in.user_agent)),
             (Param::HttpReferer, header(request.headers_in.referer)),
-            (Param::BrowserLanguage, indexed(r, main.accept_language)),
-            (Param::IpAddress, location.ip().map_or(&[][..], |ip| ip.evaluate(r))),
+            (Param::BrowserLanguage, language),
+            (Param::IpAddress, ip),
         ]
     };
-    if given & Param::HttpCode.bit() == 0 {
-        event.status = status(request);
-    }
     for (param, value) in captured {
         if given & param.bit() == 0 || param == Param::UserName {
             event.set(param, value).map_err(|TooLong(_)| SkipReason::Invalid)?;

@@ -851,10 +851,10 @@ fn a_certificate_for_another_name_is_not_accepted() {
 #[test]
 fn a_server_without_tls_has_no_certificate_to_complain_about() {
     let authority = Authority::new("ours");
-    let sensor = Sensor::start(SensorOptions::default());
-    let url = format!("https://localhost:{}/sensor/", sensor.port());
+    // nginx itself: it answers a handshake with an error page.
+    let url = "https://localhost:%PORT%/sensor/";
     let target = format!("api_key test-key; {TRUST}");
-    let nginx = site_at(&url, &target).file("ca.pem", &authority.pem()).start();
+    let nginx = site_at(url, &target).file("ca.pem", &authority.pem()).start();
     visit(&nginx, "page", 1);
     let account = wait_account(&nginx, |a| a.retries >= 1);
     assert_eq!(account.last_error.as_deref(), Some("connection broken"));
@@ -1199,7 +1199,8 @@ fn the_age_of_the_oldest_pending_event_grows_and_ends() {
     let sent = visit(&nginx, "page", 5);
     for age in 1..=2 {
         let account = wait_account(&nginx, |a| a.oldest_pending_seconds >= age);
-        let bound = sent[0].at.elapsed().as_secs();
+        // nginx's clock may be some milliseconds late, and a second more begins there.
+        let bound = sent[0].at.elapsed().as_secs() + 1;
         assert!(account.oldest_pending_seconds <= bound, "{account:?} after {bound} s");
     }
     sensor.listen_again();

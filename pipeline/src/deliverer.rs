@@ -215,6 +215,11 @@ impl Worker<'_> {
         }
         let mut collection = Collection::new(*zone, ledger, running, journal.clone(), targets);
 
+        if targets.iter().any(|target| target.spool.is_some()) {
+            // A deliverer that died between committing records to a spool and freeing their segments
+            // left them in both: they come together before anything is sent.
+            collection.collect(monotonic_ns() - HOLD_BACK_NS);
+        }
         let mut next_tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
@@ -349,8 +354,10 @@ impl Collection {
             }
             self.collector.commit(&mut batch);
             for (slot, count) in batch.per_target.iter().enumerate() {
-                if *count > 0 && spooled & (1 << slot) == 0 {
-                    self.ledger.collected(slot, *count);
+                match spooled & (1 << slot) {
+                    _ if *count == 0 => {}
+                    0 => self.ledger.collected(slot, *count),
+                    _ => self.ledger.spooled(slot, *count),
                 }
             }
             let full = batch.records.len() == self.batch_size;

@@ -31,6 +31,8 @@ const SUSPECTS: u32 = 5;
 const SUSPECTS_5XX: u32 = 2;
 /// This many different events in a row answered 200 are not at fault, but the server.
 const PUZZLE: u32 = 3;
+/// So many users are remembered for events that were set aside.
+const MAX_STRUCK_OUT: usize = 1024;
 /// The same thing is said once in this time.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -143,6 +145,21 @@ impl Book {
     }
 }
 
+/// An attempt to send an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The event.
+    pub id: EventId,
+    /// Tells its user apart from others.
+    pub user: u64,
+    /// When it was sent.
+    pub sent: Instant,
+    /// Whether more events wait.
+    pub waiting: bool,
+    /// Whether there is little room left for them.
+    pub crowded: bool,
+}
+
 /// The settings that decide what answers mean.
 #[derive(Clone, Debug)]
 pub struct GateConfig {
@@ -195,6 +212,8 @@ pub struct Gate {
     accepted: u64,
     /// What is held against events that were tried; by their ids.
     strikes: HashMap<EventId, Strikes>,
+    /// Users of whom an event was set aside, and none accepted since: for what, and `accepted` then.
+    struck_out: HashMap<u64, (Fault, u64)>,
     /// How many events were refused for the first time since one was accepted.
     suspects: u32,
     /// Whether an event failed since one was accepted.
@@ -226,6 +245,7 @@ impl Gate {
             closed: false,
             accepted: 0,
             strikes: HashMap::new(),
+            struck_out: HashMap::new(),
             suspects: 0,
             in_trouble: false,
             recoveries: 0,
@@ -311,23 +331,17 @@ impl Gate {
         Permit::Send
     }
 
-    /// The event `id`, sent at `sent`, was answered; `waiting` tells whether more events wait.
-    pub fn answered(
-        &mut self,
-        id: EventId,
-        answer: Answer,
-        sent: Instant,
-        now: Instant,
-        waiting: bool,
-    ) -> Verdict {
+    /// An attempt was answered.
+    pub fn answered(&mut self, attempt: Attempt, answer: Answer, now: Instant) -> Verdict {
         if self.closed {
             return Verdict::Settled;
         }
+        let Attempt { id, sent, .. } = attempt;
         match answer {
-            Answer::Status(204) => self.accepted(id, now, waiting),
-            Answer::Status(200) if self.config.accept_200 => self.accepted(id, now, waiting),
+            Answer::Status(204) => self.accepted(attempt, now),
+            Answer::Status(200) if self.config.accept_200 => self.accepted(attempt, now),
             Answer::Status(200) => match self.key_trusted_until {
-                Some(until) if now < until => self.judged_200(id, KeyAnswer::Good, sent, now),
+                Some(until) if now < until => self.judged_200(attempt, KeyAnswer::Good, now),
                 _ => Verdict::AskKey,
             },
             Answer::Status(429) => {
@@ -347,19 +361,14 @@ impl Gate {
                 self.refuse_key(401, now);
                 self.keep(Pause::NONE, Fault::KeyRefused(401), State::Paused)
             }
-            Answer::Status(code) => self.refused(id, code, sent, now),
+            Answer::Status(code) => self.refused(attempt, code, now),
             Answer::None(fault) => self.failed(id, fault, sent, now),
         }
     }
 
-    /// The event `id` was answered 200, and the key check `key`.
-    pub fn judged_200(
-        &mut self,
-        id: EventId,
-        key: KeyAnswer,
-        sent: Instant,
-        now: Instant,
-    ) -> Verdict {
+    /// An attempt was answered 200, and the key check `key`.
+    pub fn judged_200(&mut self, attempt: Attempt, key: KeyAnswer, now: Instant) -> Verdict {
+        let Attempt { id, sent, .. } = attempt;
         if self.closed {
             return Verdict::Settled;
         }
@@ -398,7 +407,7 @@ impl Gate {
             self.say(fault, now, Level::Error, note);
             return self.reject(id, fault);
         }
-        self.refused(id, 200, sent, now)
+        self.refused(attempt, 200, now)
     }
 
     /// The key was asked for, at the start or during a pause.
@@ -437,7 +446,9 @@ impl Gate {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    fn accepted(&mut self, id: EventId, now: Instant, waiting: bool) -> Verdict {
+    fn accepted(&mut self, attempt: Attempt, now: Instant) -> Verdict {
+        let Attempt { id, waiting, .. } = attempt;
+        self.struck_out.remove(&attempt.user);
         self.hold = Hold::Open;
         self.answered_200 = (0, None);
         self.strikes.remove(&id);
@@ -459,10 +470,20 @@ impl Gate {
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
-    fn refused(&mut self, id: EventId, code: u16, sent: Instant, now: Instant) -> Verdict {
+    fn refused(&mut self, attempt: Attempt, code: u16, now: Instant) -> Verdict {
+        let Attempt { id, user, sent, crowded, .. } = attempt;
         let fault = Fault::Answered(code);
         let strikes = self.strike(id, fault);
-        if strikes.count >= STRIKES {
+        // Once a user is known for it, each event needs one refusal only: they must not pile up before
+        // everybody else's.
+        let known = self.struck_out.get(&user).is_some_and(|(known, accepted)| {
+            *known == fault && (*accepted != self.accepted || crowded)
+        });
+        if strikes.count >= STRIKES || known {
+            if self.struck_out.len() >= MAX_STRUCK_OUT {
+                self.struck_out.clear();
+            }
+            self.struck_out.insert(user, (fault, self.accepted));
             let note =
                 "one event was refused five times while others were accepted, and is set aside";
             self.say(fault, now, Level::Error, note);
@@ -659,7 +680,8 @@ mod tests {
             now: Instant,
             waiting: bool,
         ) -> Verdict {
-            self.gate.answered(EventId::Memory(id), answer, sent, now, waiting)
+            let attempt = Attempt { waiting, ..attempt(id, sent) };
+            self.gate.answered(attempt, answer, now)
         }
 
         /// As [`post`](Self::post), for an event that must be kept; returns its own pause.
@@ -673,7 +695,7 @@ mod tests {
         /// Posts `id`, which is answered 200, and asks for the key.
         fn post_200(&mut self, id: u64, key: KeyAnswer) -> Verdict {
             assert_eq!(self.post(id, Status(200)), Verdict::AskKey);
-            self.gate.judged_200(EventId::Memory(id), key, self.now, self.now)
+            self.gate.judged_200(attempt(id, self.now), key, self.now)
         }
 
         fn counts(&self) -> (u64, u64, u64, u64) {
@@ -690,6 +712,11 @@ mod tests {
         }
     }
 
+    /// The user has the event's number.
+    fn attempt(id: u64, sent: Instant) -> Attempt {
+        Attempt { id: EventId::Memory(id), user: id, sent, waiting: true, crowded: false }
+    }
+
     use Answer::Status;
 
     #[test]
@@ -700,6 +727,29 @@ mod tests {
         assert_eq!(b.counts(), (1, 1, 0, 98));
         let lines = b.lines();
         assert!(lines[0].ends_with("key accepted") && lines[1].ends_with("first event accepted"));
+    }
+
+    #[test]
+    fn a_user_known_for_refused_events_holds_up_nobody() {
+        let mut b = Bench::new();
+        let refuse = |b: &mut Bench, id: u64, crowded: bool| {
+            let attempt = Attempt { user: 7, crowded, ..attempt(id, b.now) };
+            b.gate.answered(attempt, Status(403), b.now)
+        };
+        for round in 0..4 {
+            assert!(matches!(refuse(&mut b, 1, false), Verdict::Later(_)));
+            assert_eq!(b.post(100 + round, Status(204)), Verdict::Settled);
+        }
+        assert_eq!(refuse(&mut b, 1, false), Verdict::Settled);
+        // Nobody else was accepted since: it may be the server.
+        assert!(matches!(refuse(&mut b, 2, false), Verdict::Later(_)));
+        assert_eq!(b.post(104, Status(204)), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 2, false), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 3, true), Verdict::Settled, "there is no room to wait");
+        // An accepted event clears the user's name.
+        b.gate.answered(Attempt { user: 7, ..attempt(4, b.now) }, Status(204), b.now);
+        assert!(matches!(refuse(&mut b, 5, true), Verdict::Later(_)));
+        assert_eq!(b.counts(), (6, 3, 0, 91));
     }
 
     #[test]

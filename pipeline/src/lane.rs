@@ -6,12 +6,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use crate::deliverer::lower_priority;
-use crate::gate::{Gate, Pause, Permit, Verdict};
+use crate::gate::{Attempt, Pause, Permit, Verdict};
 use crate::http::Outbound;
 use crate::journal::{Journal, Level};
 use crate::target::{Connect, Event, Shared};
@@ -19,6 +20,9 @@ use crate::zone::DropReason;
 
 /// The longest time without a look at the key check and the end.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// The pause after a failure of this thread.
+const RESTART: Duration = Duration::from_millis(100);
 
 /// A user whose first event has to wait for another attempt.
 struct Kept {
@@ -69,6 +73,7 @@ impl Lane {
             let outbound = (self.connect)();
             if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
                 self.journal.log(Level::Error, "a connection's thread failed and starts again");
+                thread::sleep(RESTART);
                 if let Some(event) = &self.head {
                     self.shared.gate().give_up(event.id, DropReason::Internal);
                     self.settle();
@@ -83,7 +88,8 @@ impl Lane {
             if self.head.is_none() {
                 self.head = self.next(now);
             }
-            if self.head.as_ref().is_some_and(|event| self.shared.leaves(event)) {
+            let shared = &self.shared;
+            if self.head.as_ref().is_some_and(|e| shared.leaves(e) || shared.is_gone(e)) {
                 self.settle();
                 continue;
             }
@@ -113,13 +119,17 @@ impl Lane {
         let post = event.content.post();
         let sent = Instant::now();
         let answer = outbound.post(&post, self.shared.limit());
-        let waiting = !self.queue.is_empty() || !self.kept.is_empty();
-        let answered =
-            |gate: &mut Gate| gate.answered(event.id, answer, sent, Instant::now(), waiting);
-        let mut verdict = answered(&mut self.shared.gate());
+        let attempt = Attempt {
+            id: event.id,
+            user: event.user,
+            sent,
+            waiting: !self.queue.is_empty() || !self.kept.is_empty(),
+            crowded: self.shared.is_crowded(),
+        };
+        let mut verdict = self.shared.gate().answered(attempt, answer, Instant::now());
         if verdict == Verdict::AskKey {
             let key = outbound.check_key(self.shared.limit());
-            verdict = self.shared.gate().judged_200(event.id, key, sent, Instant::now());
+            verdict = self.shared.gate().judged_200(attempt, key, Instant::now());
         }
         self.shared.wake();
         match verdict {

@@ -12,7 +12,6 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -46,6 +45,7 @@ CREATE TABLE IF NOT EXISTS pending (
     user_key INTEGER NOT NULL,
     body     TEXT NOT NULL
 ) STRICT;
+CREATE INDEX IF NOT EXISTS pending_pages ON pending (id) WHERE type LIKE 'page\\_%' ESCAPE '\\';
 CREATE TABLE IF NOT EXISTS rejected (
     id       INTEGER PRIMARY KEY,
     trace_id TEXT NOT NULL,
@@ -176,15 +176,19 @@ pub struct Sender {
 pub struct Spool {
     db: Connection,
     config: SpoolConfig,
+    /// Another number after each change by another program or process.
+    version: i64,
 }
 
 impl Spool {
     /// The database of a target and its URL. After a change of the URL old events stay where they
     /// are.
     pub fn file(config: &SpoolConfig, target: &str, url: &str) -> PathBuf {
-        let mut hasher = DefaultHasher::new();
-        url.hash(&mut hasher);
-        config.path.join(format!("{target}-{:08x}.db", hasher.finish() as u32))
+        // FNV-1a: the name must be the same in all versions.
+        let hash = url
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        config.path.join(format!("{target}-{hash:08x}.db"))
     }
 
     /// The databases of the same target with other URLs, in which events wait, and how many.
@@ -216,12 +220,61 @@ impl Spool {
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
         db.execute_batch(SCHEMA)?;
-        let mut spool = Self { db, config: config.clone() };
+        let mut spool = Self { db, config: config.clone(), version: 0 };
+        spool.number()?;
         spool.recount()?;
+        spool.version = spool.version()?;
         Ok(spool)
     }
 
-    /// Administrators may have deleted rows: `pending` is what is there.
+    /// The ids of a new database begin with the time: no event has one of a database that was set
+    /// aside, whose events may still be on their way.
+    fn number(&mut self) -> Result<(), SpoolError> {
+        let tx = self.begin()?;
+        let first = wall_ms() * 1000;
+        let new = tx.execute(
+            "INSERT INTO sqlite_sequence SELECT 'pending', ?1
+             WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'pending')",
+            [first],
+        )?;
+        if new == 1 {
+            set_total(&tx, "first_id", first as u64)?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+
+    fn version(&self) -> Result<i64, SpoolError> {
+        Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+    }
+
+    /// Counts again if somebody else has changed the database.
+    ///
+    /// # Errors
+    /// It cannot be counted.
+    pub fn look(&mut self) -> Result<(), SpoolError> {
+        let version = self.version()?;
+        if version != self.version {
+            self.recount()?;
+            self.version = version;
+        }
+        Ok(())
+    }
+
+    /// Whether an event was in this database, and was deleted meanwhile.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_gone(&self, id: u64) -> Result<bool, SpoolError> {
+        let mut select = self.db.prepare_cached(
+            "SELECT ?1 > (SELECT value FROM total WHERE name = 'first_id')
+                AND NOT EXISTS (SELECT * FROM pending WHERE id = ?1)",
+        )?;
+        let gone: Option<bool> = select.query_row([id as i64], |row| row.get(0))?;
+        Ok(gone == Some(true))
+    }
+
+    /// Administrators may have deleted or added rows: `pending` is what is there.
     fn recount(&mut self) -> Result<(), SpoolError> {
         let tx = self.begin()?;
         let (count, bytes): (u64, u64) = tx.query_row(
@@ -230,9 +283,8 @@ impl Spool {
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
         let known = read_total(&tx, "pending")?;
-        if known > count {
-            add_total(&tx, "dropped", known - count)?;
-        }
+        add_total(&tx, "dropped", known.saturating_sub(count))?;
+        add_total(&tx, "collected", count.saturating_sub(known))?;
         set_total(&tx, "pending", count)?;
         set_total(&tx, "bytes", bytes)?;
         tx.commit()?;
@@ -250,6 +302,19 @@ impl Spool {
     /// Nothing of it is stored.
     pub fn append(&mut self, records: &[Record<'_>]) -> Result<Appended, SpoolError> {
         let config = self.config.clone();
+        // What is committed here survives a power cut. That an event was delivered need not: it would
+        // be sent again.
+        self.db.pragma_update(None, "synchronous", "FULL")?;
+        let result = self.insert(records, &config);
+        self.db.pragma_update(None, "synchronous", "NORMAL")?;
+        result
+    }
+
+    fn insert(
+        &mut self,
+        records: &[Record<'_>],
+        config: &SpoolConfig,
+    ) -> Result<Appended, SpoolError> {
         let tx = self.begin()?;
         let mut result = Appended::default();
         let (mut pending, mut bytes) = (read_total(&tx, "pending")?, read_total(&tx, "bytes")?);
@@ -690,7 +755,8 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 3);
-        spool.db.execute("DELETE FROM pending WHERE id = 2", []).unwrap();
+        let second = spool.load(0, 2, usize::MAX).unwrap()[1].id;
+        spool.db.execute("DELETE FROM pending WHERE id = ?1", [second as i64]).unwrap();
         drop(spool);
         assert_eq!(adds_up(&bench.open()).dropped, 1);
     }

@@ -93,6 +93,12 @@ impl Store {
         inner.sender.is_some()
     }
 
+    /// Whether the spool cannot even be opened now.
+    pub fn is_shut(&self) -> bool {
+        let inner = self.lock();
+        inner.in_trouble && inner.spool.is_none()
+    }
+
     /// Gives the right to send on.
     pub fn leave(&self) {
         self.lock().sender = None;
@@ -120,6 +126,11 @@ impl Store {
         self.with(|_| Ok(()));
     }
 
+    /// Whether an event was deleted from the spool, so that it is not to be sent.
+    pub fn is_gone(&self, id: u64) -> bool {
+        self.with(|spool| spool.is_gone(id)).unwrap_or(false)
+    }
+
     /// The counters; nothing when the spool does not work now.
     pub fn totals(&self) -> Option<SpoolTotals> {
         self.with(|spool| spool.totals())
@@ -143,6 +154,7 @@ impl Store {
             }
             due
         };
+        self.with(Spool::look);
         let expired = if due { self.with(|spool| spool.expire(wall_ms())) } else { None };
         if pending == 0 && std::mem::take(&mut self.lock().untidy) {
             self.with(|spool| spool.tidy());
@@ -164,7 +176,13 @@ impl Store {
         }
         let result = (|| {
             let spool = match &mut inner.spool {
-                Some(spool) => spool,
+                Some(spool) => {
+                    if inner.in_trouble {
+                        // On a full disk the log must not take what room there is.
+                        let _ = spool.tidy();
+                    }
+                    spool
+                }
                 None => inner.spool.insert(Spool::open(&self.config, &self.file)?),
             };
             while let Some((id, outcome)) = inner.unwritten.last() {

@@ -27,6 +27,8 @@ const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 4 << 20;
 /// … read so many at a time.
 const CHUNK: usize = 512;
+/// The longest wait without a look at the state.
+const WAKE: Duration = Duration::from_millis(250);
 /// Over this time a rate of events is measured …
 const RATE_SPAN: Duration = Duration::from_secs(10);
 /// … and one above the target's is said this often.
@@ -100,6 +102,9 @@ pub struct Shared {
     /// When this target gives up, once it stops.
     deadline: Mutex<Option<Instant>>,
     timeout: Duration,
+    store: Option<Arc<Store>>,
+    /// The most events that can be held, apart from those that wait for the spool.
+    most: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,7 +122,8 @@ impl Shared {
     pub fn wait(&self, limit: Duration) {
         let gate = self.gate();
         if !self.is_closed() {
-            let _ = self.gate_changed.wait_timeout(gate, limit);
+            // Whoever called `wake` just before is not missed for long.
+            let _ = self.gate_changed.wait_timeout(gate, limit.min(WAKE));
         }
     }
 
@@ -134,6 +140,19 @@ impl Shared {
     /// Whether this event is not to be sent any more: it is in the spool, for the next deliverer.
     pub fn leaves(&self, event: &Event) -> bool {
         event.is_stored() && self.leaving.load(Relaxed)
+    }
+
+    /// Whether this event was deleted from the spool since it was read.
+    pub fn is_gone(&self, event: &Event) -> bool {
+        match (event.id, &self.store) {
+            (EventId::Stored(id), Some(store)) => store.is_gone(id),
+            _ => false,
+        }
+    }
+
+    /// Whether so many events are held that others may soon find no room.
+    pub fn is_crowded(&self) -> bool {
+        self.len() * 2 >= self.most
     }
 
     /// How long an attempt may take that starts now.
@@ -235,6 +254,8 @@ impl Target {
             leaving: AtomicBool::new(false),
             deadline: Mutex::new(None),
             timeout: tirreno.timeout,
+            store: store.clone(),
+            most: if store.is_some() { WINDOW } else { config.queue_events },
         });
         let connections = tirreno.connections;
         let connect = connect.unwrap_or_else(|| {
@@ -317,8 +338,8 @@ impl Target {
         }
     }
 
-    /// Commits this target's part of a batch to its spool and counts it. Where that is not possible,
-    /// or there is no spool, the events are the caller's: `false`.
+    /// Commits this target's part of a batch to its spool. Where that is not possible, or there is no
+    /// spool, the events are the caller's: `false`.
     pub fn spool(&mut self, batch: &[Record<'_>]) -> bool {
         let Some(store) = &self.store else { return false };
         let slot = self.config.slot;
@@ -333,7 +354,6 @@ impl Target {
         }
         let Some(appended) = store.append(&ours) else { return false };
         self.spool_dropped += appended.dropped;
-        self.ledger.spooled(slot, ours.len() as u32);
         self.measured.1 += ours.len() as u64;
         self.caught_up = false;
         true
@@ -353,15 +373,16 @@ impl Target {
             while !self.caught_up {
                 let in_lanes = self.shared.len().saturating_sub(self.unspooled.len());
                 let room = WINDOW.saturating_sub(in_lanes).min(CHUNK);
-                if room == 0 {
+                let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
+                if room == 0 || bytes == 0 && in_lanes > 0 {
                     break;
                 }
-                let Some(events) = store.load(self.last_loaded, room, WINDOW_BYTES) else {
+                let Some(events) = store.load(self.last_loaded, room, bytes) else {
                     // It cannot even be read: what is in memory need not wait for it.
                     self.send_unspooled();
                     break;
                 };
-                self.caught_up = events.len() < room;
+                self.caught_up = events.is_empty();
                 for stored in events {
                     self.last_loaded = stored.id;
                     let content = Content::Stored { trace: stored.trace, body: stored.body };
@@ -374,6 +395,9 @@ impl Target {
             if self.caught_up {
                 self.send_unspooled();
             }
+        } else if store.is_shut() {
+            // Nobody can be asked who sends: what is in memory is known to this process only.
+            self.send_unspooled();
         }
     }
 

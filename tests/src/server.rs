@@ -41,16 +41,25 @@ impl Server {
         address: Option<SocketAddr>,
         handler: impl Fn(Arc<TcpStream>, u64) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let address =
-            address.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free_port())));
-        let server = Self {
-            address,
+        let mut server = Self {
+            address: address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
             handler: Arc::new(handler),
             open: Arc::default(),
             listening: Mutex::new(None),
         };
-        server.listen()?;
-        Ok(server)
+        if address.is_some() {
+            server.listen()?;
+            return Ok(server);
+        }
+        // Between finding a free port and listening, another process may have taken it.
+        let mut tries = 5;
+        loop {
+            server.address.set_port(ports::free_port());
+            match server.listen() {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+                result => return result.map(|()| server),
+            }
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
