@@ -25,6 +25,11 @@ use crate::ring::Collector;
 use crate::target::{Connect, Content, Event, Target};
 use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
 
+/// How much less urgent than the event loop collecting is: a ring that nobody empties drops events …
+const NICE: i32 = 5;
+/// … and sending: what waits for it is kept, and a busy server takes more processor time for it than
+/// for all else.
+pub(crate) const NICE_SENDING: i32 = 15;
 /// How often the deliverer looks for records: nobody wakes it, so that capturing costs no system call.
 const POLL: Duration = Duration::from_millis(25);
 /// The same for the end of what a stopping deliverer holds.
@@ -115,7 +120,7 @@ impl Deliverer {
         let inner = control.clone();
         let thread = with_signals_blocked(|| {
             thread::Builder::new().name("tirreno".into()).spawn(move || {
-                lower_priority();
+                lower_priority(NICE);
                 Worker { setup, control: &inner }.run();
                 *inner.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 inner.ended_changed.notify_all();
@@ -407,13 +412,12 @@ fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Lets the event loop go first on a busy machine. Each of the module's threads calls it for itself.
-pub(crate) fn lower_priority() {
-    const NICE: libc::c_int = 5;
+pub(crate) fn lower_priority(by: i32) {
     // SAFETY: no memory is passed. On Linux a priority is a thread's; the main thread, which has the
     // process's id, has the one that nginx's "worker_priority" says.
     unsafe {
         let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
-        let nice = libc::getpriority(libc::PRIO_PROCESS, std::process::id()) + NICE;
+        let nice = libc::getpriority(libc::PRIO_PROCESS, std::process::id()) + by;
         libc::setpriority(libc::PRIO_PROCESS, thread, nice);
     }
 }

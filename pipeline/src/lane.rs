@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use crate::deliverer::lower_priority;
+use crate::deliverer::{NICE_SENDING, lower_priority};
 use crate::gate::{Attempt, Pause, Permit, Verdict};
 use crate::http::Outbound;
 use crate::journal::{Journal, Level};
@@ -68,7 +68,7 @@ impl Lane {
 
     /// Sends until the queue's other end is gone and all is settled, or the target is closed.
     pub fn run(mut self) {
-        lower_priority();
+        lower_priority(NICE_SENDING);
         while !self.ended && !self.shared.is_closed() {
             let outbound = (self.connect)();
             if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
