@@ -20,7 +20,7 @@ use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::record::{Capture, TRACE_LEN, TooLong};
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::value::{bytes, is_off};
+use crate::conf::value::{bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
 use crate::{TirrenoModule, guarded, worker};
 
@@ -159,7 +159,7 @@ unsafe fn push(
     let captured = unsafe {
         event.trace = trace_id(r, main);
         let ip = location.ip().map_or(&[][..], |ip| ip.evaluate(r));
-        let language = indexed(r, main.accept_language);
+        let language = variable_text(ngx_http_get_indexed_variable(r, main.accept_language));
         let request = &*r;
         event.ip = peer(request.connection);
         if given & Param::HttpCode.bit() == 0 {
@@ -233,20 +233,6 @@ unsafe fn header<'a>(header: *const ngx_table_elt_t) -> &'a [u8] {
     unsafe { header.as_ref().map_or(&[], |h| bytes(h.value.data, h.value.len)) }
 }
 
-/// The value of an indexed variable; empty when it has none.
-///
-/// # Safety
-/// As for [`capture`]; the value lives while the request does.
-unsafe fn indexed<'a>(r: *mut ngx_http_request_t, index: usize) -> &'a [u8] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match ngx_http_get_indexed_variable(r, index).as_ref() {
-            Some(v) if v.not_found() == 0 => bytes(v.data, v.len() as usize),
-            _ => &[],
-        }
-    }
-}
-
 /// The request's trace id: nginx's `$request_id` where something has evaluated it, else one that
 /// costs no system call, and which `$request_id` has from now on.
 ///
@@ -256,20 +242,14 @@ unsafe fn trace_id(r: *mut ngx_http_request_t, main: &MainConf) -> [u8; TRACE_LE
     // SAFETY: the index is one of the request's variables.
     unsafe {
         let variable = &mut *(*r).variables.add(main.request_id);
-        if variable.valid() == 1
-            && let Ok(known) = bytes(variable.data, variable.len() as usize).try_into()
-        {
+        if let Ok(known) = variable_text(variable).try_into() {
             return known;
         }
         let trace = worker::next_trace_id();
         let data = ngx_pnalloc((*r).pool, TRACE_LEN).cast::<u8>();
         if !data.is_null() {
             ptr::copy_nonoverlapping(trace.as_ptr(), data, TRACE_LEN);
-            variable.data = data;
-            variable.set_len(TRACE_LEN as u32);
-            variable.set_valid(1);
-            variable.set_no_cacheable(0);
-            variable.set_not_found(0);
+            set_variable(variable, data, TRACE_LEN);
         }
         trace
     }

@@ -818,7 +818,7 @@ fn ten_reloads_leak_no_thread_no_descriptor_and_no_memory() {
 }
 
 #[test]
-fn the_threads_take_no_signal_and_let_the_event_loop_go_first() {
+fn the_threads_take_no_signal_no_file_and_let_the_event_loop_go_first() {
     const PRIORITY: i32 = 3;
     let bench = Bench::start("", |b| b.main(&format!("worker_priority {PRIORITY};")));
     let worker = bench.deliverer();
@@ -833,19 +833,22 @@ fn the_threads_take_no_signal_and_let_the_event_loop_go_first() {
         let stat = read("stat");
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         let nice: i32 = fields[19 - 3].parse().unwrap();
-        seen.insert(read("comm").trim().to_owned(), (blocked, nice));
+        let links = fs::read_dir(task.join("fd")).unwrap();
+        let sockets = links.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        let sockets: Vec<_> =
+            sockets.filter(|to| to.to_string_lossy().contains("socket:")).collect();
+        seen.insert(read("comm").trim().to_owned(), (blocked, nice, sockets));
     }
     // Bit n - 1 is signal n; nobody can block KILL and STOP.
     let classic = (1u64 << 31) - 1;
     let all = classic & !(1 << (Signal::KILL.as_raw() - 1)) & !(1 << (Signal::STOP.as_raw() - 1));
     assert_eq!(seen.len(), 3, "{seen:?}");
-    for (name, (blocked, nice)) in seen {
-        if name == "nginx" {
-            assert_eq!((blocked & all, nice), (0, PRIORITY), "{name}");
-        } else {
-            let by = if name.starts_with("tirreno-") { 15 } else { 5 };
-            assert_eq!((blocked & all, nice), (all, (PRIORITY + by).min(19)), "{name}");
-        }
+    let nginx = seen.remove("nginx").unwrap();
+    assert_eq!((nginx.0 & all, nginx.1), (0, PRIORITY));
+    for (name, (blocked, nice, sockets)) in seen {
+        let by = if name.starts_with("tirreno-") { 10 } else { 5 };
+        assert_eq!((blocked & all, nice), (all, PRIORITY + by), "{name}");
+        assert!(sockets.iter().all(|socket| !nginx.2.contains(socket)), "{name} has nginx's");
     }
 }
 

@@ -22,14 +22,14 @@ use crate::gate::EventId;
 use crate::journal::{Journal, Level};
 use crate::record::Record;
 use crate::ring::Collector;
-use crate::target::{Connect, Content, Event, Target};
+use crate::target::{Connect, Target};
 use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
 
 /// How much less urgent than the event loop collecting is: a ring that nobody empties drops events …
 const NICE: i32 = 5;
-/// … and sending: what waits for it is kept, and a busy server takes more processor time for it than
-/// for all else.
-pub(crate) const NICE_SENDING: i32 = 15;
+/// … and sending: what waits for it is kept. Not less than that, or a stopping nginx on a busy machine
+/// would not get its last events out in time.
+pub(crate) const NICE_SENDING: i32 = 10;
 /// How often the deliverer looks for records: nobody wakes it, so that capturing costs no system call.
 const POLL: Duration = Duration::from_millis(25);
 /// The same for the end of what a stopping deliverer holds.
@@ -107,6 +107,9 @@ pub struct Setup {
     pub journal: Journal,
     /// Makes connections; `None`: those that the targets' configurations name.
     pub connect: Option<Arc<Connect>>,
+    /// Whether the threads leave the process's table of open files. SQLite takes for granted that a
+    /// process has one: of a process's deliverers only one may use spools then.
+    pub own_files: bool,
 }
 
 impl Deliverer {
@@ -121,6 +124,9 @@ impl Deliverer {
         let thread = with_signals_blocked(|| {
             thread::Builder::new().name("tirreno".into()).spawn(move || {
                 lower_priority(NICE);
+                if setup.own_files {
+                    leave_file_table();
+                }
                 Worker { setup, control: &inner }.run();
                 *inner.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
                 inner.ended_changed.notify_all();
@@ -198,7 +204,7 @@ impl Worker<'_> {
 
     /// Delivers until the process stops or another one takes over.
     fn deliver(&self, term: Term<'_>) {
-        let Setup { zone, targets, journal, connect } = &self.setup;
+        let Setup { zone, targets, journal, connect, .. } = &self.setup;
         let before = targets.iter().map(|t| zone.totals(t.slot).dropped).collect::<Vec<_>>();
         let Some(ledger) = zone.enlist(std::process::id()) else {
             drop(term);
@@ -348,16 +354,17 @@ impl Collection {
     /// Collects all that was captured before the stamp `before`.
     fn collect(&mut self, before: u64) {
         loop {
-            let mut batch = self.collector.take(before, self.batch_size);
+            let (batch, progress) = self.collector.take(before, self.batch_size);
             if batch.damaged > 0 {
                 self.journal.log(Level::Error, "a segment of tirreno_zone is damaged");
             }
+            // The collector has parsed each: none is left out here.
             let records: Vec<_> = batch.records.iter().filter_map(|r| Record::parse(r)).collect();
             let mut spooled = 0;
             for target in &mut self.targets {
                 spooled |= u32::from(target.spool(&records)) << target.slot();
             }
-            self.collector.commit(&mut batch);
+            self.collector.commit(progress);
             for (slot, count) in batch.per_target.iter().enumerate() {
                 match spooled & (1 << slot) {
                     _ if *count == 0 => {}
@@ -365,29 +372,22 @@ impl Collection {
                     _ => self.ledger.spooled(slot, *count),
                 }
             }
-            let full = batch.records.len() == self.batch_size;
-            for bytes in batch.records {
-                self.hand_over(bytes.into(), !spooled);
+            for (bytes, record) in batch.records.iter().zip(&records) {
+                self.hand_over(bytes, record, !spooled);
             }
-            if !full {
+            if batch.records.len() < self.batch_size {
                 return;
             }
         }
     }
 
     /// Queues a record for those `targets` of its own that have not spooled it.
-    fn hand_over(&mut self, bytes: Arc<[u8]>, targets: u32) {
-        let Some(record) = Record::parse(&bytes) else { return };
-        let (kind, time_ms, user) = (record.kind(), record.time_ms(), record.user_key());
+    fn hand_over(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>, targets: u32) {
         self.next_id += 1;
         let targets = record.targets() & targets;
         for slot in (0..MAX_TARGETS).filter(|slot| targets & (1 << slot) != 0) {
             match self.targets.iter_mut().find(|t| t.slot() == slot) {
-                Some(target) => {
-                    let id = EventId::Memory(self.next_id);
-                    let event = Event { id, user, content: Content::Record(bytes.clone()) };
-                    target.offer(event, kind, time_ms);
-                }
+                Some(target) => target.offer(EventId::Memory(self.next_id), bytes, record),
                 None => {
                     self.ledger.dropped(slot, 1, DropReason::TargetGone);
                     *self.gone.entry(slot).or_default() += 1;
@@ -419,5 +419,16 @@ pub(crate) fn lower_priority(by: i32) {
         let thread = libc::syscall(libc::SYS_gettid) as libc::id_t;
         let nice = libc::getpriority(libc::PRIO_PROCESS, std::process::id()) + by;
         libc::setpriority(libc::PRIO_PROCESS, thread, nice);
+    }
+}
+
+/// Gives the calling thread, and those that it starts, a table of open files of their own, without the
+/// event loop's. Linux then spares the event loop two atomic operations with each system call, and no
+/// connection or listening socket can be kept open by a thread. Kernels before 5.9 cannot: there
+/// nothing changes.
+fn leave_file_table() {
+    // SAFETY: the thread has opened nothing yet, and its table is its own before anything is closed.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
     }
 }

@@ -8,6 +8,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
 use crate::clock::monotonic_ns;
@@ -63,8 +64,11 @@ impl Producer {
         // SAFETY: this process owns the segment, and the slice ends before the store below.
         let room = unsafe { segment.unpublished() };
         capture.write(stamp, &mut room[..len]);
-        segment.written.fetch_add(len as u32, Release);
+        // No other process writes it: this needs no atomic addition.
+        let written = segment.written.load(Relaxed);
+        segment.written.store(written + len as u32, Release);
         self.zone.count_captured(capture.targets);
+        segment.prefetch(len);
         Ok(())
     }
 
@@ -95,19 +99,20 @@ pub struct Collector {
     zone: Zone,
 }
 
-/// What one round took out.
-///
-/// Until [`Collector::commit`], the segments still hold all of it.
+/// What one round read.
 #[derive(Default)]
 pub struct Batch {
     /// The records' bytes, in the order of capture.
-    pub records: Vec<Box<[u8]>>,
+    pub records: Vec<Arc<[u8]>>,
     /// How many of them each target gets.
     pub per_target: [u32; MAX_TARGETS],
     /// Segments with bytes that are no record; what followed in them was given up.
     pub damaged: u32,
-    cursors: Vec<Cursor>,
 }
+
+/// How far a round has read. Until [`Collector::commit`], the segments still hold all of it.
+#[must_use]
+pub struct Progress(Vec<Cursor>);
 
 impl Collector {
     /// Reads `zone`.
@@ -140,7 +145,7 @@ impl Collector {
 
     /// Reads at most `most` records that were captured before the stamp `before`, in the order of
     /// capture over all workers.
-    pub fn take(&mut self, before: u64, most: usize) -> Batch {
+    pub fn take(&mut self, before: u64, most: usize) -> (Batch, Progress) {
         let mut batch = Batch::default();
         let mut cursors: Vec<Cursor> = Vec::new();
         for segment in self.zone.segments() {
@@ -165,8 +170,10 @@ impl Collector {
             let cursor = &mut cursors[c];
             if let Some(record) = Record::parse(cursor.rest) {
                 batch.records.push(record.bytes().into());
-                for (t, count) in batch.per_target.iter_mut().enumerate() {
-                    *count += record.targets() >> t & 1;
+                let mut targets = record.targets();
+                while targets != 0 {
+                    batch.per_target[targets.trailing_zeros() as usize] += 1;
+                    targets &= targets - 1;
                 }
                 cursor.rest = &cursor.rest[record.bytes().len()..];
             }
@@ -174,13 +181,12 @@ impl Collector {
         }
 
         batch.damaged = cursors.iter().filter(|cursor| cursor.damaged).count() as u32;
-        batch.cursors = cursors;
-        batch
+        (batch, Progress(cursors))
     }
 
     /// Frees what was read: whoever reads next starts behind it.
-    pub fn commit(&mut self, batch: &mut Batch) {
-        batch.cursors.drain(..).for_each(Cursor::finish);
+    pub fn commit(&mut self, progress: Progress) {
+        progress.0.into_iter().for_each(Cursor::finish);
     }
 }
 
@@ -243,8 +249,8 @@ mod tests {
 
     fn take(zone: Zone, before: u64, most: usize) -> Batch {
         let mut collector = Collector::new(zone);
-        let mut batch = collector.take(before, most);
-        collector.commit(&mut batch);
+        let (batch, progress) = collector.take(before, most);
+        collector.commit(progress);
         batch
     }
 
@@ -252,7 +258,7 @@ mod tests {
     fn what_is_not_committed_comes_again() {
         let zone = anonymous(1 << 20).unwrap();
         Producer::new(zone, std::process::id()).push(&capture(b"/a")).unwrap();
-        assert_eq!(urls(&Collector::new(zone).take(ALL, 10)), ["/a"]);
+        assert_eq!(urls(&Collector::new(zone).take(ALL, 10).0), ["/a"]);
         assert_eq!(urls(&take(zone, ALL, 10)), ["/a"]);
         assert!(take(zone, ALL, 10).records.is_empty());
     }

@@ -10,7 +10,6 @@ use std::{io, thread};
 use crossbeam_channel::{Sender, bounded};
 
 use crate::config::TargetConfig;
-use crate::event::EventType;
 use crate::form;
 use crate::gate::{Book, EventId, Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Post, Tirreno};
@@ -299,29 +298,31 @@ impl Target {
         self.config.slot
     }
 
-    /// Queues an event that was counted as collected, or drops it, counted.
-    pub fn offer(&mut self, event: Event, kind: EventType, time_ms: i64) {
+    /// Queues a record that was counted as collected, or drops it, counted.
+    pub fn offer(&mut self, id: EventId, bytes: &Arc<[u8]>, record: &Record<'_>) {
         self.measured.1 += 1;
-        let (most, most_bytes) = if kind.is_page() {
+        let (most, most_bytes) = if record.kind().is_page() {
             let share = |n: usize| (n as f64 * PAGES_UP_TO) as usize;
             (share(self.config.queue_events).max(1), share(self.config.queue_bytes))
         } else {
             (self.config.queue_events, self.config.queue_bytes)
         };
-        let size = event.content.size();
-        let id = event.id;
         let fits = {
             let mut held = lock(&self.shared.held);
-            let fits = held.len() < most && self.shared.bytes.load(Relaxed) + size <= most_bytes;
+            let held_bytes = self.shared.bytes.load(Relaxed) + bytes.len();
+            let fits = held.len() < most && held_bytes <= most_bytes;
             if fits {
-                held.insert(id, time_ms);
-                self.shared.bytes.fetch_add(size, Relaxed);
+                held.insert(id, record.time_ms());
+                self.shared.bytes.fetch_add(bytes.len(), Relaxed);
             }
             fits
         };
         if !fits {
             self.ledger.dropped(self.config.slot, 1, DropReason::QueueFull);
-        } else if self.store.is_some() {
+            return;
+        }
+        let event = Event { id, user: record.user_key(), content: Content::Record(bytes.clone()) };
+        if self.store.is_some() {
             self.unspooled.push_back(event);
         } else {
             self.send(event);

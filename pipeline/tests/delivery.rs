@@ -97,7 +97,13 @@ impl Bench {
             },
         };
         let (journal, log) = journal();
-        let setup = Setup { zone, targets: vec![target].into(), journal, connect: Some(connect) };
+        let setup = Setup {
+            zone,
+            targets: vec![target].into(),
+            journal,
+            connect: Some(connect),
+            own_files: false,
+        };
         Self { zone, server, setup, log }
     }
 

@@ -6,7 +6,7 @@ use nginx_sys::{
     NGX_ERROR, NGX_OK, ngx_conf_t, ngx_http_compile_complex_value,
     ngx_http_compile_complex_value_t, ngx_http_complex_value, ngx_http_complex_value_t,
     ngx_http_get_flushed_variable, ngx_http_get_variable_index, ngx_http_request_t, ngx_int_t,
-    ngx_str_t, ngx_uint_t,
+    ngx_str_t, ngx_uint_t, ngx_variable_value_t,
 };
 
 /// A value, as cheap to evaluate as it can be.
@@ -83,13 +83,7 @@ impl Value {
         unsafe {
             match self {
                 Self::Constant(text) => bytes(text.data, text.len),
-                Self::Variable(index) => {
-                    let value = ngx_http_get_flushed_variable(r, *index);
-                    match value.as_ref() {
-                        Some(v) if v.not_found() == 0 => bytes(v.data, v.len() as usize),
-                        _ => &[],
-                    }
-                }
+                Self::Variable(index) => variable_text(ngx_http_get_flushed_variable(r, *index)),
                 Self::Complex(value) => {
                     let mut text = ngx_str_t { len: 0, data: ptr::null_mut() };
                     let value = ptr::from_ref(value).cast_mut();
@@ -112,6 +106,72 @@ fn is_one_variable(text: &[u8]) -> bool {
     let name = |c: &u8| c.is_ascii_alphanumeric() || *c == b'_';
     matches!(text, [b'$', first, rest @ ..]
         if name(first) && !first.is_ascii_digit() && rest.iter().all(name))
+}
+
+/// The word of a variable's value that holds its length and flags. The accessors that bindgen makes
+/// take it apart bit by bit, which costs a request as much as copying its record does.
+#[derive(Clone, Copy)]
+struct Packed(u32);
+
+impl Packed {
+    const LEN_BITS: u32 = 28;
+    const LEN: u32 = (1 << Self::LEN_BITS) - 1;
+
+    /// The flag at that place behind the length.
+    const fn flag(place: u32) -> u32 {
+        if cfg!(target_endian = "little") {
+            1 << (Self::LEN_BITS + place)
+        } else {
+            1 << (3 - place)
+        }
+    }
+
+    const VALID: u32 = Self::flag(0);
+    const NOT_FOUND: u32 = Self::flag(2);
+
+    fn of(value: &ngx_variable_value_t) -> Self {
+        // SAFETY: the structure begins with this word, which is initialized.
+        Self(unsafe { ptr::from_ref(value).cast::<u32>().read() })
+    }
+
+    /// Of a valid text of that length.
+    fn valid(len: usize) -> Self {
+        let len = len as u32 & Self::LEN;
+        let len = if cfg!(target_endian = "little") { len } else { len << 4 };
+        Self(len | Self::VALID)
+    }
+
+    fn len(self) -> usize {
+        let len = if cfg!(target_endian = "little") { self.0 } else { self.0 >> 4 };
+        (len & Self::LEN) as usize
+    }
+}
+
+/// The text of a variable; empty where it has none.
+///
+/// # Safety
+/// `value` is null, or a request's variable; the text lives while the request does.
+pub(crate) unsafe fn variable_text<'r>(value: *const ngx_variable_value_t) -> &'r [u8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match value.as_ref() {
+            Some(value) => match Packed::of(value) {
+                Packed(word) if word & (Packed::VALID | Packed::NOT_FOUND) != Packed::VALID => &[],
+                packed => bytes(value.data, packed.len()),
+            },
+            None => &[],
+        }
+    }
+}
+
+/// Makes `text` the value of a variable.
+///
+/// # Safety
+/// The text lives while the variable's request does.
+pub(crate) unsafe fn set_variable(value: &mut ngx_variable_value_t, data: *mut u8, len: usize) {
+    value.data = data;
+    // SAFETY: the structure begins with this word.
+    unsafe { ptr::from_mut(value).cast::<u32>().write(Packed::valid(len).0) };
 }
 
 /// The bytes of an nginx string, which has no data when it is empty.
