@@ -267,6 +267,7 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("api-key %KEY%;", unknown("api-key")),
         ("tirreno on;", unknown("tirreno")),
         ("spool;", count("spool")),
+        ("spool text.pem;", "the spool's path \"%PREFIX%/text.pem\" is no directory".into()),
         ("spool a max_size=1k;", spool("max_size=1k", "a size from 1m on, like \"max_size=1g\"")),
         ("spool a max_age=0;", spool("max_age=0", "a time like \"max_age=7d\"")),
         (

@@ -28,13 +28,14 @@ use crate::record::Record;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
-/// What a row takes beside its form: key, index, time, user.
+/// What a row takes beside its form: key, index, time, user. The triggers below have it too.
 const ROW_OVERHEAD: u64 = 200;
 /// The most rejected events that are kept to be looked at.
 const MAX_REJECTED: u64 = 10_000;
 /// Above this share of the size, `page_*` events make room or are refused, so that logins find room.
 const PAGES_UP_TO: f64 = 0.8;
 
+/// The triggers count what is pending also where an administrator deletes or adds rows.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS pending (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -61,6 +62,15 @@ CREATE TABLE IF NOT EXISTS total (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+INSERT OR IGNORE INTO total VALUES ('pending', 0), ('bytes', 0);
+CREATE TRIGGER IF NOT EXISTS pending_added AFTER INSERT ON pending BEGIN
+    UPDATE total SET value = value + 1 WHERE name = 'pending';
+    UPDATE total SET value = value + length(new.body) + 200 WHERE name = 'bytes';
+END;
+CREATE TRIGGER IF NOT EXISTS pending_removed AFTER DELETE ON pending BEGIN
+    UPDATE total SET value = value - 1 WHERE name = 'pending';
+    UPDATE total SET value = value - length(old.body) - 200 WHERE name = 'bytes';
+END;
 ";
 
 /// Which events go when the spool is full.
@@ -222,7 +232,7 @@ impl Spool {
         db.execute_batch(SCHEMA)?;
         let mut spool = Self { db, config: config.clone(), version: 0 };
         spool.number()?;
-        spool.recount()?;
+        spool.reconcile()?;
         spool.version = spool.version()?;
         Ok(spool)
     }
@@ -248,14 +258,14 @@ impl Spool {
         Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
     }
 
-    /// Counts again if somebody else has changed the database.
+    /// Counts what somebody else has changed in the database.
     ///
     /// # Errors
     /// It cannot be counted.
     pub fn look(&mut self) -> Result<(), SpoolError> {
         let version = self.version()?;
         if version != self.version {
-            self.recount()?;
+            self.reconcile()?;
             self.version = version;
         }
         Ok(())
@@ -274,19 +284,13 @@ impl Spool {
         Ok(gone == Some(true))
     }
 
-    /// Administrators may have deleted or added rows: `pending` is what is there.
-    fn recount(&mut self) -> Result<(), SpoolError> {
+    /// Rows that somebody else deleted are dropped, rows that somebody else added are collected.
+    fn reconcile(&mut self) -> Result<(), SpoolError> {
         let tx = self.begin()?;
-        let (count, bytes): (u64, u64) = tx.query_row(
-            "SELECT count(*), ifnull(sum(length(body) + ?1), 0) FROM pending",
-            [ROW_OVERHEAD],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
-        let known = read_total(&tx, "pending")?;
-        add_total(&tx, "dropped", known.saturating_sub(count))?;
-        add_total(&tx, "collected", count.saturating_sub(known))?;
-        set_total(&tx, "pending", count)?;
-        set_total(&tx, "bytes", bytes)?;
+        let totals = totals(&tx)?;
+        let known = totals.delivered + totals.rejected + totals.dropped + totals.pending;
+        add_total(&tx, "dropped", totals.collected.saturating_sub(known))?;
+        add_total(&tx, "collected", known.saturating_sub(totals.collected))?;
         tx.commit()?;
         Ok(())
     }
@@ -317,7 +321,7 @@ impl Spool {
     ) -> Result<Appended, SpoolError> {
         let tx = self.begin()?;
         let mut result = Appended::default();
-        let (mut pending, mut bytes) = (read_total(&tx, "pending")?, read_total(&tx, "bytes")?);
+        let mut bytes = read_total(&tx, "bytes")?;
         let mut refused = 0;
         {
             let mut insert = tx.prepare_cached(
@@ -335,7 +339,6 @@ impl Spool {
                 if !room(bytes) && config.when_full == WhenFull::DropOldest {
                     let (count, freed) = make_room(&tx, size * 16, page)?;
                     result.dropped += count;
-                    pending -= count;
                     bytes -= freed;
                 }
                 if !room(bytes) {
@@ -351,7 +354,6 @@ impl Spool {
                     body,
                 ])?;
                 if new == 1 {
-                    pending += 1;
                     bytes += size;
                     result.stored += 1;
                 }
@@ -360,8 +362,6 @@ impl Spool {
         result.dropped += refused;
         add_total(&tx, "collected", result.stored + refused)?;
         add_total(&tx, "dropped", result.dropped)?;
-        set_total(&tx, "pending", pending)?;
-        set_total(&tx, "bytes", bytes)?;
         tx.commit()?;
         Ok(result)
     }
@@ -440,8 +440,7 @@ impl Spool {
         let before = time_text(now_ms - self.config.max_age.as_millis() as i64);
         let tx = self.begin()?;
         tx.execute("DELETE FROM rejected WHERE rejected < ?1", [&before])?;
-        let (count, bytes) = drop_where(&tx, "captured < ?1", params![before])?;
-        take_off(&tx, count, bytes)?;
+        let (count, _) = drop_where(&tx, "captured < ?1", params![before])?;
         add_total(&tx, "dropped", count)?;
         tx.commit()?;
         Ok(count)
@@ -452,15 +451,7 @@ impl Spool {
     /// # Errors
     /// They cannot be read.
     pub fn totals(&self) -> Result<SpoolTotals, SpoolError> {
-        let get = |name| read_total(&self.db, name);
-        Ok(SpoolTotals {
-            collected: get("collected")?,
-            delivered: get("delivered")?,
-            rejected: get("rejected")?,
-            dropped: get("dropped")?,
-            pending: get("pending")?,
-            bytes: get("bytes")?,
-        })
+        Ok(totals(&self.db)?)
     }
 
     /// How many rejected events are kept, by reason.
@@ -540,6 +531,18 @@ fn read_total(db: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
     Ok(select.query_row([name], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
+fn totals(db: &Connection) -> Result<SpoolTotals, rusqlite::Error> {
+    let get = |name| read_total(db, name);
+    Ok(SpoolTotals {
+        collected: get("collected")?,
+        delivered: get("delivered")?,
+        rejected: get("rejected")?,
+        dropped: get("dropped")?,
+        pending: get("pending")?,
+        bytes: get("bytes")?,
+    })
+}
+
 fn set_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
     let mut set = db.prepare_cached("INSERT OR REPLACE INTO total VALUES (?1, ?2)")?;
     set.execute(params![name, value])?;
@@ -555,18 +558,8 @@ fn add_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Er
 
 /// Deletes a pending event, if it is there.
 fn remove(db: &Connection, id: u64) -> Result<bool, rusqlite::Error> {
-    let mut delete =
-        db.prepare_cached("DELETE FROM pending WHERE id = ?1 RETURNING length(body)")?;
-    let size: Option<u64> = delete.query_row([id as i64], |row| row.get(0)).optional()?;
-    if let Some(size) = size {
-        take_off(db, 1, size + ROW_OVERHEAD)?;
-    }
-    Ok(size.is_some())
-}
-
-fn take_off(db: &Connection, count: u64, bytes: u64) -> Result<(), rusqlite::Error> {
-    set_total(db, "pending", read_total(db, "pending")?.saturating_sub(count))?;
-    set_total(db, "bytes", read_total(db, "bytes")?.saturating_sub(bytes))
+    let mut delete = db.prepare_cached("DELETE FROM pending WHERE id = ?1")?;
+    Ok(delete.execute([id as i64])? == 1)
 }
 
 /// Deletes the oldest pending events, some `bytes` of them: page views first, others only for an

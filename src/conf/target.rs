@@ -338,6 +338,11 @@ fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, St
         max_age: Duration::from_secs(7 * 24 * 60 * 60),
         when_full: WhenFull::DropOldest,
     };
+    // nginx itself takes whatever has this name for its directory.
+    if fs::metadata(&spool.path).is_ok_and(|meta| !meta.is_dir()) {
+        let path = spool.path.display();
+        return Err(format!("the spool's path \"{path}\" is no directory"));
+    }
     for arg in &args[1..] {
         let invalid = |must: &str| {
             format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
