@@ -1,36 +1,70 @@
 //! From a request to a record.
 //!
-//! Runs in the event loop, for each request: it evaluates the configured values, which nginx caches,
-//! and copies bytes. It takes no lock and makes no system call; the only allocation is the trace id,
-//! from the request's own pool, so that later readers of `$request_id` see the same.
+//! Runs in the event loop, for each request: it finds the rule, evaluates the configured values, which
+//! nginx caches, and copies bytes. It takes no lock and makes no system call; what it allocates lies in
+//! the request's own pool: the trace id, so that later readers of `$request_id` see the same, and what
+//! the module's variables show. A URL with a secret is copied without it, into memory that is used
+//! again.
 
+use core::ops::Range;
 use core::ptr;
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nginx_sys::{
     NGX_ERROR, ngx_array_push, ngx_conf_t, ngx_connection_t, ngx_http_get_indexed_variable,
     ngx_http_get_variable_index, ngx_http_handler_pt, ngx_http_output_header_filter_pt,
     ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_request_t, ngx_http_top_header_filter, ngx_int_t,
-    ngx_pnalloc, ngx_table_elt_t,
+    ngx_palloc, ngx_pnalloc, ngx_str_t, ngx_table_elt_t,
 };
 use ngx::core::Status;
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::path;
 use tirreno_pipeline::record::{Capture, TRACE_LEN, TooLong};
+use tirreno_pipeline::redact::{self, Redaction};
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::value::{bytes, is_off, set_variable, variable_text};
+use crate::conf::rule::RuleSet;
+use crate::conf::value::{User, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, guarded, worker};
+use crate::{TirrenoModule, guarded, response, worker};
 
 const SWITCHING_PROTOCOLS: usize = 101;
 
 /// The next header filter of nginx's chain, set while the configuration is read.
 static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 
-/// Marks a request that is captured already; only its address counts.
-static CAPTURED: u8 = 1;
+/// What became of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Captured {
+    /// The event's type; nothing where it is none.
+    pub(crate) event: Option<EventType>,
+    /// The user; empty where none is known.
+    pub(crate) user: ngx_str_t,
+    /// `1`, or why there is no event.
+    pub(crate) outcome: &'static str,
+}
+
+/// In place of a request's [`Captured`] while that is being found out, or when there is no memory.
+static CAPTURING: Captured =
+    Captured { event: None, user: ngx_str_t { len: 0, data: ptr::null_mut() }, outcome: "" };
+
+// SAFETY: it is only read, and its string is empty.
+unsafe impl Sync for Captured {}
+
+/// Memory for what is made of a request's URL and Referer, used again for the next.
+#[derive(Default)]
+struct Scratch {
+    path: Vec<u8>,
+    url: redact::Scratch,
+    referer: redact::Scratch,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
 
 /// Puts the module into nginx's phases and filters.
 pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
@@ -58,7 +92,7 @@ fn variable_index(cf: &mut ngx_conf_t, name: nginx_sys::ngx_str_t) -> Result<usi
 /// The end of a request, whatever ended it.
 unsafe extern "C" fn log_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request; this is its event loop.
-    guarded((), || unsafe { capture(r) });
+    guarded(None, || unsafe { capture(r) });
     Status::NGX_OK.into()
 }
 
@@ -67,7 +101,7 @@ unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request; this is its event loop.
     unsafe {
         if (*r).headers_out.status == SWITCHING_PROTOCOLS {
-            guarded((), || capture(r));
+            guarded(None, || capture(r));
         }
         match NEXT_HEADER_FILTER {
             Some(next) => next(r),
@@ -76,42 +110,75 @@ unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
     }
 }
 
-/// Captures the request, if it is a main request, is not captured yet, and is to be.
+/// Captures the request, if it is a main request, is not captured yet, and is to be. Returns what
+/// became of it.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing, and this is its event loop.
-unsafe fn capture(r: *mut ngx_http_request_t) {
+pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
     // SAFETY: the caller's promise. Evaluating a value goes through the pointer and may change the
     // request: a reference is not used after that.
     let request = unsafe { &*r };
     if request.main != r {
-        return;
+        return None;
     }
     let module = TirrenoModule::module();
-    // SAFETY: each module has its place in the array.
-    let mark = unsafe { request.ctx.add(module.ctx_index) };
-    // SAFETY: as above.
-    if unsafe { !(*mark).is_null() } {
-        return;
+    // SAFETY: each module has its place in the array, and only this function writes there.
+    let mark = unsafe { &mut *request.ctx.add(module.ctx_index).cast::<*const Captured>() };
+    // SAFETY: what is there lives while the request does.
+    if let Some(captured) = unsafe { mark.as_ref() } {
+        return Some(*captured);
     }
-    let Some(location) = TirrenoModule::location_conf(request) else { return };
-    let Some(enabled) = location.enabled() else { return };
+    let location = TirrenoModule::location_conf(request)?;
+    let enabled = location.enabled()?;
     // SAFETY: the caller's promise.
     if enabled.is_constant_off() || is_off(unsafe { enabled.evaluate(r) }) {
-        return;
+        return None;
     }
     // SAFETY: as above.
-    let Some(main) = TirrenoModule::main_conf(unsafe { &*r }) else { return };
-    // SAFETY: as above; the mark is only compared with null.
-    unsafe { *mark = ptr::from_ref(&CAPTURED).cast_mut().cast() };
+    let main = TirrenoModule::main_conf(unsafe { &*r })?;
+    *mark = &raw const CAPTURING;
+    let mut captured = CAPTURING;
     // SAFETY: the caller's promise.
-    if let Err(reason) = unsafe { push(r, main, location) }
-        && let Some(zone) = main.zone
-    {
-        zone.skip(reason);
-        if reason == SkipReason::Invalid {
-            worker::note_invalid();
+    let pushed = SCRATCH
+        .with_borrow_mut(|scratch| unsafe { push(r, main, location, scratch, &mut captured) });
+    captured.outcome = match pushed {
+        Ok(()) => "1",
+        Err(Refusal::Skipped(reason)) => {
+            if let Some(zone) = main.zone {
+                zone.skip(reason);
+            }
+            if reason == SkipReason::Invalid {
+                worker::note_invalid();
+            }
+            reason.name()
         }
+        Err(Refusal::NoTarget) => "no_target",
+        Err(Refusal::Full) => "full",
+    };
+    // SAFETY: the pool lives while the request does, and aligns what it gives.
+    unsafe {
+        let place = ngx_palloc((*r).pool, size_of::<Captured>()).cast::<Captured>();
+        if !place.is_null() {
+            place.write(captured);
+            *mark = place;
+        }
+    }
+    Some(captured)
+}
+
+/// Why a request is no event.
+pub(crate) enum Refusal {
+    Skipped(SkipReason),
+    /// No target wants it, or this process has no ring.
+    NoTarget,
+    /// The ring is full; the zone has counted it.
+    Full,
+}
+
+impl From<TooLong> for Refusal {
+    fn from(_: TooLong) -> Self {
+        Self::Skipped(SkipReason::Invalid)
     }
 }
 
@@ -123,64 +190,167 @@ unsafe fn push(
     r: *mut ngx_http_request_t,
     main: &MainConf,
     location: &LocationConf,
-) -> Result<(), SkipReason> {
-    // SAFETY: the caller's promise.
-    let mut event = Capture::new(unsafe { (*r).start_sec * 1000 + (*r).start_msec as i64 });
+    scratch: &mut Scratch,
+    captured: &mut Captured,
+) -> Result<(), Refusal> {
+    // SAFETY: the caller's promise; nginx's strings live while the request does.
+    let (mut event, status, target, method) = unsafe {
+        let request = &*r;
+        let start = request.start_sec * 1000 + request.start_msec as i64;
+        let target = bytes(request.unparsed_uri.data, request.unparsed_uri.len);
+        let method = bytes(request.method_name.data, request.method_name.len);
+        (Capture::new(start), response::status(request), target, method)
+    };
+
+    let found = location.rules().and_then(|rules| {
+        let path = path::normalize(target, &mut scratch.path);
+        let path = below(path, location.event_prefix())?;
+        // SAFETY: the caller's promise.
+        let first = rules.rules.first(method, path, |rule, _| unsafe { rule.holds(r, status) });
+        first.map(|(rule, _)| rule.as_ref())
+    });
+    let kind = found.map_or(location.default_event(), |rule| rule.event);
 
     // Also an empty value replaces what would be captured.
     let mut given = 0;
-    let mut user = &[][..];
+    let mut named = &[][..];
+    let (mut own_url, mut own_referer) = (None, None);
     let mut refused = Ok(());
+    event.kind = kind.ok_or(Refusal::Skipped(SkipReason::EventOff))?;
     for (param, value) in location.params() {
         // SAFETY: the caller's promise; the value lives while the request does.
         let value = unsafe { value.evaluate(r) };
         given |= param.bit();
         match param {
-            Param::UserName => user = value,
+            Param::UserName => named = value,
             Param::EventType => event.kind = EventType::from_name(value).unwrap_or(event.kind),
+            Param::Url => own_url = Some(value),
+            Param::HttpReferer => own_referer = Some(value),
             _ => refused = refused.and(event.set(*param, value)),
         }
     }
+    captured.event = Some(event.kind);
     if given & Param::UserName.bit() == 0 {
+        let rules_users = found.map(|rule| &*rule.users).filter(|users| !users.is_empty());
         // SAFETY: as above.
-        let mut values = location.users().iter().map(|user| unsafe { user.evaluate(r) });
-        user = values.find(|user| !user.is_empty()).unwrap_or_default();
+        named = unsafe { user(r, location, rules_users.unwrap_or(location.users()), status) };
     }
-    if user.is_empty() && !location.anonymous() {
-        return Err(SkipReason::Anonymous);
+    captured.user = ngx_str_t { len: named.len(), data: named.as_ptr().cast_mut() };
+    if named.is_empty() && !location.anonymous() && !found.is_some_and(|rule| rule.anonymous) {
+        return Err(Refusal::Skipped(SkipReason::Anonymous));
     }
-    refused.map_err(|TooLong(_)| SkipReason::Invalid)?;
+    refused?;
     event.targets = targets(main, location, event.kind);
     if event.targets == 0 || !worker::is_ready() {
-        return Ok(());
+        return Err(Refusal::NoTarget);
     }
 
     // SAFETY: nginx's strings live while the request does; a request has a connection.
-    let captured = unsafe {
+    let (values, referer) = unsafe {
         event.trace = trace_id(r, main);
         let ip = location.ip().map_or(&[][..], |ip| ip.evaluate(r));
         let language = variable_text(ngx_http_get_indexed_variable(r, main.accept_language));
         let request = &*r;
         event.ip = peer(request.connection);
         if given & Param::HttpCode.bit() == 0 {
-            event.status = status(request);
+            event.status = status;
         }
-        [
-            (Param::UserName, user),
-            (Param::Url, bytes(request.unparsed_uri.data, request.unparsed_uri.len)),
-            (Param::HttpMethod, bytes(request.method_name.data, request.method_name.len)),
+        let values = [
+            (Param::HttpMethod, method),
             (Param::UserAgent, header(request.headers_in.user_agent)),
-            (Param::HttpReferer, header(request.headers_in.referer)),
             (Param::BrowserLanguage, language),
             (Param::IpAddress, ip),
-        ]
+        ];
+        (values, header(request.headers_in.referer))
     };
-    for (param, value) in captured {
-        if given & param.bit() == 0 || param == Param::UserName {
-            event.set(param, value).map_err(|TooLong(_)| SkipReason::Invalid)?;
+    for (param, value) in values {
+        if given & param.bit() == 0 {
+            event.set(param, value)?;
         }
     }
+    let secrets = Secrets::of(location);
+    event.set(Param::UserName, named)?;
+    event.set(Param::Url, secrets.url(own_url.unwrap_or(target), &mut scratch.url))?;
+    let referer = own_referer.unwrap_or(referer);
+    event.set(Param::HttpReferer, secrets.referer(referer, &mut scratch.referer))?;
     worker::push(&event)
+}
+
+/// What lies below the prefix in a path.
+fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
+    let below = path.strip_prefix(prefix)?;
+    match below {
+        [] => Some(b"/"),
+        [b'/', ..] => Some(below),
+        _ => None,
+    }
+}
+
+/// The first user that is named and believed.
+///
+/// # Safety
+/// As for [`capture`]; the text lives while the request does.
+unsafe fn user<'r>(
+    r: *mut ngx_http_request_t,
+    location: &LocationConf,
+    users: &[User],
+    status: u16,
+) -> &'r [u8] {
+    // SAFETY: the caller's promise.
+    let answered = unsafe { response::is_the_applications(r) };
+    let refused = status == 401 || status >= 400 && !answered;
+    let response_only = location.verifies() && refused;
+    let believed = users.iter().filter(|user| user.from_response || !response_only);
+    // SAFETY: the caller's promise.
+    let mut values = believed.map(|user| unsafe { user.value.evaluate(r) });
+    values.find(|user| !user.is_empty()).unwrap_or_default()
+}
+
+/// What is left out of URLs.
+struct Secrets<'c> {
+    redaction: Option<&'c Redaction>,
+    rules: Option<&'c RuleSet>,
+    prefix: &'c [u8],
+}
+
+impl<'c> Secrets<'c> {
+    fn of(location: &'c LocationConf) -> Self {
+        Self {
+            redaction: location.redaction(),
+            rules: location.rules().filter(|rules| rules.redacts),
+            prefix: location.event_prefix(),
+        }
+    }
+
+    fn url<'a>(&self, url: &'a [u8], scratch: &'a mut redact::Scratch) -> &'a [u8] {
+        // Without one of these there is no argument, encoded or not.
+        let arguments = self.redaction.filter(|_| url.iter().any(|b| matches!(b, b'=' | b'%')));
+        match arguments {
+            None if self.rules.is_none() => url,
+            None => Redaction::off().url(url, |path, out| self.segments(path, out), scratch),
+            Some(names) => names.url(url, |path, out| self.segments(path, out), scratch),
+        }
+    }
+
+    fn referer<'a>(&self, referer: &'a [u8], scratch: &'a mut redact::Scratch) -> &'a [u8] {
+        let segments = |path: &[u8], out: &mut Vec<Range<usize>>| self.segments(path, out);
+        match self.redaction {
+            _ if referer.is_empty() => referer,
+            None if self.rules.is_none() => referer,
+            None => Redaction::off().referer(referer, segments, scratch),
+            Some(names) => names.referer(referer, segments, scratch),
+        }
+    }
+
+    /// The secret segments of a normalized path.
+    fn segments(&self, path: &[u8], out: &mut Vec<Range<usize>>) {
+        let (Some(rules), Some(below)) = (self.rules, below(path, self.prefix)) else { return };
+        let start = path.len() - below.len();
+        rules.rules.any_method(below, |rule, segments| {
+            let ranges = rule.redact.iter().filter_map(|name| segments.range(name));
+            out.extend(ranges.map(|range| range.start + start..range.end + start));
+        });
+    }
 }
 
 /// The accounts of the targets that get an event of that type.
@@ -191,15 +361,6 @@ fn targets(main: &MainConf, location: &LocationConf, kind: EventType) -> u32 {
         .enumerate()
         .filter(|(i, target)| selected & (1 << i) != 0 && target.events.contains(kind))
         .fold(0, |targets, (_, target)| targets | 1 << target.slot)
-}
-
-/// The response's status, as nginx's `$status` has it.
-fn status(request: &ngx_http_request_t) -> u16 {
-    let status = match request.err_status {
-        0 => request.headers_out.status,
-        status => status,
-    };
-    u16::try_from(status).unwrap_or(0)
 }
 
 /// The peer's address, which the realip module may have replaced.

@@ -3,6 +3,7 @@
 use core::ffi::{c_char, c_void};
 use core::mem::offset_of;
 use core::ptr;
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -17,13 +18,16 @@ use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::redact::Redaction;
 use tirreno_pipeline::zone::{MAX_TARGETS, Zone};
 
 use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
-use self::value::Value;
+use self::rule::{Entry, RuleSet};
+use self::value::{CompileError, User, Value};
 use crate::{TirrenoModule, guarded, status};
 
 pub(crate) mod ext;
+pub(crate) mod rule;
 mod target;
 pub(crate) mod value;
 
@@ -84,11 +88,40 @@ pub(crate) struct LocationConf {
     target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
     /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
     targets: u32,
-    users: Option<Rc<[Value]>>,
+    users: Option<Rc<[User]>>,
     ip: Option<Value>,
     params: Option<Rc<Vec<(Param, Value)>>>,
     /// `ngx_conf_set_flag_slot` fills it.
     anonymous: ngx_flag_t,
+    /// `tirreno_event` of this level, and whether the outer levels' count.
+    own_rules: Vec<Entry>,
+    cut_rules: bool,
+    /// All that count here. That of the `http` block, which inherits nothing, is made when it is needed.
+    rules: OnceCell<Option<Rc<RuleSet>>>,
+    /// `tirreno_default_event`: the type, or nothing.
+    default_event: Option<Option<EventType>>,
+    event_prefix: Option<ngx_str_t>,
+    verify: Option<bool>,
+    /// `tirreno_redact` of this level, and whether the outer levels' and the built-in ones count.
+    own_secrets: Vec<String>,
+    cut_secrets: bool,
+    /// All names that count here, beside the built-in ones; nothing where there is no redaction.
+    secrets: OnceCell<Option<Rc<Secrets>>>,
+}
+
+/// What `tirreno_redact` hides.
+struct Secrets {
+    /// Beside the built-in ones.
+    names: Vec<String>,
+    redaction: Redaction,
+}
+
+impl Secrets {
+    fn new(own: &[String], outer: &[String]) -> Rc<Self> {
+        let names = [own, outer].concat();
+        let redaction = Redaction::new(names.iter().map(String::as_str));
+        Rc::new(Self { names, redaction })
+    }
 }
 
 impl Default for LocationConf {
@@ -101,6 +134,15 @@ impl Default for LocationConf {
             ip: None,
             params: None,
             anonymous: NGX_CONF_UNSET as ngx_flag_t,
+            own_rules: Vec::new(),
+            cut_rules: false,
+            rules: OnceCell::new(),
+            default_event: None,
+            event_prefix: None,
+            verify: None,
+            own_secrets: Vec::new(),
+            cut_secrets: false,
+            secrets: OnceCell::new(),
         }
     }
 }
@@ -117,7 +159,7 @@ impl LocationConf {
     }
 
     /// `tirreno_user`.
-    pub(crate) fn users(&self) -> &[Value] {
+    pub(crate) fn users(&self) -> &[User] {
         self.users.as_deref().unwrap_or_default()
     }
 
@@ -134,6 +176,40 @@ impl LocationConf {
     /// `tirreno_anonymous`.
     pub(crate) fn anonymous(&self) -> bool {
         self.anonymous == 1
+    }
+
+    /// `tirreno_event` of this level and the outer ones.
+    pub(crate) fn rules(&self) -> Option<&RuleSet> {
+        self.rule_set().map(Rc::as_ref)
+    }
+
+    fn rule_set(&self) -> Option<&Rc<RuleSet>> {
+        self.rules.get_or_init(|| RuleSet::new(&self.own_rules, None)).as_ref()
+    }
+
+    /// `tirreno_default_event`.
+    pub(crate) fn default_event(&self) -> Option<EventType> {
+        self.default_event.unwrap_or(Some(EventType::PageView))
+    }
+
+    /// `tirreno_event_prefix`, without a slash at its end.
+    pub(crate) fn event_prefix(&self) -> &[u8] {
+        self.event_prefix.as_ref().map_or(&[], |prefix| prefix.as_bytes())
+    }
+
+    /// Whether `tirreno_verify answer`.
+    pub(crate) fn verifies(&self) -> bool {
+        self.verify == Some(true)
+    }
+
+    /// `tirreno_redact`; nothing where it is off.
+    pub(crate) fn redaction(&self) -> Option<&Redaction> {
+        self.secrets().map(|secrets| &secrets.redaction)
+    }
+
+    fn secrets(&self) -> Option<&Rc<Secrets>> {
+        let new = || (!self.cut_secrets).then(|| Secrets::new(&self.own_secrets, &[]));
+        self.secrets.get_or_init(new).as_ref()
     }
 
     /// Takes from `parent` what is not set here, and checks what is.
@@ -171,6 +247,11 @@ impl LocationConf {
         if self.anonymous == NGX_CONF_UNSET as ngx_flag_t {
             self.anonymous = if parent.anonymous == 1 { 1 } else { 0 };
         }
+        self.default_event = self.default_event.or(parent.default_event);
+        self.event_prefix = self.event_prefix.or(parent.event_prefix);
+        self.verify = self.verify.or(parent.verify);
+        self.inherit_rules(cf, parent);
+        self.inherit_secrets(parent);
         if let Some((value, place)) = &self.enabled
             && !value.is_constant_off()
         {
@@ -179,12 +260,40 @@ impl LocationConf {
         NGX_CONF_OK
     }
 
+    fn inherit_rules(&mut self, cf: &mut ngx_conf_t, parent: &Self) {
+        if parent.rules.get().is_none() {
+            RuleSet::check(cf, &parent.own_rules);
+        }
+        RuleSet::check(cf, &self.own_rules);
+        let outer = parent.rule_set().filter(|_| !self.cut_rules);
+        self.rules = OnceCell::from(match self.own_rules.is_empty() {
+            true => outer.cloned(),
+            false => RuleSet::new(&self.own_rules, outer),
+        });
+    }
+
+    fn inherit_secrets(&mut self, parent: &Self) {
+        let outer = parent.secrets();
+        self.secrets = OnceCell::from(match outer {
+            _ if self.cut_secrets => None,
+            Some(outer) if self.own_secrets.is_empty() => Some(outer.clone()),
+            None if self.own_secrets.is_empty() => None,
+            outer => {
+                let outer = outer.map_or(&[][..], |outer| &outer.names);
+                Some(Secrets::new(&self.own_secrets, outer))
+            }
+        });
+    }
+
     /// Whether a request can have a user, or needs none.
     fn may_capture(&self) -> bool {
+        if self.rules().is_some_and(RuleSet::may_capture) {
+            return true;
+        }
         let given = self.params().iter().find(|(param, _)| *param == Param::UserName);
         let named = match given {
             Some((_, user)) => !user.is_constant_empty(),
-            None => self.users().iter().any(|user| !user.is_constant_empty()),
+            None => self.users().iter().any(|user| !user.value.is_constant_empty()),
         };
         named || self.anonymous()
     }
@@ -251,7 +360,7 @@ const fn command(name: ngx_str_t, type_: u32, set: Handler, conf: usize) -> ngx_
 }
 
 /// The module's directives.
-pub(crate) static mut COMMANDS: [ngx_command_t; 10] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 15] = [
     command(
         ngx_string!("tirreno_target"),
         // TAKE1 and NOARGS together: the name may be left out.
@@ -299,6 +408,36 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 10] = [
             NGX_HTTP_LOC_CONF_OFFSET,
         )
     },
+    command(
+        ngx_string!("tirreno_event"),
+        ANYWHERE | NGX_CONF_1MORE,
+        cmd_event,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_default_event"),
+        ANYWHERE | NGX_CONF_TAKE1,
+        cmd_default_event,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_event_prefix"),
+        ANYWHERE | NGX_CONF_TAKE1,
+        cmd_event_prefix,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_verify"),
+        ANYWHERE | NGX_CONF_TAKE1,
+        cmd_verify,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_redact"),
+        ANYWHERE | NGX_CONF_1MORE,
+        cmd_redact,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
     command(
         ngx_string!("tirreno_status"),
         NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
@@ -388,7 +527,8 @@ handler!(cmd_targets, LocationConf, |cf, location, args| {
 });
 
 handler!(cmd_user, LocationConf, |cf, location, args| {
-    let values: Result<Rc<[_]>, _> = args[1..].iter().map(|a| Value::compile(cf, *a)).collect();
+    let mut user = |text: &ngx_str_t| Ok(User::new(Value::compile(cf, *text)?, text.as_bytes()));
+    let values: Result<Rc<[_]>, CompileError> = args[1..].iter().map(&mut user).collect();
     let Ok(values) = values else { return NGX_CONF_ERROR };
     location.users = Some(values);
     NGX_CONF_OK
@@ -449,6 +589,80 @@ handler!(cmd_param, LocationConf, |cf, location, args| {
     match Rc::get_mut(params) {
         Some(params) => params.push((param, value)),
         None => return NGX_CONF_ERROR,
+    }
+    NGX_CONF_OK
+});
+
+handler!(cmd_event, LocationConf, |cf, location, args| {
+    if let [_, none] = args
+        && none.as_bytes() == b"none"
+    {
+        location.cut_rules = true;
+        return NGX_CONF_OK;
+    }
+    match rule::read(cf, &args[1..]) {
+        Ok(entry) => {
+            location.own_rules.push(entry);
+            NGX_CONF_OK
+        }
+        Err(error) => cf.error(format_args!("{error} in \"tirreno_event\" directive")),
+    }
+});
+
+handler!(cmd_default_event, LocationConf, |cf, location, args| {
+    let event = EventType::from_name(args[1].as_bytes());
+    if event.is_none() && args[1].as_bytes() != b"off" {
+        let error = rule::unknown_type(args[1]);
+        return cf.error(format_args!("{error} in \"tirreno_default_event\" directive"));
+    }
+    location.default_event = Some(event);
+    NGX_CONF_OK
+});
+
+handler!(cmd_event_prefix, LocationConf, |cf, location, args| {
+    if location.event_prefix.is_some() {
+        return DUPLICATE;
+    }
+    let mut prefix = args[1];
+    if !prefix.as_bytes().starts_with(b"/") {
+        return cf.error(format_args!(
+            "invalid value \"{prefix}\" in \"tirreno_event_prefix\" directive, it must be a path like \
+             \"/chat\""
+        ));
+    }
+    while prefix.as_bytes().ends_with(b"/") {
+        prefix.len -= 1;
+    }
+    location.event_prefix = Some(prefix);
+    NGX_CONF_OK
+});
+
+handler!(cmd_verify, LocationConf, |cf, location, args| {
+    location.verify = Some(match args[1].as_bytes() {
+        b"off" => false,
+        b"answer" => true,
+        _ => {
+            return cf.error(format_args!(
+                "invalid value \"{}\" in \"tirreno_verify\" directive, it must be \"off\" or \
+                 \"answer\"",
+                args[1]
+            ));
+        }
+    });
+    NGX_CONF_OK
+});
+
+handler!(cmd_redact, LocationConf, |cf, location, args| {
+    let names = &args[1..];
+    if names.iter().any(|name| name.as_bytes() == b"off") {
+        if names.len() > 1 || !location.own_secrets.is_empty() {
+            return cf.error("\"tirreno_redact off\" cannot stand beside names");
+        }
+        location.cut_secrets = true;
+    } else if location.cut_secrets {
+        return cf.error("\"tirreno_redact off\" cannot stand beside names");
+    } else {
+        location.own_secrets.extend(names.iter().map(ToString::to_string));
     }
     NGX_CONF_OK
 });

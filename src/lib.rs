@@ -5,6 +5,7 @@
 //! - [`conf`] reads the directives,
 //! - [`zone`] asks nginx for the shared memory,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
+//! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
 //! - [`status`] answers `tirreno_status`.
 
@@ -23,7 +24,9 @@ use crate::conf::{COMMANDS, LocationConf, MainConf};
 
 mod capture;
 mod conf;
+mod response;
 mod status;
+mod variables;
 mod worker;
 mod zone;
 
@@ -32,7 +35,7 @@ mod zone;
 struct TirrenoModule;
 
 static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
-    preconfiguration: None,
+    preconfiguration: Some(preconfiguration),
     postconfiguration: Some(postconfiguration),
     create_main_conf: Some(TirrenoModule::create_main_conf),
     init_main_conf: None,
@@ -96,6 +99,14 @@ extern "C" fn merge_loc_conf(
             (&mut *cf, &*parent.cast::<LocationConf>(), &mut *child.cast::<LocationConf>())
         };
         child.inherit(cf, parent)
+    })
+}
+
+extern "C" fn preconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
+    guarded(Status::NGX_ERROR.into(), || {
+        // SAFETY: nginx passes a valid configuration context.
+        let added = variables::add(unsafe { &mut *cf });
+        added.map_or_else(Into::into, |()| Status::NGX_OK.into())
     })
 }
 

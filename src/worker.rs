@@ -21,6 +21,7 @@ use tirreno_pipeline::record::{Capture, TRACE_LEN};
 use tirreno_pipeline::ring::{Producer, PushError};
 use tirreno_pipeline::zone::SkipReason;
 
+use crate::capture::Refusal;
 use crate::conf::MainConf;
 use crate::guarded;
 
@@ -125,13 +126,13 @@ pub(crate) fn stop(cycle: &ngx_cycle_t) {
 }
 
 /// Puts a record into this worker's ring.
-pub(crate) fn push(event: &Capture<'_>) -> Result<(), SkipReason> {
+pub(crate) fn push(event: &Capture<'_>) -> Result<(), Refusal> {
     with_worker(|worker| match worker.producer.push(event) {
-        // The zone has counted it, and the deliverer says so.
-        Ok(()) | Err(PushError::Full) => Ok(()),
-        Err(PushError::TooLong) => Err(SkipReason::Invalid),
+        Ok(()) => Ok(()),
+        Err(PushError::Full) => Err(Refusal::Full),
+        Err(PushError::TooLong) => Err(Refusal::Skipped(SkipReason::Invalid)),
     })
-    .unwrap_or(Ok(()))
+    .unwrap_or(Err(Refusal::NoTarget))
 }
 
 /// A request was refused; it is said with the next messages.

@@ -204,8 +204,13 @@ struct Site {
 }
 
 impl Site {
-    /// The port `%PORT1%` speaks HTTP/2.
+    /// Values are stored as they were sent, secrets as well.
     fn start() -> Self {
+        Self::with("tirreno_redact off;")
+    }
+
+    /// The port `%PORT1%` speaks HTTP/2.
+    fn with(http: &str) -> Self {
         let http2 = if nginx_is_before(25) {
             "listen 127.0.0.1:%PORT1% http2;"
         } else {
@@ -214,6 +219,7 @@ impl Site {
         let sensor = Sensor::start(SensorOptions::default());
         let nginx = Nginx::builder()
             .sensor(&sensor.url())
+            .http(http)
             .http(
                 "tirreno_target {
                      url %SENSOR%;
@@ -603,6 +609,21 @@ fn random_requests_are_stored_as_they_were_sent() {
     }
     let refused = answers.iter().filter(|answer| **answer == 400).count();
     assert!((1..COUNT / 2).contains(&refused), "{refused} of {COUNT} are refused");
+    site.check_end(2 * COUNT, 0);
+}
+
+#[test]
+fn redaction_of_random_requests_loses_none() {
+    const COUNT: usize = 1000;
+    let mut random = Random::new();
+    let mut site = Site::with("tirreno_redact b é;");
+    let requests: Vec<_> = (0..COUNT).map(|number| random.request(number)).collect();
+    requests.iter().for_each(|request| {
+        site.send(&request.bytes());
+    });
+    for (request, events) in requests.iter().zip(site.events(2 * COUNT)) {
+        assert_eq!(events.len(), 1, "{}", Shown(&request.bytes()));
+    }
     site.check_end(2 * COUNT, 0);
 }
 

@@ -1070,7 +1070,7 @@ fn a_queue_keeps_its_last_fifth_for_what_is_no_page_view() {
 fn with_the_sensor_down_memory_grows_by_the_queue_and_little_more() {
     const QUEUE: u64 = 4 << 20;
     const MORE: u64 = 8 << 20;
-    let requests = if std::env::var_os("TEST_FULL").is_some() { 200_000 } else { 20_000 };
+    let requests = if std::env::var_os("TEST_FULL").is_some() { 1_000_000 } else { 20_000 };
     // The bytes are the bound, not the number of events.
     let http = format!(
         "{}\ntirreno on;\ntirreno_param userAgent {};",

@@ -10,6 +10,8 @@
 //! - [`zone`] is the shared memory: the election of the one deliverer, the accounts, the segments.
 //! - [`ring`] puts records into segments and takes them out in the order of capture.
 //! - [`record`] is the layout of one record, [`event`] the vocabulary of Tirreno's events.
+//! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
+//!   the secrets in its URL.
 //! - [`form`] makes an event's POST body out of a record.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
@@ -18,6 +20,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod cookie;
 pub mod deliverer;
 pub mod event;
 pub mod form;
@@ -25,9 +28,12 @@ pub mod gate;
 pub mod http;
 pub mod journal;
 pub mod lane;
+pub mod path;
 pub mod rate;
 pub mod record;
+pub mod redact;
 pub mod ring;
+pub mod rules;
 pub mod spool;
 pub mod store;
 pub mod target;

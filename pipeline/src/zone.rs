@@ -99,6 +99,11 @@ impl SkipReason {
     /// All reasons with their key in the status; a reason's place here is its number.
     pub const ALL: [(Self, &'static str); 3] =
         [(Self::Anonymous, "anonymous"), (Self::EventOff, "event_off"), (Self::Invalid, "invalid")];
+
+    /// Its key in the status.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
 }
 
 /// How delivery to a target goes.

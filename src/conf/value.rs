@@ -97,6 +97,25 @@ impl Value {
     }
 }
 
+/// A value that names a user.
+#[derive(Clone)]
+pub(crate) struct User {
+    pub(crate) value: Value,
+    /// Whether the response names it, and not the request, which can name anybody.
+    pub(crate) from_response: bool,
+}
+
+impl User {
+    /// `text` is what `value` was compiled from.
+    pub(crate) fn new(value: Value, text: &[u8]) -> Self {
+        let variables = text.split(|b| *b == b'$').skip(1);
+        let mut names = variables.map(|name| name.strip_prefix(b"{").unwrap_or(name)).peekable();
+        let from_response = names.peek().is_some()
+            && names.all(|name| name.starts_with(b"upstream_") || name.starts_with(b"sent_"));
+        Self { value, from_response }
+    }
+}
+
 /// What switches a directive like `tirreno` off, as in nginx's own `if=` parameters.
 pub(crate) fn is_off(value: &[u8]) -> bool {
     matches!(value, b"" | b"0" | b"off")

@@ -1,0 +1,240 @@
+//! The path of a request as nginx sees it, out of what the client wrote.
+//!
+//! nginx matches locations against `$uri`: decoded once, without dot segments and repeated slashes.
+//! Rules match the same, so that no spelling of a path slips past them, but of the request line:
+//! `$uri` itself changes with each rewrite.
+
+use std::iter;
+use std::ops::Range;
+
+/// The path of a request target (`/a/%2e%2e/b?x=1`) or of an absolute URL, normalized as nginx makes
+/// `$uri`: a slice of `target` where nothing changes, else of `scratch`.
+///
+/// `%2e` is a dot and `%2f` a slash; a trailing `/.` or `/..` leaves a slash. Where nginx refuses a
+/// request, a malformed escape stays as it is and `..` stays at the root. No path at all is `/`; a
+/// target that is none (`*`, `host:443`) stays as it is, and begins with no slash.
+pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+    let path = &target[locate(target)];
+    match path.first() {
+        None => return b"/",
+        Some(b'/') if !is_normal(path) => {}
+        Some(_) => return path,
+    }
+    scratch.clear();
+    scratch.push(b'/');
+    let mut segment = 1;
+    for byte in decode(path.iter().copied()) {
+        if byte != b'/' {
+            scratch.push(byte);
+            continue;
+        }
+        close(scratch, segment);
+        if scratch.last() != Some(&b'/') {
+            scratch.push(b'/');
+        }
+        segment = scratch.len();
+    }
+    close(scratch, segment);
+    scratch
+}
+
+/// Where the path lies in a request target or an absolute URL.
+pub(crate) fn locate(target: &[u8]) -> Range<usize> {
+    let start = match scheme_len(target) {
+        0 => 0,
+        scheme => scheme + authority_len(&target[scheme..]),
+    };
+    let end = target[start..].iter().position(|b| matches!(b, b'?' | b'#'));
+    start..end.map_or(target.len(), |end| start + end)
+}
+
+/// How long `https://` or the like is at the start of a URL; 0 without.
+pub(crate) fn scheme_len(url: &[u8]) -> usize {
+    let is_in_scheme = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
+    let name = url.iter().take_while(is_in_scheme).count();
+    if name > 0 && url[name..].starts_with(b"://") { name + 3 } else { 0 }
+}
+
+/// How long the authority is at the start of what follows a scheme.
+pub(crate) fn authority_len(rest: &[u8]) -> usize {
+    rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len())
+}
+
+/// Undoes one percent-encoding; a malformed escape stays as it is.
+pub(crate) fn decode(
+    mut bytes: impl Iterator<Item = u8> + Clone,
+) -> impl Iterator<Item = u8> + Clone {
+    iter::from_fn(move || {
+        let byte = bytes.next()?;
+        if byte == b'%' {
+            let mut ahead = bytes.clone();
+            if let (Some(high), Some(low)) = (hex(ahead.next()), hex(ahead.next())) {
+                bytes = ahead;
+                return Some(high << 4 | low);
+            }
+        }
+        Some(byte)
+    })
+}
+
+fn hex(digit: Option<u8>) -> Option<u8> {
+    // A hexadecimal digit is below 16.
+    char::from(digit?).to_digit(16).map(|value| value as u8)
+}
+
+/// Whether a path that begins with a slash is what [`normalize`] makes of it.
+fn is_normal(path: &[u8]) -> bool {
+    path.iter().enumerate().all(|(i, byte)| {
+        let after = &path[i + 1..];
+        match byte {
+            b'/' => !matches!(
+                after,
+                [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]
+            ),
+            b'%' => hex(after.first().copied()).and(hex(after.get(1).copied())).is_none(),
+            _ => true,
+        }
+    })
+}
+
+/// Resolves the last segment of `path`, which begins at `segment`, if it is a dot segment.
+fn close(path: &mut Vec<u8>, segment: usize) {
+    match &path[segment..] {
+        b"." => path.truncate(segment),
+        b".." => {
+            let above = &path[..segment - 1];
+            let parent = above.iter().rposition(|b| *b == b'/').map_or(1, |slash| slash + 1);
+            path.truncate(parent);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(target: &str) -> String {
+        let mut scratch = Vec::new();
+        String::from_utf8(normalize(target.as_bytes(), &mut scratch).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn as_nginx_makes_it() {
+        let cases = [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("/a?b/../c", "/a"),
+            ("/a#b", "/a"),
+            ("/a#b?c", "/a"),
+            ("/?", "/"),
+            ("/%61%2Fb", "/a/b"),
+            ("/%2561", "/%61"),
+            ("/%3f%23%25?x", "/?#%"),
+            ("/a+b", "/a+b"),
+            ("//a///b//", "/a/b/"),
+            ("/a/%2f/b", "/a/b"),
+            ("/.", "/"),
+            ("/./", "/"),
+            ("/a/.", "/a/"),
+            ("/a/./", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/a/%2e", "/a/"),
+            ("/a/..", "/"),
+            ("/a/../", "/"),
+            ("/a/b/..", "/a/"),
+            ("/a/b/..?x", "/a/"),
+            ("/a/b/../c", "/a/c"),
+            ("/a/%2e%2E/c", "/c"),
+            ("/a/.%2e/c", "/c"),
+            ("/a/%2e./c", "/c"),
+            ("/a//../c", "/c"),
+            ("/a/..%2fc", "/c"),
+            ("/a/b/../../c", "/c"),
+            ("/.../..a/a../.a/a.", "/.../..a/a../.a/a."),
+            ("/%252e%252e/a", "/%2e%2e/a"),
+        ];
+        for (target, expected) in cases {
+            assert_eq!(normal(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_nginx_refuses() {
+        let cases = [
+            ("/..", "/"),
+            ("/../a", "/a"),
+            ("/a/../../../b", "/b"),
+            ("/%", "/%"),
+            ("/%2", "/%2"),
+            ("/%zz/%2", "/%zz/%2"),
+            ("/%%61", "/%a"),
+            ("/%+f", "/%+f"),
+            ("/./%zz", "/%zz"),
+            ("/%00", "/\0"),
+        ];
+        for (target, expected) in cases {
+            assert_eq!(normal(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn other_forms_of_a_target() {
+        let cases = [
+            ("http://host/a//b?c", "/a/b"),
+            ("HTTPS://user:pw@host:1/a", "/a"),
+            ("http://host", "/"),
+            ("http://host?a", "/"),
+            ("http://host#/a", "/"),
+            ("http://", "/"),
+            ("", "/"),
+            ("?a", "/"),
+            ("*", "*"),
+            ("host:443", "host:443"),
+            ("://a/b", "://a/b"),
+            ("a/../b", "a/../b"),
+            ("//host/a", "/host/a"),
+        ];
+        for (target, expected) in cases {
+            assert_eq!(normal(target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_is_normal_is_not_copied() {
+        for target in ["/", "/a/b.c/..d", "/a/%zz?x=%20//", "http://h/a", "*"] {
+            let mut scratch = vec![7];
+            let path = normalize(target.as_bytes(), &mut scratch);
+            assert!(target.as_bytes().as_ptr_range().contains(&path.as_ptr()), "{target}");
+            assert_eq!(scratch, [7]);
+        }
+    }
+
+    #[test]
+    fn hostile_targets() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let pieces =
+            ["/", "/", ".", "..", "%2e", "%2F", "%", "a", "%25", "?", "#", "\0", "://", "é"];
+        for _ in 0..50_000 {
+            let len = random.usize(..12);
+            let text: String = (0..len).map(|_| pieces[random.usize(..pieces.len())]).collect();
+            let mut scratch = Vec::new();
+            let path = normalize(text.as_bytes(), &mut scratch);
+            assert!(path.len() <= text.len().max(1));
+            if path.starts_with(b"/") {
+                let segments: Vec<_> = path[1..].split(|b| *b == b'/').collect();
+                let (last, above) = segments.split_last().unwrap();
+                let dots: [&[u8]; 2] = [b".", b".."];
+                assert!(!dots.contains(last), "{text}");
+                assert!(above.iter().all(|s| !s.is_empty() && !dots.contains(s)), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_targets_take_linear_time() {
+        let deep = [&b"/a".repeat(1 << 20)[..], &b"/..".repeat(1 << 21)].concat();
+        assert_eq!(normalize(&deep, &mut Vec::new()), b"/");
+    }
+}

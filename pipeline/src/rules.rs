@@ -1,0 +1,838 @@
+//! Rules for requests: which methods, paths and responses they are for, and which one comes first.
+//!
+//! Paths are compared byte by byte with a [normalized](crate::path) path. One slash at the end of a
+//! request's path is ignored, as many applications do, so that it takes no request past a rule.
+
+use std::fmt;
+use std::iter;
+use std::ops::{Range, RangeInclusive};
+
+/// The methods a rule is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Methods(Option<Box<[Box<str>]>>);
+
+/// Why a text does not name methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodsError {
+    /// There is an empty name.
+    Empty,
+    /// A name has characters that no method has.
+    NotToken,
+    /// A name is not in upper case.
+    LowerCase,
+    /// `*` stands beside other methods.
+    Any,
+    /// A name is there twice.
+    Duplicate,
+}
+
+impl fmt::Display for MethodsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "methods must be \"*\" or names like \"POST,PUT\", without spaces",
+            Self::NotToken => "a method has a character that no method can have",
+            Self::LowerCase => "methods must be in upper case",
+            Self::Any => "\"*\" means every method and must stand alone",
+            Self::Duplicate => "a method is named twice",
+        })
+    }
+}
+
+impl Methods {
+    /// Reads `*`, every method, or a list like `POST,PUT`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, MethodsError> {
+        if text == "*" {
+            return Ok(Self(None));
+        }
+        let mut names: Vec<Box<str>> = Vec::new();
+        for name in text.split(',') {
+            let error = match name {
+                "" => MethodsError::Empty,
+                "*" => MethodsError::Any,
+                _ if !is_token(name) => MethodsError::NotToken,
+                _ if name.contains(|c: char| c.is_ascii_lowercase()) => MethodsError::LowerCase,
+                _ if names.iter().any(|n| **n == *name) => MethodsError::Duplicate,
+                _ => {
+                    names.push(name.into());
+                    continue;
+                }
+            };
+            return Err(error);
+        }
+        Ok(Self(Some(names.into())))
+    }
+
+    /// Whether `method` is one of them.
+    pub fn matches(&self, method: &[u8]) -> bool {
+        self.0.as_ref().is_none_or(|names| names.iter().any(|name| name.as_bytes() == method))
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        match &other.0 {
+            None => self.0.is_none(),
+            Some(names) => names.iter().all(|name| self.matches(name.as_bytes())),
+        }
+    }
+}
+
+/// Whether `text` is a token of RFC 9110: the name of a method, a header or a cookie.
+fn is_token(text: &str) -> bool {
+    let is_mark = |b| b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
+}
+
+/// The paths a rule is for: `/users/{user_id}/password`, `/plugins/{id}/{*rest}`, `/`.
+///
+/// `{name}` is one whole segment, `{*name}` at the end is any rest of at least one byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(Box<[Part]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(Box<[u8]>),
+    Segment(Box<str>),
+    Rest(Box<str>),
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatternError {
+    /// It does not begin with a slash.
+    NotAbsolute,
+    /// It ends with a slash.
+    TrailingSlash,
+    /// It has `//`.
+    EmptySegment,
+    /// It has a segment `.` or `..`.
+    DotSegment,
+    /// It has `?` or `#`.
+    Query,
+    /// A brace is elsewhere than around a whole segment.
+    Brace,
+    /// A name is not like `user_id`.
+    Name,
+    /// A name is there twice.
+    DuplicateName,
+    /// `{*name}` is not at the end.
+    RestNotLast,
+    /// It has more segments than [`MAX_SEGMENTS`].
+    TooDeep,
+}
+
+/// The most segments of a pattern.
+pub const MAX_SEGMENTS: usize = 64;
+
+impl fmt::Display for PatternError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotAbsolute => "a path must begin with \"/\"",
+            Self::TrailingSlash => {
+                "a path must not end with \"/\": without it, it matches requests with and without"
+            }
+            Self::EmptySegment => "a path must not have \"//\": slashes of requests are merged",
+            Self::DotSegment => {
+                "a path must not have \".\" or \"..\": those of requests are resolved"
+            }
+            Self::Query => "a path must not have \"?\" or \"#\": it is matched without arguments",
+            Self::Brace => "braces must enclose a whole segment of a path, as in \"/{id}/{*rest}\"",
+            Self::Name => "a segment's name must be of a-z, 0-9 and _ and not begin with a digit",
+            Self::DuplicateName => "two segments of a path must not have the same name",
+            Self::RestNotLast => "\"{*name}\" must be the last segment of a path",
+            Self::TooDeep => return write!(f, "a path must not have over {MAX_SEGMENTS} segments"),
+        })
+    }
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        let inside = text.strip_prefix('/').ok_or(PatternError::NotAbsolute)?;
+        if inside.is_empty() {
+            return Ok(Self(Box::default()));
+        }
+        if inside.contains(['?', '#']) {
+            return Err(PatternError::Query);
+        }
+        if inside.ends_with('/') {
+            return Err(PatternError::TrailingSlash);
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        for segment in inside.split('/') {
+            let part = Part::parse(segment)?;
+            if parts.len() == MAX_SEGMENTS {
+                return Err(PatternError::TooDeep);
+            }
+            if matches!(parts.last(), Some(Part::Rest(_))) {
+                return Err(PatternError::RestNotLast);
+            }
+            if part.name().is_some() && parts.iter().any(|p| p.name() == part.name()) {
+                return Err(PatternError::DuplicateName);
+            }
+            parts.push(part);
+        }
+        Ok(Self(parts.into()))
+    }
+
+    /// The names of its segments, from left to right.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(Part::name)
+    }
+
+    /// Whether every path that matches `other` matches this one.
+    fn covers(&self, other: &Self) -> bool {
+        let mut theirs = other.0.iter();
+        for part in &self.0 {
+            let covered = match (part, theirs.next()) {
+                (Part::Rest(_), Some(_)) => return true,
+                (Part::Segment(_), Some(Part::Literal(_) | Part::Segment(_))) => true,
+                (Part::Literal(a), Some(Part::Literal(b))) => a == b,
+                _ => false,
+            };
+            if !covered {
+                return false;
+            }
+        }
+        theirs.next().is_none()
+    }
+}
+
+impl Part {
+    fn parse(segment: &str) -> Result<Self, PatternError> {
+        let braced = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
+        let Some(name) = braced else {
+            return match segment {
+                "" => Err(PatternError::EmptySegment),
+                "." | ".." => Err(PatternError::DotSegment),
+                _ if segment.contains(['{', '}']) => Err(PatternError::Brace),
+                _ => Ok(Self::Literal(segment.as_bytes().into())),
+            };
+        };
+        let (name, part): (_, fn(Box<str>) -> Self) = match name.strip_prefix('*') {
+            Some(name) => (name, Self::Rest),
+            None => (name, Self::Segment),
+        };
+        if name.contains(['{', '}']) {
+            return Err(PatternError::Brace);
+        }
+        let is_word = name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if !is_word || name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(PatternError::Name);
+        }
+        Ok(part(name.into()))
+    }
+
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Literal(_) => None,
+            Self::Segment(name) | Self::Rest(name) => Some(name),
+        }
+    }
+}
+
+/// The first segment of `path`, which does not begin with its slash, and what follows the next slash.
+fn split_segment(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().position(|b| *b == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (path, &[]),
+    }
+}
+
+/// The named segments of a path that matches a pattern.
+#[derive(Clone, Copy, Debug)]
+pub struct Segments<'r, 'p> {
+    pattern: &'r Pattern,
+    path: &'p [u8],
+}
+
+impl<'r, 'p> Segments<'r, 'p> {
+    /// The value of the segment of that name.
+    pub fn get(&self, name: &str) -> Option<&'p [u8]> {
+        self.range(name).map(|range| &self.path[range])
+    }
+
+    /// Where the segment of that name lies in the path.
+    pub fn range(&self, name: &str) -> Option<Range<usize>> {
+        self.ranges().find(|(n, _)| *n == name).map(|(_, range)| range)
+    }
+
+    /// The names and values from left to right.
+    pub fn iter(&self) -> impl Iterator<Item = (&'r str, &'p [u8])> + use<'r, 'p> {
+        let path = self.path;
+        self.ranges().map(move |(name, range)| (name, &path[range]))
+    }
+
+    /// The names, and where their values lie in the path, from left to right.
+    pub fn ranges(&self) -> impl Iterator<Item = (&'r str, Range<usize>)> + use<'r, 'p> {
+        let path = self.path;
+        let mut next = 1;
+        self.pattern.0.iter().filter_map(move |part| {
+            let rest = path.get(next..).unwrap_or_default();
+            let value = match part {
+                Part::Rest(_) => rest,
+                _ => split_segment(rest).0,
+            };
+            let range = next..next + value.len();
+            next = range.end + 1;
+            part.name().map(|name| (name, range))
+        })
+    }
+}
+
+/// Rules in order of precedence, with a tree of path segments that finds those for a path.
+///
+/// A search visits a node once at the most, whatever the path: where segments that may be anything do
+/// not overlap with others, that is one node for each segment.
+#[derive(Clone, Debug)]
+pub struct Rules<R> {
+    rules: Box<[Rule<R>]>,
+    /// The root comes first.
+    nodes: Vec<Node>,
+}
+
+#[derive(Clone, Debug)]
+struct Rule<R> {
+    methods: Methods,
+    pattern: Pattern,
+    payload: R,
+}
+
+/// Where the patterns lead that have the same segments so far; rules and nodes by their number.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    /// Sorted by segment.
+    literals: Vec<(Box<[u8]>, usize)>,
+    segment: Option<usize>,
+    /// Rules whose patterns end here, in order.
+    exact: Vec<usize>,
+    /// Rules that take any rest, in order.
+    rest: Vec<usize>,
+    /// The first and the last rule from here downwards.
+    first: usize,
+    last: usize,
+}
+
+impl<R> Rules<R> {
+    /// Rules in order of precedence.
+    pub fn new(rules: Vec<(Methods, Pattern, R)>) -> Self {
+        let rules =
+            rules.into_iter().map(|(methods, pattern, payload)| Rule { methods, pattern, payload });
+        let mut new = Self { rules: rules.collect(), nodes: vec![Node::default()] };
+        for number in 0..new.rules.len() {
+            new.insert(number);
+        }
+        new
+    }
+
+    fn insert(&mut self, number: usize) {
+        let Self { rules, nodes } = self;
+        let mut at = 0;
+        nodes[at].last = number;
+        for part in &rules[number].pattern.0 {
+            let new = nodes.len();
+            let node = &mut nodes[at];
+            at = match part {
+                Part::Rest(_) => return node.rest.push(number),
+                Part::Segment(_) => *node.segment.get_or_insert(new),
+                Part::Literal(literal) => {
+                    match node.literals.binary_search_by(|(l, _)| l.cmp(literal)) {
+                        Ok(place) => node.literals[place].1,
+                        Err(place) => {
+                            node.literals.insert(place, (literal.clone(), new));
+                            new
+                        }
+                    }
+                }
+            };
+            if at == new {
+                nodes.push(Node { first: number, ..Node::default() });
+            }
+            nodes[at].last = number;
+        }
+        nodes[at].exact.push(number);
+    }
+
+    /// The first rule in order of precedence whose method and path match and that `accept` takes.
+    /// `accept` sees the rules that match one after the other in this order.
+    pub fn first<'p>(
+        &self,
+        method: &[u8],
+        path: &'p [u8],
+        mut accept: impl FnMut(&R, &Segments<'_, 'p>) -> bool,
+    ) -> Option<(&R, Segments<'_, 'p>)> {
+        self.matching(path, |methods| methods.matches(method))
+            .find(|(payload, segments)| accept(payload, segments))
+    }
+
+    /// Calls `f` for every rule whose path matches, whatever its methods, in order of precedence.
+    pub fn any_method<'p>(&self, path: &'p [u8], mut f: impl FnMut(&R, &Segments<'_, 'p>)) {
+        self.matching(path, |_| true).for_each(|(payload, segments)| f(payload, &segments));
+    }
+
+    /// The rules that can never come first, each with the first rule that hides it: an earlier one
+    /// without conditions whose methods and paths include all of its own. Both are places in the order
+    /// of precedence, `(hidden, hiding)`.
+    pub fn unreachable(&self, is_unconditional: impl Fn(&R) -> bool) -> Vec<(usize, usize)> {
+        let hiding = |(number, rule): (usize, &Rule<R>)| {
+            let hides = |earlier: &Rule<R>| {
+                earlier.pattern.covers(&rule.pattern)
+                    && earlier.methods.covers(&rule.methods)
+                    && is_unconditional(&earlier.payload)
+            };
+            self.rules[..number].iter().position(hides).map(|earlier| (number, earlier))
+        };
+        self.rules.iter().enumerate().filter_map(hiding).collect()
+    }
+
+    fn matching<'r, 'p>(
+        &'r self,
+        path: &'p [u8],
+        wanted: impl Fn(&Methods) -> bool,
+    ) -> impl Iterator<Item = (&'r R, Segments<'r, 'p>)> {
+        let inside = path.strip_prefix(b"/");
+        let mut from = 0;
+        iter::from_fn(move || {
+            let number = self.search(0, inside?, from, self.rules.len(), &wanted);
+            let rule = self.rules.get(number)?;
+            from = number + 1;
+            Some((&rule.payload, Segments { pattern: &rule.pattern, path }))
+        })
+    }
+
+    /// The first rule below the node `at` whose number is in `from..end`, else `end`. `path` is what
+    /// lies below that node.
+    fn search(
+        &self,
+        at: usize,
+        path: &[u8],
+        from: usize,
+        end: usize,
+        wanted: &impl Fn(&Methods) -> bool,
+    ) -> usize {
+        let node = &self.nodes[at];
+        if node.last < from || node.first >= end {
+            return end;
+        }
+        let here = if path.is_empty() { &node.exact } else { &node.rest };
+        let mut first = here[here.partition_point(|number| *number < from)..]
+            .iter()
+            .copied()
+            .take_while(|number| *number < end)
+            .find(|number| wanted(&self.rules[*number].methods))
+            .unwrap_or(end);
+        if path.is_empty() {
+            return first;
+        }
+        let (segment, below) = split_segment(path);
+        if let Ok(place) = node.literals.binary_search_by(|(literal, _)| (**literal).cmp(segment)) {
+            first = self.search(node.literals[place].1, below, from, first, wanted);
+        }
+        match node.segment {
+            Some(child) if !segment.is_empty() => self.search(child, below, from, first, wanted),
+            _ => first,
+        }
+    }
+}
+
+/// The responses a rule is for: `200,2xx,4xx-5xx,set_cookie:NAME,header:NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusKey(Box<[Condition]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Condition {
+    Status(RangeInclusive<u16>),
+    SetCookie(Box<str>),
+    Header(Box<str>),
+}
+
+/// Why a text does not describe responses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusKeyError {
+    /// An item is neither a status nor one of the known conditions.
+    Status,
+    /// A range ends before it begins.
+    Reversed,
+    /// The name of a cookie or header is empty or has characters that none has.
+    Name,
+}
+
+impl fmt::Display for StatusKeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Status => {
+                "a status must be like 200, 2xx, 400-404, 4xx-5xx, set_cookie:NAME or header:NAME"
+            }
+            Self::Reversed => "a range of statuses must not end before it begins",
+            Self::Name => "\"set_cookie:\" and \"header:\" must be followed by a name",
+        })
+    }
+}
+
+impl StatusKey {
+    /// Reads a comma-separated list.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, StatusKeyError> {
+        text.split(',').map(Condition::parse).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether any item of the list holds. `set_cookie` tells whether the response sets the cookie of
+    /// that name, `header` whether it has that header.
+    pub fn holds(
+        &self,
+        status: u16,
+        set_cookie: impl Fn(&[u8]) -> bool,
+        header: impl Fn(&[u8]) -> bool,
+    ) -> bool {
+        self.0.iter().any(|condition| match condition {
+            Condition::Status(range) => range.contains(&status),
+            Condition::SetCookie(name) => set_cookie(name.as_bytes()),
+            Condition::Header(name) => header(name.as_bytes()),
+        })
+    }
+}
+
+impl Condition {
+    fn parse(item: &str) -> Result<Self, StatusKeyError> {
+        let name = |name: &str| match is_token(name) {
+            true => Ok(name.into()),
+            false => Err(StatusKeyError::Name),
+        };
+        if let Some(cookie) = item.strip_prefix("set_cookie:") {
+            return name(cookie).map(Self::SetCookie);
+        }
+        if let Some(header) = item.strip_prefix("header:") {
+            return name(header).map(Self::Header);
+        }
+        let (from, to) = item.split_once('-').unwrap_or((item, item));
+        let range = *statuses(from)?.start()..=*statuses(to)?.end();
+        match range.is_empty() {
+            true => Err(StatusKeyError::Reversed),
+            false => Ok(Self::Status(range)),
+        }
+    }
+}
+
+/// The statuses of `404` or `4xx`.
+fn statuses(text: &str) -> Result<RangeInclusive<u16>, StatusKeyError> {
+    let digit = |b: u8| u16::from(b - b'0');
+    match *text.as_bytes() {
+        [a @ b'1'..=b'5', b'x', b'x'] => Ok(digit(a) * 100..=digit(a) * 100 + 99),
+        [a @ b'1'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
+            let status = digit(a) * 100 + digit(b) * 10 + digit(c);
+            Ok(status..=status)
+        }
+        _ => Err(StatusKeyError::Status),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules<'a>(list: &[(&str, &str, &'a str)]) -> Rules<&'a str> {
+        let rule = |&(methods, pattern, name): &(&str, &str, &'a str)| {
+            (Methods::parse(methods).unwrap(), Pattern::parse(pattern).unwrap(), name)
+        };
+        Rules::new(list.iter().map(rule).collect())
+    }
+
+    fn first<'a>(rules: &Rules<&'a str>, method: &str, path: &str) -> Option<&'a str> {
+        rules.first(method.as_bytes(), path.as_bytes(), |_, _| true).map(|(name, _)| *name)
+    }
+
+    #[test]
+    fn methods() {
+        let list = Methods::parse("POST,M-SEARCH").unwrap();
+        assert!(list.matches(b"POST") && list.matches(b"M-SEARCH"));
+        assert!(!list.matches(b"PUT") && !list.matches(b"") && !list.matches(b"post"));
+        let any = Methods::parse("*").unwrap();
+        assert!(any.matches(b"GET") && any.matches(b""));
+        let errors = [
+            ("", MethodsError::Empty),
+            ("GET,", MethodsError::Empty),
+            (",GET", MethodsError::Empty),
+            ("GET, POST", MethodsError::NotToken),
+            ("GET/POST", MethodsError::NotToken),
+            ("GÉT", MethodsError::NotToken),
+            ("Get", MethodsError::LowerCase),
+            ("GET,*", MethodsError::Any),
+            ("*,*", MethodsError::Any),
+            ("GET,PUT,GET", MethodsError::Duplicate),
+        ];
+        for (text, error) in errors {
+            assert_eq!(Methods::parse(text), Err(error), "{text}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        for text in ["/", "/a", "/a.b/..c/*", "/{a}/{b_1}", "/{_}/{*rest}", "/%41 é", "/*"] {
+            assert!(Pattern::parse(text).is_ok(), "{text}");
+        }
+        let names = Pattern::parse("/a/{b}/c/{*d}").unwrap();
+        assert_eq!(names.names().collect::<Vec<_>>(), ["b", "d"]);
+        let errors = [
+            ("", PatternError::NotAbsolute),
+            ("a", PatternError::NotAbsolute),
+            ("{a}", PatternError::NotAbsolute),
+            ("/a/", PatternError::TrailingSlash),
+            ("//", PatternError::TrailingSlash),
+            ("/{*a}/", PatternError::TrailingSlash),
+            ("/a//b", PatternError::EmptySegment),
+            ("//a", PatternError::EmptySegment),
+            ("/a/./b", PatternError::DotSegment),
+            ("/..", PatternError::DotSegment),
+            ("/a?b", PatternError::Query),
+            ("/a#b", PatternError::Query),
+            ("/a{b}", PatternError::Brace),
+            ("/{a}b", PatternError::Brace),
+            ("/{a", PatternError::Brace),
+            ("/a}", PatternError::Brace),
+            ("/{{a}}", PatternError::Brace),
+            ("/{a}{b}", PatternError::Brace),
+            ("/{", PatternError::Brace),
+            ("/{}", PatternError::Name),
+            ("/{*}", PatternError::Name),
+            ("/{**a}", PatternError::Name),
+            ("/{1a}", PatternError::Name),
+            ("/{A}", PatternError::Name),
+            ("/{a-b}", PatternError::Name),
+            ("/{a}/{a}", PatternError::DuplicateName),
+            ("/{a}/{*a}", PatternError::DuplicateName),
+            ("/{*a}/b", PatternError::RestNotLast),
+            ("/{*a}/{*b}", PatternError::RestNotLast),
+        ];
+        for (text, error) in errors {
+            assert_eq!(Pattern::parse(text), Err(error), "{text}");
+            assert!(!error.to_string().is_empty());
+        }
+        assert!(Pattern::parse(&"/a".repeat(MAX_SEGMENTS)).is_ok());
+        let deep = "/a".repeat(MAX_SEGMENTS + 1);
+        assert_eq!(Pattern::parse(&deep), Err(PatternError::TooDeep));
+        assert!(PatternError::TooDeep.to_string().contains("64"));
+    }
+
+    #[test]
+    fn what_matches_what() {
+        let cases: [(&str, &[&str], &[&str]); 6] = [
+            ("/", &["/"], &["", "/a", "*", "a"]),
+            ("/a/b", &["/a/b", "/a/b/"], &["/a", "/a/b/c", "/a/B", "a/b", "/a/b//", "/a/bc"]),
+            ("/a/{x}", &["/a/b", "/a/b/", "/a/%"], &["/a", "/a/", "/a//", "/a/b/c"]),
+            ("/a/{x}/c", &["/a/b/c", "/a/c/c/"], &["/a//c", "/a/b/b", "/a/b"]),
+            ("/a/{*x}", &["/a/b", "/a/b/c/"], &["/a", "/a/", "/b/a"]),
+            ("/{*x}", &["/a", "/a/b"], &["/", "", "a/b", "*"]),
+        ];
+        for (pattern, yes, no) in cases {
+            let rules = rules(&[("*", pattern, "")]);
+            for (path, expected) in
+                yes.iter().map(|p| (p, true)).chain(no.iter().map(|p| (p, false)))
+            {
+                assert_eq!(first(&rules, "GET", path).is_some(), expected, "{pattern} {path}");
+            }
+        }
+        assert_eq!(first(&rules(&[]), "GET", "/"), None);
+    }
+
+    #[test]
+    fn values_of_segments() {
+        let rules = rules(&[("*", "/a/{x}/b/{*rest}", "rule")]);
+        let path = b"/a/1/b/2/3/";
+        let (_, segments) = rules.first(b"GET", path, |_, s| s.get("x") == Some(b"1")).unwrap();
+        assert_eq!(segments.get("x"), Some(&b"1"[..]));
+        assert_eq!(segments.get("rest"), Some(&b"2/3/"[..]));
+        assert_eq!(segments.get("a"), None);
+        assert_eq!(segments.range("x"), Some(3..4));
+        assert_eq!(segments.range("rest"), Some(7..11));
+        let values: Vec<_> = segments.iter().collect();
+        assert_eq!(values, [("x", &b"1"[..]), ("rest", b"2/3/")]);
+    }
+
+    #[test]
+    fn the_first_that_is_accepted() {
+        let rules = rules(&[
+            ("PUT", "/users/{id}", "put"),
+            ("POST", "/users/login", "login"),
+            ("POST", "/users/{id}", "user"),
+            ("*", "/{*rest}", "any"),
+            ("POST", "/users/login", "again"),
+            ("*", "/users/{*rest}", "below"),
+        ]);
+        assert_eq!(first(&rules, "POST", "/users/login"), Some("login"));
+        assert_eq!(first(&rules, "PUT", "/users/login"), Some("put"));
+        assert_eq!(first(&rules, "GET", "/users/login"), Some("any"));
+        assert_eq!(first(&rules, "GET", "/"), None);
+        let mut seen = Vec::new();
+        let none = rules.first(b"POST", b"/users/login/", |name, _| {
+            seen.push(*name);
+            false
+        });
+        assert!(none.is_none());
+        assert_eq!(seen, ["login", "user", "any", "again", "below"]);
+        let mut seen = Vec::new();
+        rules.any_method(b"/users/7", |name, segments| {
+            seen.push((*name, segments.iter().next().map(|(_, value)| value)));
+        });
+        let expected: [(_, &[u8]); 4] =
+            [("put", b"7"), ("user", b"7"), ("any", b"users/7"), ("below", b"7")];
+        assert_eq!(seen, expected.map(|(name, value)| (name, Some(value))));
+    }
+
+    #[test]
+    fn what_can_never_come_first() {
+        let rules = rules(&[
+            ("POST,PUT", "/a/{x}", "always"),
+            ("PUT", "/a/{y}", "0"),
+            ("PUT", "/a/b", "0"),
+            ("*", "/a/b", "reachable"),
+            ("POST", "/a/{*rest}", "always"),
+            ("POST", "/a/b/{c}", "4"),
+            ("POST", "/a/{b}/{*rest}", "4"),
+            ("POST", "/a", "reachable"),
+            ("*", "/", "sometimes"),
+            ("*", "/", "always"),
+            ("GET", "/", "9"),
+            ("*", "/c", "always"),
+            ("*", "/c", "11"),
+            ("*", "/c/d", "reachable"),
+        ]);
+        let hidden = rules.unreachable(|name| *name == "always");
+        assert_eq!(hidden, [(1, 0), (2, 0), (5, 4), (6, 4), (10, 9), (12, 11)]);
+        for (hidden, hiding) in hidden {
+            assert_eq!(rules.rules[hidden].payload, hiding.to_string());
+        }
+    }
+
+    /// What the tree finds is what comparing with one pattern after the other finds.
+    #[test]
+    fn random_rules_and_paths() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let matches = |pattern: &str, path: &str| {
+            let path = path.strip_suffix('/').unwrap_or(path);
+            let (mut parts, mut segments) = (pattern.split('/').skip(1), path.split('/').skip(1));
+            loop {
+                match (parts.next(), segments.next()) {
+                    (None, None) => return true,
+                    (Some(part), Some(_)) if part.starts_with("{*") => return true,
+                    (Some(part), Some(segment)) if part.starts_with('{') || part == segment => {}
+                    _ => return false,
+                }
+            }
+        };
+        for _ in 0..2000 {
+            let patterns: Vec<String> = (0..random.usize(..20))
+                .map(|_| {
+                    let len = random.usize(1..5);
+                    let segment = |i| match random.u8(..5) {
+                        0 | 1 => format!("/{{s{i}}}"),
+                        n => format!("/{n}"),
+                    };
+                    let mut text: String = (0..len).map(segment).collect();
+                    if random.u8(..4) == 0 {
+                        text += "/{*rest}";
+                    }
+                    text
+                })
+                .collect();
+            let list: Vec<_> = patterns.iter().map(|p| ("*", p.as_str(), p.as_str())).collect();
+            let rules = rules(&list);
+            for _ in 0..20 {
+                let mut path: String =
+                    (0..random.usize(1..6)).map(|_| format!("/{}", random.u8(1..5))).collect();
+                if random.bool() {
+                    path.push('/');
+                }
+                let mut found = Vec::new();
+                rules.any_method(path.as_bytes(), |pattern, segments| {
+                    assert!(segments.iter().all(|(_, value)| !value.is_empty()));
+                    found.push(*pattern);
+                });
+                let expected: Vec<_> = patterns.iter().filter(|p| matches(p, &path)).collect();
+                assert_eq!(found, expected, "{path}");
+            }
+            for (hidden, hiding) in rules.unreachable(|_| true) {
+                assert!(hiding < hidden);
+                let path = patterns[hidden].replace(['{', '}', '*'], "");
+                assert!(matches(&patterns[hiding], &path), "{hidden} {hiding} {patterns:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_paths_and_many_rules() {
+        // Every pattern of ten segments that are `a` or anything: all of them match.
+        let patterns: Vec<String> = (0..1024)
+            .map(|bits| {
+                let segment = |i| match bits >> i & 1 {
+                    0 => "/a".to_owned(),
+                    _ => format!("/{{s{i}}}"),
+                };
+                (0..10).map(segment).collect()
+            })
+            .collect();
+        let list: Vec<_> = patterns.iter().map(|p| ("*", p.as_str(), "")).collect();
+        let rules = rules(&list);
+        let mut count = 0;
+        rules.any_method("/a".repeat(10).as_bytes(), |_, _| count += 1);
+        assert_eq!(count, 1024);
+        let deep = "/a".repeat(1 << 20);
+        assert_eq!(first(&rules, "GET", &deep), None);
+        let mut random = fastrand::Rng::with_seed(2);
+        for _ in 0..10_000 {
+            let path: Vec<u8> = (0..random.usize(..30)).map(|_| random.u8(..)).collect();
+            let path = [b"/", &*path].concat();
+            rules.any_method(&path, |_, segments| segments.iter().for_each(drop));
+        }
+    }
+
+    #[test]
+    fn statuses() {
+        let holds = |text: &str, status| {
+            let key = StatusKey::parse(text).unwrap();
+            key.holds(status, |name| name == b"SID", |name| name == b"Token")
+        };
+        let cases: [(&str, &[u16], &[u16]); 8] = [
+            ("200", &[200], &[0, 201]),
+            ("2xx", &[200, 299], &[199, 300]),
+            ("200,404", &[200, 404], &[400]),
+            ("400-404", &[400, 404], &[399, 405]),
+            ("4xx-5xx", &[400, 599], &[399, 600]),
+            ("401-4xx", &[401, 499], &[400, 500]),
+            ("302,set_cookie:SID", &[0, 200, 302], &[]),
+            ("302,set_cookie:S,header:token", &[302], &[200]),
+        ];
+        for (text, yes, no) in cases {
+            assert!(yes.iter().all(|status| holds(text, *status)), "{text}");
+            assert!(!no.iter().any(|status| holds(text, *status)), "{text}");
+        }
+        assert!(holds("header:Token", 500));
+        let errors = [
+            ("", StatusKeyError::Status),
+            ("200,", StatusKeyError::Status),
+            ("099", StatusKeyError::Status),
+            ("600", StatusKeyError::Status),
+            ("2x", StatusKeyError::Status),
+            ("20x", StatusKeyError::Status),
+            ("2000", StatusKeyError::Status),
+            ("200-", StatusKeyError::Status),
+            ("200-300-400", StatusKeyError::Status),
+            (" 200", StatusKeyError::Status),
+            ("cookie:a", StatusKeyError::Status),
+            ("404-400", StatusKeyError::Reversed),
+            ("5xx-4xx", StatusKeyError::Reversed),
+            ("set_cookie:", StatusKeyError::Name),
+            ("header:a b", StatusKeyError::Name),
+        ];
+        for (text, error) in errors {
+            assert_eq!(StatusKey::parse(text), Err(error), "{text}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `tirreno_event`: which event a request is.
+
+use std::rc::Rc;
+
+use nginx_sys::{ngx_conf_t, ngx_http_request_t, ngx_str_t};
+use tirreno_pipeline::event::EventType;
+use tirreno_pipeline::rules::{Methods, Pattern, Rules, StatusKey};
+
+use super::ext::{ConfExt, Place};
+use super::value::{User, Value, is_off};
+use crate::response;
+
+/// What a rule says about the requests that it is for.
+pub(crate) struct Rule {
+    /// The event's type; nothing where such a request is none.
+    pub(crate) event: Option<EventType>,
+    /// Replace `tirreno_user`, if there are any.
+    pub(crate) users: Box<[User]>,
+    /// Whether it is an event also without a user.
+    pub(crate) anonymous: bool,
+    /// The names of segments that are secrets.
+    pub(crate) redact: Box<[String]>,
+    status: Option<StatusKey>,
+    condition: Option<Value>,
+    place: Place,
+}
+
+/// A rule with what finds it.
+pub(crate) type Entry = (Methods, Pattern, Rc<Rule>);
+
+/// The rules of a location in the order in which they are tried.
+pub(crate) struct RuleSet {
+    entries: Vec<Entry>,
+    pub(crate) rules: Rules<Rc<Rule>>,
+    /// Whether any has secret segments.
+    pub(crate) redacts: bool,
+}
+
+impl Rule {
+    /// Whether the rule is for this request, whose method and path match.
+    ///
+    /// # Safety
+    /// `r` is a request that nginx is processing, and that has a response.
+    pub(crate) unsafe fn holds(&self, r: *mut ngx_http_request_t, status: u16) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let answered = self.status.as_ref().is_none_or(|key| {
+                let set_cookie = |name: &[u8]| response::sets_cookie(r, name);
+                key.holds(status, set_cookie, |name| response::has_header(r, name))
+            });
+            answered && self.condition.as_ref().is_none_or(|value| !is_off(value.evaluate(r)))
+        }
+    }
+
+    fn is_unconditional(&self) -> bool {
+        self.status.is_none() && self.condition.is_none()
+    }
+}
+
+impl RuleSet {
+    /// `own` rules are tried before the `outer` ones; nothing where there are none.
+    pub(crate) fn new(own: &[Entry], outer: Option<&Rc<Self>>) -> Option<Rc<Self>> {
+        let outer = outer.map_or(&[][..], |outer| &outer.entries);
+        let entries = [own, outer].concat();
+        let redacts = entries.iter().any(|(.., rule)| !rule.redact.is_empty());
+        let rules = Rules::new(entries.clone());
+        (!entries.is_empty()).then(|| Rc::new(Self { entries, rules, redacts }))
+    }
+
+    /// Whether any request of a rule can have a user, or needs none.
+    pub(crate) fn may_capture(&self) -> bool {
+        self.entries.iter().any(|(.., rule)| rule.anonymous || !rule.users.is_empty())
+    }
+
+    /// Warns of those of a level's `own` rules that no request reaches. That an inner level's rule comes
+    /// before an outer one is what levels are for.
+    pub(crate) fn check(cf: &mut ngx_conf_t, own: &[Entry]) {
+        let rules = Rules::new(own.to_vec());
+        for (hidden, hiding) in rules.unreachable(|rule| rule.is_unconditional()) {
+            let (hidden, hiding) = (&own[hidden].2.place, &own[hiding].2.place);
+            cf.warn_at(
+                hidden,
+                format_args!("no request reaches this \"tirreno_event\", the one in {hiding} is for all of them,"),
+            );
+        }
+    }
+}
+
+/// Reads `type methods path [key=value …]`.
+pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, String> {
+    let [kind, methods, path, keys @ ..] = args else {
+        return Err("it must be \"tirreno_event TYPE METHODS PATH [KEY=VALUE ...]\"".into());
+    };
+    let event = match kind.as_bytes() {
+        b"off" => None,
+        name => Some(EventType::from_name(name).ok_or_else(|| unknown_type(*kind))?),
+    };
+    let methods_text = methods.to_string();
+    let methods = Methods::parse(&methods_text)
+        .map_err(|error| format!("invalid methods \"{methods_text}\", {error}"))?;
+    let path_text = path.to_string();
+    let pattern = Pattern::parse(&path_text)
+        .map_err(|error| format!("invalid path \"{path_text}\", {error}"))?;
+    let mut rule = Rule {
+        event,
+        users: Box::default(),
+        anonymous: false,
+        redact: Box::default(),
+        status: None,
+        condition: None,
+        place: cf.place(),
+    };
+    let (mut users, mut redact, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    for key in keys {
+        let text = key.to_string();
+        let Some((name, value)) = text.split_once('=') else {
+            return Err(format!("invalid \"{text}\", it must be KEY=VALUE"));
+        };
+        if seen.contains(&name.to_owned()) && !matches!(name, "user" | "redact") {
+            return Err(format!("duplicate key \"{name}=\""));
+        }
+        seen.push(name.to_owned());
+        // The argument lives as long as the configuration, unlike its copy.
+        let rest = ngx_str_t {
+            len: key.len - name.len() - 1,
+            // SAFETY: the name and the equals sign are in front.
+            data: unsafe { key.data.add(name.len() + 1) },
+        };
+        let mut compile =
+            |what| Value::compile(cf, rest).map_err(|_| format!("invalid {what} \"{value}\""));
+        match name {
+            "status" => {
+                let status = StatusKey::parse(value)
+                    .map_err(|error| format!("invalid \"{text}\", {error}"))?;
+                rule.status = Some(status);
+            }
+            "user" if value.starts_with("body:") => {
+                return Err(format!("\"{text}\": users from a body are not supported yet"));
+            }
+            "user" => users.push(User::new(compile("user")?, rest.as_bytes())),
+            "if" => rule.condition = Some(compile("condition")?),
+            "anonymous" => {
+                rule.anonymous = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(format!("invalid \"{text}\", it must be \"on\" or \"off\"")),
+                };
+            }
+            "redact" => {
+                if !pattern.names().any(|known| known == value) {
+                    return Err(format!("\"{text}\" names no segment of \"{path_text}\""));
+                }
+                redact.push(value.to_owned());
+            }
+            // For audit records.
+            "audit" | "level" if !value.is_empty() => {}
+            _ => {
+                return Err(format!(
+                    "invalid \"{text}\", it must be one of \"status=\", \"user=\", \
+                     \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"if=\""
+                ));
+            }
+        }
+    }
+    rule.users = users.into();
+    rule.redact = redact.into();
+    Ok((methods, pattern, Rc::new(rule)))
+}
+
+/// What is wrong with an event's type.
+pub(crate) fn unknown_type(name: ngx_str_t) -> String {
+    let all = EventType::ALL.map(EventType::name).join(", ");
+    format!("unknown event type \"{name}\", it must be \"off\" or one of {all}")
+}

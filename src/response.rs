@@ -1,0 +1,95 @@
+//! What a response says, as rules ask for it.
+
+use nginx_sys::{
+    ngx_cached_time, ngx_http_request_t, ngx_list_part_t, ngx_list_t, ngx_parse_http_time,
+    ngx_table_elt_t,
+};
+use tirreno_pipeline::cookie;
+
+use crate::conf::value::bytes;
+
+/// The response's status, as nginx's `$status` has it.
+pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
+    let status = match request.err_status {
+        0 => request.headers_out.status,
+        status => status,
+    };
+    u16::try_from(status).unwrap_or(0)
+}
+
+/// Whether the application has answered, and not only nginx.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn is_the_applications(r: *const ngx_http_request_t) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { (*r).upstream.as_ref().is_some_and(|upstream| upstream.headers_in.status_n > 0) }
+}
+
+/// Whether the response sets the cookie `name` to a value that is not empty and not expired.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> bool {
+    // SAFETY: the caller's promise; nginx has set its time.
+    unsafe {
+        let now = (*ngx_cached_time).sec;
+        let expired = |date: &[u8]| {
+            // The date is only read.
+            let time = ngx_parse_http_time(date.as_ptr().cast_mut(), date.len());
+            time >= 0 && time <= now
+        };
+        any_header(r, |key, value| {
+            key.eq_ignore_ascii_case(b"set-cookie") && cookie::sets(value, name, expired)
+        })
+    }
+}
+
+/// Whether the response has the header `name`, not empty.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn has_header(r: *const ngx_http_request_t, name: &[u8]) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { any_header(r, |key, value| key.eq_ignore_ascii_case(name) && !value.is_empty()) }
+}
+
+/// Whether `wanted` takes a header of the application's answer, also one that nginx hides from the
+/// client, or of nginx's own.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn any_header(r: *const ngx_http_request_t, wanted: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+    // SAFETY: the caller's promise. A header without a hash is deleted.
+    unsafe {
+        let upstream = (*r).upstream.as_ref().map(|upstream| &upstream.headers_in.headers);
+        [upstream, Some(&(*r).headers_out.headers)].into_iter().flatten().any(|list| {
+            headers(list).any(|h| {
+                h.hash != 0
+                    && wanted(bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len))
+            })
+        })
+    }
+}
+
+/// The headers of an nginx list.
+///
+/// # Safety
+/// The list is one of headers, or zero.
+unsafe fn headers(list: &ngx_list_t) -> impl Iterator<Item = &ngx_table_elt_t> {
+    let mut part: *const ngx_list_part_t = &list.part;
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        // SAFETY: the caller's promise: each part holds that many headers.
+        unsafe {
+            while let Some(current) = part.as_ref() {
+                if next < current.nelts && !current.elts.is_null() {
+                    next += 1;
+                    return Some(&*current.elts.cast::<ngx_table_elt_t>().add(next - 1));
+                }
+                (part, next) = (current.next, 0);
+            }
+            None
+        }
+    })
+}
