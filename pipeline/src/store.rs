@@ -110,13 +110,19 @@ impl Store {
     }
 
     /// Events after `id`; nothing when they cannot be read now. A full disk does not matter.
-    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Option<Vec<Stored>> {
-        if let Some(spool) = &self.lock().spool
-            && let Ok(events) = spool.load(after, most, bytes)
+    pub fn load(
+        &self,
+        after: u64,
+        most: usize,
+        bytes: usize,
+        hold_back: Duration,
+    ) -> Option<Vec<Stored>> {
+        if let Some(spool) = &mut self.lock().spool
+            && let Ok(events) = spool.load(after, most, bytes, hold_back)
         {
             return Some(events);
         }
-        self.with(|spool| spool.load(after, most, bytes))
+        self.with(|spool| spool.load(after, most, bytes, hold_back))
     }
 
     /// Writes what became of an event. Should the spool not work, that is written later; killed
