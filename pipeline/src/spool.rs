@@ -10,12 +10,15 @@
 //!
 //! Administrators may look into it with `sqlite3`; the tables are documented in the README.
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::ptr;
+use std::time::{Duration, Instant, SystemTime};
 
 use chrono::DateTime;
 use rusqlite::{
@@ -192,7 +195,10 @@ pub struct Spool {
     version: i64,
     /// Whether the counters must be made right after such a change.
     changed: bool,
-    /// When the last such change was noticed.
+    /// The lock beside it, and when it was last [touched](Self::touch).
+    lock: PathBuf,
+    touched: Option<SystemTime>,
+    /// When the last change of either was noticed.
     others: Option<Instant>,
     /// What makes an id of a stamp.
     epoch: u64,
@@ -235,7 +241,16 @@ impl Spool {
         db.pragma_update(None, "secure_delete", "ON")?;
         db.execute_batch(SCHEMA)?;
         let config = config.clone();
-        let mut spool = Self { db, config, version: 0, changed: true, others: None, epoch: 0 };
+        let mut spool = Self {
+            db,
+            config,
+            version: 0,
+            changed: true,
+            lock: lock_file(file),
+            touched: None,
+            others: None,
+            epoch: 0,
+        };
         spool.epoch = spool.find_epoch()?;
         spool.announce()?;
         spool.look()?;
@@ -265,11 +280,29 @@ impl Spool {
     }
 
     /// Whether another process may add events too.
-    fn is_shared(&self) -> bool {
+    pub fn is_shared(&self) -> bool {
         self.others.is_some_and(|at| at.elapsed() < OTHERS)
     }
 
+    /// Lets all who use the spool in `file` know that others soon will: a master process does so before
+    /// it starts its workers, because what these capture comes before what others capture afterwards.
+    pub fn touch(file: &Path) {
+        let Ok(lock) = CString::new(lock_file(file).into_os_string().into_vec()) else { return };
+        // SAFETY: the name is a string. The workers' user, whose directory it is, can make no other
+        // file of it: a link is not followed. Where there is no lock, nobody uses the spool.
+        unsafe {
+            libc::utimensat(libc::AT_FDCWD, lock.as_ptr(), ptr::null(), libc::AT_SYMLINK_NOFOLLOW)
+        };
+    }
+
     fn notice_others(&mut self) -> Result<(), SpoolError> {
+        let touched = fs::metadata(&self.lock).and_then(|meta| meta.modified()).ok();
+        if touched != self.touched {
+            if self.touched.is_some() {
+                self.others = Some(Instant::now());
+            }
+            self.touched = touched;
+        }
         let version = self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
         if version != self.version {
             // The first number says nothing.
@@ -352,10 +385,8 @@ impl Spool {
         records: &[Record<'_>],
         config: &SpoolConfig,
     ) -> Result<Appended, SpoolError> {
-        self.notice_others()?;
-        let (epoch, shared) = (self.epoch, self.is_shared());
+        let epoch = self.epoch;
         let tx = self.begin()?;
-        let mut last = last_id(&tx)?;
         let mut result = Appended::default();
         let mut bytes = read_total(&tx, "bytes")?;
         let mut refused = 0;
@@ -385,13 +416,8 @@ impl Spool {
                     continue;
                 }
                 let mut id = epoch + record.stamp();
-                if shared {
-                    while is_taken.exists([id as i64])? {
-                        id += 1;
-                    }
-                } else {
-                    // A record that was published late keeps its place behind those that were read.
-                    id = id.max(last + 1);
+                while is_taken.exists([id as i64])? {
+                    id += 1;
                 }
                 let new = insert.execute(params![
                     id as i64,
@@ -403,7 +429,6 @@ impl Spool {
                     body,
                 ])?;
                 if new == 1 {
-                    last = last.max(id);
                     bytes += size;
                     result.stored += 1;
                 }
@@ -549,7 +574,7 @@ impl fmt::Debug for Spool {
 impl Sender {
     /// Takes the right to send from the spool in `file`, if nobody has it.
     pub fn try_lock(file: &Path) -> Option<Self> {
-        let path = file.with_extension("lock");
+        let path = lock_file(file);
         let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         // On a file system that has become read-only the lock is still held by somebody.
         let Ok(lock) = made.or_else(|_| File::open(&path)) else {
@@ -564,6 +589,11 @@ impl Sender {
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
+}
+
+/// The lock of the spool in `file`.
+fn lock_file(file: &Path) -> PathBuf {
+    file.with_extension("lock")
 }
 
 /// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that

@@ -56,16 +56,16 @@ struct Inner {
 }
 
 impl Store {
-    /// The spool of the target `name` with `url`. It is opened with the first use.
+    /// The spool in `file` of the target `name`. It is opened with the first use.
     pub fn new(
         config: &SpoolConfig,
         name: &str,
-        url: &str,
+        file: PathBuf,
         label: &str,
         journal: &Journal,
     ) -> Self {
         Self {
-            file: Spool::file(config, name, url),
+            file,
             config: config.clone(),
             target: name.to_owned(),
             label: label.to_owned(),
@@ -91,6 +91,11 @@ impl Store {
             inner.sender = Sender::try_lock(&self.file);
         }
         inner.sender.is_some()
+    }
+
+    /// Whether another process may add events to it.
+    pub fn is_shared(&self) -> bool {
+        self.lock().spool.as_ref().is_some_and(Spool::is_shared)
     }
 
     /// Whether the spool cannot even be opened now.

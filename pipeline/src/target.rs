@@ -27,7 +27,7 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// … read so many at a time.
 const CHUNK: usize = 512;
 /// Beyond its interval, a deliverer takes at most so long to add an event to the spool.
-const HOLD_BACK: Duration = Duration::from_millis(500);
+const HOLD_BACK: Duration = Duration::from_secs(1);
 /// How often a spool that holds more than was read is read again from the start: an event that was
 /// added late may lie before what was read.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -246,9 +246,9 @@ impl Target {
             timeout: tirreno.timeout,
         };
         let now = Instant::now();
-        let url = tirreno.endpoint.sensor().to_string();
-        let spool = config.spool.as_ref();
-        let store = spool.map(|s| Arc::new(Store::new(s, &config.name, &url, &label, journal)));
+        let store = config.spool.as_ref().zip(config.spool_file());
+        let store = store
+            .map(|(spool, file)| Arc::new(Store::new(spool, &config.name, file, &label, journal)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
             gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
@@ -414,7 +414,8 @@ impl Target {
                     self.send(Event { id, user: stored.user, content });
                 }
             }
-            if self.caught_up {
+            // What waits in the spool comes before what waits for it.
+            if self.caught_up && !(more && store.is_shared()) {
                 self.send_unspooled();
             }
         } else if store.is_shut() {
