@@ -91,16 +91,24 @@ use_build() {
 }
 
 # unpack DIRECTORY PACKAGE...: downloads Debian packages and unpacks them; nothing is installed.
+# Others may do the same at once: each fills a directory of its own, and the first one stays.
 unpack() {
-    local directory=$1 part=$1.part deb
-    shift
+    local directory=$1 part=$1.part.$BASHPID
     [[ ! -d $directory ]] || return 0
-    rm -rf "$part" && mkdir -p "$part" || return
-    (cd "$part" && apt_get download "$@") || return
-    for deb in "$part"/*.deb; do
-        dpkg -x "$deb" "$part" || return
+    if download "$part" "${@:2}" && [[ ! -d $directory ]]; then
+        mv -T "$part" "$directory" || true
+    fi
+    rm -rf "$part"
+    [[ -d $directory ]]
+}
+
+download() {
+    local directory=$1 deb
+    rm -rf "$directory" && mkdir -p "$directory" || return
+    (cd "$directory" && apt_get download "${@:2}") || return
+    for deb in "$directory"/*.deb; do
+        dpkg -x "$deb" "$directory" || return
     done
-    mv "$part" "$directory"
 }
 
 # Prints the path of Debian's own nginx, unpacked together with its nginx-dev.
