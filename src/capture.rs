@@ -27,7 +27,7 @@ use tirreno_pipeline::redact::{self, Redaction};
 use tirreno_pipeline::zone::SkipReason;
 
 use crate::conf::rule::RuleSet;
-use crate::conf::value::{User, bytes, is_off, set_variable, variable_text};
+use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
 use crate::{TirrenoModule, guarded, response, worker};
 
@@ -198,11 +198,13 @@ unsafe fn push(
         let request = &*r;
         let start = request.start_sec * 1000 + request.start_msec as i64;
         let target = bytes(request.unparsed_uri.data, request.unparsed_uri.len);
-        let method = bytes(request.method_name.data, request.method_name.len);
-        (Capture::new(start), response::status(request), target, method)
+        (Capture::new(start), response::status(request), target, method(request))
     };
+    // SAFETY: the caller's promise.
+    let refused = location.verifies() && unsafe { response::is_refusal(r, status) };
 
-    let found = location.rules().and_then(|rules| {
+    // A request that nginx could not read has no target, and no rule is for it.
+    let found = location.rules().filter(|_| !target.is_empty()).and_then(|rules| {
         let path = path::normalize(target, &mut scratch.path);
         let path = below(path, location.event_prefix())?;
         // SAFETY: the caller's promise.
@@ -215,31 +217,33 @@ unsafe fn push(
     let mut given = 0;
     let mut named = &[][..];
     let (mut own_url, mut own_referer) = (None, None);
-    let mut refused = Ok(());
+    let mut fits = Ok(());
     event.kind = kind.ok_or(Refusal::Skipped(SkipReason::EventOff))?;
     for (param, value) in location.params() {
         // SAFETY: the caller's promise; the value lives while the request does.
-        let value = unsafe { value.evaluate(r) };
+        let text = unsafe { value.value.evaluate(r) };
         given |= param.bit();
         match param {
-            Param::UserName => named = value,
-            Param::EventType => event.kind = EventType::from_name(value).unwrap_or(event.kind),
-            Param::Url => own_url = Some(value),
-            Param::HttpReferer => own_referer = Some(value),
-            _ => refused = refused.and(event.set(*param, value)),
+            Param::UserName if refused && !value.from_response => {}
+            Param::UserName => named = text,
+            Param::EventType => event.kind = EventType::from_name(text).unwrap_or(event.kind),
+            Param::Url => own_url = Some(text),
+            Param::HttpReferer => own_referer = Some(text),
+            _ => fits = fits.and(event.set(*param, text)),
         }
     }
     captured.event = Some(event.kind);
     if given & Param::UserName.bit() == 0 {
         let rules_users = found.map(|rule| &*rule.users).filter(|users| !users.is_empty());
         // SAFETY: as above.
-        named = unsafe { user(r, location, rules_users.unwrap_or(location.users()), status) };
+        named = unsafe { user(r, rules_users.unwrap_or(location.users()), refused) };
     }
     captured.user = ngx_str_t { len: named.len(), data: named.as_ptr().cast_mut() };
-    if named.is_empty() && !location.anonymous() && !found.is_some_and(|rule| rule.anonymous) {
+    let anonymous = found.and_then(|rule| rule.anonymous).unwrap_or(location.anonymous());
+    if named.is_empty() && !anonymous {
         return Err(Refusal::Skipped(SkipReason::Anonymous));
     }
-    refused?;
+    fits?;
     event.targets = targets(main, location, event.kind);
     if event.targets == 0 || !worker::is_ready() {
         return Err(Refusal::NoTarget);
@@ -286,24 +290,31 @@ fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
     }
 }
 
-/// The first user that is named and believed.
+/// The first user that is named; where the request was refused, only one that the response names.
 ///
 /// # Safety
 /// As for [`capture`]; the text lives while the request does.
-unsafe fn user<'r>(
-    r: *mut ngx_http_request_t,
-    location: &LocationConf,
-    users: &[User],
-    status: u16,
-) -> &'r [u8] {
-    // SAFETY: the caller's promise.
-    let answered = unsafe { response::is_the_applications(r) };
-    let refused = status == 401 || status >= 400 && !answered;
-    let response_only = location.verifies() && refused;
-    let believed = users.iter().filter(|user| user.from_response || !response_only);
+unsafe fn user<'r>(r: *mut ngx_http_request_t, users: &[Sourced], refused: bool) -> &'r [u8] {
+    let believed = users.iter().filter(|user| user.from_response || !refused);
     // SAFETY: the caller's promise.
     let mut values = believed.map(|user| unsafe { user.value.evaluate(r) });
     values.find(|user| !user.is_empty()).unwrap_or_default()
+}
+
+/// The method in the request line: an internal redirect may have made it GET.
+///
+/// # Safety
+/// The request's strings live for `'r`.
+unsafe fn method<'r>(request: &ngx_http_request_t) -> &'r [u8] {
+    // SAFETY: the caller's promise.
+    let (name, line) = unsafe {
+        let (name, line) = (request.method_name, request.request_line);
+        (bytes(name.data, name.len), bytes(line.data, line.len))
+    };
+    match line.iter().position(|b| *b == b' ') {
+        Some(end) if end > 0 && !name.is_empty() => &line[..end],
+        _ => name,
+    }
 }
 
 /// What is left out of URLs.

@@ -23,7 +23,7 @@ use tirreno_pipeline::zone::{MAX_TARGETS, Zone};
 
 use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
 use self::rule::{Entry, RuleSet};
-use self::value::{CompileError, User, Value};
+use self::value::{CompileError, Sourced, Value};
 use crate::{TirrenoModule, guarded, status};
 
 pub(crate) mod ext;
@@ -88,9 +88,9 @@ pub(crate) struct LocationConf {
     target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
     /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
     targets: u32,
-    users: Option<Rc<[User]>>,
+    users: Option<Rc<[Sourced]>>,
     ip: Option<Value>,
-    params: Option<Rc<Vec<(Param, Value)>>>,
+    params: Option<Rc<Vec<(Param, Sourced)>>>,
     /// `ngx_conf_set_flag_slot` fills it.
     anonymous: ngx_flag_t,
     /// `tirreno_event` of this level, and whether the outer levels' count.
@@ -159,7 +159,7 @@ impl LocationConf {
     }
 
     /// `tirreno_user`.
-    pub(crate) fn users(&self) -> &[User] {
+    pub(crate) fn users(&self) -> &[Sourced] {
         self.users.as_deref().unwrap_or_default()
     }
 
@@ -169,7 +169,7 @@ impl LocationConf {
     }
 
     /// `tirreno_param`.
-    pub(crate) fn params(&self) -> &[(Param, Value)] {
+    pub(crate) fn params(&self) -> &[(Param, Sourced)] {
         self.params.as_ref().map(|p| p.as_slice()).unwrap_or_default()
     }
 
@@ -292,7 +292,7 @@ impl LocationConf {
         }
         let given = self.params().iter().find(|(param, _)| *param == Param::UserName);
         let named = match given {
-            Some((_, user)) => !user.is_constant_empty(),
+            Some((_, user)) => !user.value.is_constant_empty(),
             None => self.users().iter().any(|user| !user.value.is_constant_empty()),
         };
         named || self.anonymous()
@@ -527,7 +527,7 @@ handler!(cmd_targets, LocationConf, |cf, location, args| {
 });
 
 handler!(cmd_user, LocationConf, |cf, location, args| {
-    let mut user = |text: &ngx_str_t| Ok(User::new(Value::compile(cf, *text)?, text.as_bytes()));
+    let mut user = |text: &ngx_str_t| Ok(Sourced::new(Value::compile(cf, *text)?, text.as_bytes()));
     let values: Result<Rc<[_]>, CompileError> = args[1..].iter().map(&mut user).collect();
     let Ok(values) = values else { return NGX_CONF_ERROR };
     location.users = Some(values);
@@ -587,7 +587,7 @@ handler!(cmd_param, LocationConf, |cf, location, args| {
         ));
     }
     match Rc::get_mut(params) {
-        Some(params) => params.push((param, value)),
+        Some(params) => params.push((param, Sourced::new(value, args[2].as_bytes()))),
         None => return NGX_CONF_ERROR,
     }
     NGX_CONF_OK

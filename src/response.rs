@@ -1,8 +1,8 @@
 //! What a response says, as rules ask for it.
 
 use nginx_sys::{
-    ngx_cached_time, ngx_http_request_t, ngx_list_part_t, ngx_list_t, ngx_parse_http_time,
-    ngx_table_elt_t,
+    ngx_cached_time, ngx_http_request_t, ngx_http_upstream_state_t, ngx_list_part_t, ngx_list_t,
+    ngx_parse_http_time, ngx_table_elt_t,
 };
 use tirreno_pipeline::cookie;
 
@@ -17,13 +17,29 @@ pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
     u16::try_from(status).unwrap_or(0)
 }
 
-/// Whether the application has answered, and not only nginx.
+/// Whether the application has answered 401, or nginx has refused the request itself, also where an
+/// error page has another status.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
-pub(crate) unsafe fn is_the_applications(r: *const ngx_http_request_t) -> bool {
-    // SAFETY: the caller's promise.
-    unsafe { (*r).upstream.as_ref().is_some_and(|upstream| upstream.headers_in.status_n > 0) }
+pub(crate) unsafe fn is_refusal(r: *const ngx_http_request_t, status: u16) -> bool {
+    // SAFETY: the caller's promise; the array holds states.
+    unsafe {
+        let request = &*r;
+        let states = request.upstream_states.as_ref().map_or(&[][..], |states| {
+            match states.elts.cast::<ngx_http_upstream_state_t>() {
+                elts if elts.is_null() => &[],
+                elts => core::slice::from_raw_parts(elts, states.nelts),
+            }
+        });
+        let application = request.upstream.as_ref().map(|upstream| upstream.headers_in.status_n);
+        let answered = application == Some(usize::from(status));
+        let only_nginx = request.error_page() == 1 && states.is_empty();
+        status == 401
+            || states.iter().any(|state| state.status == 401)
+            || status >= 400 && !answered
+            || only_nginx
+    }
 }
 
 /// Whether the response sets the cookie `name` to a value that is not empty and not expired.
@@ -35,8 +51,15 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
     unsafe {
         let now = (*ngx_cached_time).sec;
         let expired = |date: &[u8]| {
-            // The date is only read.
-            let time = ngx_parse_http_time(date.as_ptr().cast_mut(), date.len());
+            let mut text = [0; 40];
+            let Some(text) = text.get_mut(..date.len()) else { return false };
+            text.copy_from_slice(date);
+            let mut time = ngx_parse_http_time(text.as_mut_ptr(), text.len());
+            if time < 0 {
+                // Cookies have dashes with a year of four digits, too, which nginx knows with spaces.
+                text.iter_mut().skip(4).filter(|b| **b == b'-').for_each(|b| *b = b' ');
+                time = ngx_parse_http_time(text.as_mut_ptr(), text.len());
+            }
             time >= 0 && time <= now
         };
         any_header(r, |key, value| {
@@ -50,8 +73,16 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
 /// # Safety
 /// `r` is a request that nginx is processing.
 pub(crate) unsafe fn has_header(r: *const ngx_http_request_t, name: &[u8]) -> bool {
-    // SAFETY: the caller's promise.
-    unsafe { any_header(r, |key, value| key.eq_ignore_ascii_case(name) && !value.is_empty()) }
+    // SAFETY: the caller's promise. nginx itself has these two elsewhere.
+    unsafe {
+        let own = &(*r).headers_out;
+        let known = if name.eq_ignore_ascii_case(b"location") {
+            own.location.as_ref().is_some_and(|location| location.value.len > 0)
+        } else {
+            name.eq_ignore_ascii_case(b"content-type") && own.content_type.len > 0
+        };
+        known || any_header(r, |key, value| key.eq_ignore_ascii_case(name) && !value.is_empty())
+    }
 }
 
 /// Whether `wanted` takes a header of the application's answer, also one that nginx hides from the

@@ -975,7 +975,12 @@ fn the_configurations_that_people_include_pass() {
         let text = fs::read_to_string(&file).unwrap();
         match file.file_name().and_then(|name| name.to_str()) {
             Some("demo.conf") => demo_conf_passes(&text),
-            Some("mattermost.conf") => mattermost_conf_passes(&text),
+            // Those have their own suite.
+            _ if file.parent().is_some_and(|directory| directory.ends_with("presets")) => {}
+            Some("mattermost.conf") => {
+                let preset = fs::read_to_string(file.with_file_name("presets/mattermost.conf"));
+                mattermost_conf_passes(&text, &preset.unwrap());
+            }
             _ => panic!("{} has no test", file.display()),
         }
     }
@@ -1014,7 +1019,7 @@ fn demo_conf_passes(text: &str) {
     assert!(ok && said(&output).is_empty(), "{output}");
 }
 
-fn mattermost_conf_passes(text: &str) {
+fn mattermost_conf_passes(text: &str, preset: &str) {
     let certificates = tempfile::tempdir().unwrap();
     let authority = Authority::new("test");
     let system = certificates.path().join("system.pem");
@@ -1027,12 +1032,14 @@ fn mattermost_conf_passes(text: &str) {
             (" 80;", " 127.0.0.1:%PORT%;"),
             (" 443 ssl", " 127.0.0.1:%PORT1% ssl"),
             (" /etc/nginx/tirreno.key;", " key;"),
+            (" /usr/share/ngx-tirreno/presets/mattermost.conf;", " preset.conf;"),
             (&letsencrypt("fullchain.pem"), certificate.to_str().unwrap()),
             (&letsencrypt("privkey.pem"), key.to_str().unwrap()),
         ],
     );
     let nginx = configuration("include mattermost.conf;")
         .file("mattermost.conf", &text)
+        .file("preset.conf", preset)
         .env("SSL_CERT_FILE", system.to_str().unwrap())
         .env("SSL_CERT_DIR", "")
         .build();

@@ -13,7 +13,8 @@ pub fn sets(header: &[u8], name: &[u8], expired: impl Fn(&[u8]) -> bool) -> bool
     }
     let (mut max_age, mut expires) = (None, None);
     for (key, value) in parts.filter_map(pair) {
-        if key.eq_ignore_ascii_case(b"max-age") {
+        // What is no number does not count.
+        if key.eq_ignore_ascii_case(b"max-age") && is_number(value) {
             max_age = Some(value);
         } else if key.eq_ignore_ascii_case(b"expires") {
             expires = Some(value);
@@ -24,6 +25,11 @@ pub fn sets(header: &[u8], name: &[u8], expired: impl Fn(&[u8]) -> bool) -> bool
         (None, Some(date)) => !expired(date),
         (None, None) => true,
     }
+}
+
+fn is_number(text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
 }
 
 fn pair(part: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -50,6 +56,8 @@ mod tests {
             ("mmuserid=abc", false),
             ("XMMUSERID=abc", false),
             ("other=MMUSERID=abc", false),
+            ("MMUSERID=abc; Max-Age=", true),
+            ("MMUSERID=abc; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT", false),
             ("MMUSERID=abc; Max-Age=0", false),
             ("MMUSERID=abc; max-age=-1; Expires=Sat, 22 May 2032 10:00:00 GMT", false),
             ("MMUSERID=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT", false),

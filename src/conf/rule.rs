@@ -7,7 +7,7 @@ use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::rules::{Methods, Pattern, Rules, StatusKey};
 
 use super::ext::{ConfExt, Place};
-use super::value::{User, Value, is_off};
+use super::value::{Sourced, Value, is_off};
 use crate::response;
 
 /// What a rule says about the requests that it is for.
@@ -15,9 +15,9 @@ pub(crate) struct Rule {
     /// The event's type; nothing where such a request is none.
     pub(crate) event: Option<EventType>,
     /// Replace `tirreno_user`, if there are any.
-    pub(crate) users: Box<[User]>,
-    /// Whether it is an event also without a user.
-    pub(crate) anonymous: bool,
+    pub(crate) users: Box<[Sourced]>,
+    /// Whether it is an event also without a user; the location says so where the rule does not.
+    pub(crate) anonymous: Option<bool>,
     /// The names of segments that are secrets.
     pub(crate) redact: Box<[String]>,
     status: Option<StatusKey>,
@@ -69,7 +69,7 @@ impl RuleSet {
 
     /// Whether any request of a rule can have a user, or needs none.
     pub(crate) fn may_capture(&self) -> bool {
-        self.entries.iter().any(|(.., rule)| rule.anonymous || !rule.users.is_empty())
+        self.entries.iter().any(|(.., rule)| rule.anonymous == Some(true) || !rule.users.is_empty())
     }
 
     /// Warns of those of a level's `own` rules that no request reaches. That an inner level's rule comes
@@ -104,7 +104,7 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
     let mut rule = Rule {
         event,
         users: Box::default(),
-        anonymous: false,
+        anonymous: None,
         redact: Box::default(),
         status: None,
         condition: None,
@@ -137,12 +137,12 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
             "user" if value.starts_with("body:") => {
                 return Err(format!("\"{text}\": users from a body are not supported yet"));
             }
-            "user" => users.push(User::new(compile("user")?, rest.as_bytes())),
+            "user" => users.push(Sourced::new(compile("user")?, rest.as_bytes())),
             "if" => rule.condition = Some(compile("condition")?),
             "anonymous" => {
                 rule.anonymous = match value {
-                    "on" => true,
-                    "off" => false,
+                    "on" => Some(true),
+                    "off" => Some(false),
                     _ => return Err(format!("invalid \"{text}\", it must be \"on\" or \"off\"")),
                 };
             }

@@ -97,15 +97,15 @@ impl Value {
     }
 }
 
-/// A value that names a user.
+/// A value with where it comes from.
 #[derive(Clone)]
-pub(crate) struct User {
+pub(crate) struct Sourced {
     pub(crate) value: Value,
-    /// Whether the response names it, and not the request, which can name anybody.
+    /// Whether the response gives it, and not the request, which can name anybody.
     pub(crate) from_response: bool,
 }
 
-impl User {
+impl Sourced {
     /// `text` is what `value` was compiled from.
     pub(crate) fn new(value: Value, text: &[u8]) -> Self {
         let variables = text.split(|b| *b == b'$').skip(1);
