@@ -956,7 +956,9 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
     }
     load.wait_more(300);
     let captured = bench.totals().captured;
-    assert!(captured >= 1200, "the totals of the same zone go on");
+    // nginx answers a request before it is captured, …
+    let fewest = 1200 - Load::CLIENTS as u64;
+    assert!(captured >= fewest, "the totals of the same zone go on");
     bench.nginx.reconfigure(|b| b.http("tirreno_zone 2m;"));
     bench.nginx.reload();
     load.wait_more(300);
@@ -964,7 +966,9 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
     bench.wait_stored(answered.len());
     bench.assert_stored(&answered);
     let totals = bench.settled();
-    assert!(totals.captured >= 300 && totals.captured < captured, "{totals:?}");
+    // … and what was on its way during the reload may have been an old worker's.
+    let fewest = 300 - Load::CLIENTS as u64;
+    assert!(totals.captured >= fewest && totals.captured < captured, "{totals:?}");
     bench.stop(Signal::QUIT, &[]);
 }
 

@@ -135,7 +135,7 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
                 rule.status = Some(status);
             }
             "user" if value.starts_with("body:") => {
-                return Err(format!("\"{text}\": users from a body are not supported yet"));
+                return Err(format!("invalid \"{text}\", request bodies are not read"));
             }
             "user" => users.push(Sourced::new(compile("user")?, rest.as_bytes())),
             "if" => rule.condition = Some(compile("condition")?),
