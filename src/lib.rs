@@ -19,8 +19,6 @@ use nginx_sys::{
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
-use tirreno_pipeline::config::TargetConfig;
-use tirreno_pipeline::spool::Spool;
 
 use crate::conf::{COMMANDS, LocationConf, MainConf};
 
@@ -62,7 +60,6 @@ pub static mut ngx_http_tirreno_module: ngx_module_t = ngx_module_t {
     // SAFETY: only the address is taken.
     commands: unsafe { ptr::addr_of_mut!(COMMANDS[0]) },
     type_: NGX_HTTP_MODULE as ngx_uint_t,
-    init_module: Some(init_module),
     init_process: Some(init_process),
     exit_process: Some(exit_process),
     ..ngx_module_t::default()
@@ -128,17 +125,6 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         }
         let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
         done.map_or_else(Into::into, |()| Status::NGX_OK.into())
-    })
-}
-
-extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
-    guarded(Status::NGX_ERROR.into(), || {
-        // SAFETY: nginx passes the cycle that it has just read.
-        if let Some(main) = TirrenoModule::main_conf(unsafe { &*cycle }) {
-            let files = main.targets.iter().filter_map(TargetConfig::spool_file);
-            files.for_each(|file| Spool::touch(&file));
-        }
-        Status::NGX_OK.into()
     })
 }
 

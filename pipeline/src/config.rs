@@ -1,7 +1,6 @@
 //! What the threads need to know, read from nginx's configuration by the module.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
 use crate::event::EventTypes;
-use crate::spool::{Spool, SpoolConfig};
+use crate::spool::SpoolConfig;
 
 /// A value that never appears in a message: an API key, a header.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,14 +55,6 @@ pub struct TargetConfig {
     pub spool: Option<SpoolConfig>,
     /// Where its events go.
     pub tirreno: TirrenoConfig,
-}
-
-impl TargetConfig {
-    /// The database of its spool, if it has one.
-    pub fn spool_file(&self) -> Option<PathBuf> {
-        let url = self.tirreno.endpoint.sensor().to_string();
-        self.spool.as_ref().map(|spool| Spool::file(spool, &self.name, &url))
-    }
 }
 
 /// A Tirreno server.

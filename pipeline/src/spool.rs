@@ -10,29 +10,24 @@
 //!
 //! Administrators may look into it with `sqlite3`; the tables are documented in the README.
 
-use std::ffi::CString;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::ptr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use chrono::DateTime;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use crate::clock::{monotonic_ns, wall_ms};
+use crate::clock::wall_ms;
 use crate::form;
 use crate::record::Record;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
-/// How long after another process's last change it may still add events.
-const OTHERS: Duration = Duration::from_secs(5);
 /// What a row takes beside its form: key, index, time, user. The triggers below have it too.
 const ROW_OVERHEAD: u64 = 200;
 /// The most rejected events that are kept to be looked at.
@@ -193,22 +188,17 @@ pub struct Spool {
     config: SpoolConfig,
     /// Another number after each change by another program or process.
     version: i64,
-    /// Whether the counters must be made right after such a change.
-    changed: bool,
-    /// The lock beside it, and when it was last [touched](Self::touch).
-    lock: PathBuf,
-    touched: Option<SystemTime>,
-    /// When the last change of either was noticed.
-    others: Option<Instant>,
-    /// What makes an id of a stamp.
-    epoch: u64,
 }
 
 impl Spool {
     /// The database of a target and its URL. After a change of the URL old events stay where they
     /// are.
     pub fn file(config: &SpoolConfig, target: &str, url: &str) -> PathBuf {
-        config.path.join(format!("{target}-{:08x}.db", fnv(url.as_bytes())))
+        // FNV-1a: the name must be the same in all versions.
+        let hash = url
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        config.path.join(format!("{target}-{hash:08x}.db"))
     }
 
     /// The databases of the same target with other URLs, in which events wait, and how many.
@@ -240,99 +230,43 @@ impl Spool {
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
         db.execute_batch(SCHEMA)?;
-        let config = config.clone();
-        let mut spool = Self {
-            db,
-            config,
-            version: 0,
-            changed: true,
-            lock: lock_file(file),
-            touched: None,
-            others: None,
-            epoch: 0,
-        };
-        spool.epoch = spool.find_epoch()?;
-        spool.announce()?;
-        spool.look()?;
+        let mut spool = Self { db, config: config.clone(), version: 0 };
+        spool.number()?;
+        spool.reconcile()?;
+        spool.version = spool.version()?;
         Ok(spool)
     }
 
-    /// An event's id is its stamp, which all processes of the machine take from the same clock, plus
-    /// the time at which that clock began. So are events in order that two masters capture during a
-    /// binary upgrade, and no event has an id of a database that was set aside, whose events may still
-    /// be on their way.
-    fn find_epoch(&mut self) -> Result<u64, SpoolError> {
-        let boot = boot();
+    /// The ids of a new database begin with the time: no event has one of a database that was set
+    /// aside, whose events may still be on their way.
+    fn number(&mut self) -> Result<(), SpoolError> {
         let tx = self.begin()?;
-        let mut epoch = read_total(&tx, "epoch")?;
-        if epoch == 0 || read_total(&tx, "boot")? != boot {
-            let now = monotonic_ns();
-            let wall = wall_ms() as u64 * 1_000_000;
-            epoch = wall.max(last_id(&tx)? + 1).saturating_sub(now);
-            set_total(&tx, "epoch", epoch)?;
-            set_total(&tx, "boot", boot)?;
-            if read_total(&tx, "first_id")? == 0 {
-                set_total(&tx, "first_id", epoch + now)?;
-            }
+        let first = wall_ms() * 1000;
+        let new = tx.execute(
+            "INSERT INTO sqlite_sequence SELECT 'pending', ?1
+             WHERE NOT EXISTS (SELECT * FROM sqlite_sequence WHERE name = 'pending')",
+            [first],
+        )?;
+        if new == 1 {
+            set_total(&tx, "first_id", first as u64)?;
         }
         tx.commit()?;
-        Ok(epoch)
-    }
-
-    /// Whether another process may add events too.
-    pub fn is_shared(&self) -> bool {
-        self.others.is_some_and(|at| at.elapsed() < OTHERS)
-    }
-
-    /// Lets all who use the spool in `file` know that others soon will: a master process does so before
-    /// it starts its workers, because what these capture comes before what others capture afterwards.
-    pub fn touch(file: &Path) {
-        let Ok(lock) = CString::new(lock_file(file).into_os_string().into_vec()) else { return };
-        // SAFETY: the name is a string. The workers' user, whose directory it is, can make no other
-        // file of it: a link is not followed. Where there is no lock, nobody uses the spool.
-        unsafe {
-            libc::utimensat(libc::AT_FDCWD, lock.as_ptr(), ptr::null(), libc::AT_SYMLINK_NOFOLLOW)
-        };
-    }
-
-    fn notice_others(&mut self) -> Result<(), SpoolError> {
-        let touched = fs::metadata(&self.lock).and_then(|meta| meta.modified()).ok();
-        if touched != self.touched {
-            if self.touched.is_some() {
-                self.others = Some(Instant::now());
-            }
-            self.touched = touched;
-        }
-        let version = self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?;
-        if version != self.version {
-            // The first number says nothing.
-            if self.version != 0 {
-                self.others = Some(Instant::now());
-            }
-            self.version = version;
-            self.changed = true;
-        }
         Ok(())
     }
 
-    /// Lets other processes notice this one, before it adds its first event.
-    fn announce(&self) -> Result<(), SpoolError> {
-        set_total(&self.db, "announced", read_total(&self.db, "announced")? + 1)?;
-        Ok(())
+    fn version(&self) -> Result<i64, SpoolError> {
+        Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
     }
 
-    /// Counts what somebody else has changed in the database. It is to be called once a second.
+    /// Counts what somebody else has changed in the database.
     ///
     /// # Errors
     /// It cannot be counted.
     pub fn look(&mut self) -> Result<(), SpoolError> {
-        self.notice_others()?;
-        if self.is_shared() {
-            self.announce()?;
-        }
-        if self.changed {
+        let version = self.version()?;
+        if version != self.version {
             self.reconcile()?;
-            self.changed = false;
+            self.version = version;
         }
         Ok(())
     }
@@ -385,18 +319,14 @@ impl Spool {
         records: &[Record<'_>],
         config: &SpoolConfig,
     ) -> Result<Appended, SpoolError> {
-        let epoch = self.epoch;
         let tx = self.begin()?;
         let mut result = Appended::default();
         let mut bytes = read_total(&tx, "bytes")?;
         let mut refused = 0;
         {
             let mut insert = tx.prepare_cached(
-                "INSERT OR IGNORE INTO pending (id, trace_id, captured, type, user, user_key, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?;
-            let mut is_taken = tx.prepare_cached(
-                "SELECT 1 FROM pending WHERE id = ?1 UNION ALL SELECT 1 FROM rejected WHERE id = ?1",
+                "INSERT OR IGNORE INTO pending (trace_id, captured, type, user, user_key, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
             for record in records {
                 let body = form::encode(record);
@@ -415,12 +345,7 @@ impl Spool {
                     refused += 1;
                     continue;
                 }
-                let mut id = epoch + record.stamp();
-                while is_taken.exists([id as i64])? {
-                    id += 1;
-                }
                 let new = insert.execute(params![
-                    id as i64,
                     record.trace(),
                     time_text(record.time_ms()),
                     record.kind().name(),
@@ -441,30 +366,16 @@ impl Spool {
         Ok(result)
     }
 
-    /// At most `most` events after `id`, in order, and not more than `bytes` of forms (but one). While
-    /// another process may add some, those of the last `hold_back` are left for later: by then all that
-    /// come before them are there.
+    /// At most `most` events after `id`, in order, and not more than `bytes` of forms (but one).
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn load(
-        &mut self,
-        after: u64,
-        most: usize,
-        bytes: usize,
-        hold_back: Duration,
-    ) -> Result<Vec<Stored>, SpoolError> {
-        self.notice_others()?;
-        let until = if self.is_shared() {
-            (self.epoch + monotonic_ns()).saturating_sub(hold_back.as_nanos() as u64)
-        } else {
-            i64::MAX as u64
-        };
+    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Result<Vec<Stored>, SpoolError> {
         let mut select = self.db.prepare_cached(
             "SELECT id, trace_id, captured, user_key, body FROM pending
-             WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
+             WHERE id > ?1 ORDER BY id LIMIT ?2",
         )?;
-        let mut rows = select.query(params![after as i64, until as i64, most as i64])?;
+        let mut rows = select.query(params![after as i64, most as i64])?;
         let (mut events, mut size) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let body: String = row.get(4)?;
@@ -574,7 +485,7 @@ impl fmt::Debug for Spool {
 impl Sender {
     /// Takes the right to send from the spool in `file`, if nobody has it.
     pub fn try_lock(file: &Path) -> Option<Self> {
-        let path = lock_file(file);
+        let path = file.with_extension("lock");
         let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         // On a file system that has become read-only the lock is still held by somebody.
         let Ok(lock) = made.or_else(|_| File::open(&path)) else {
@@ -589,11 +500,6 @@ impl Sender {
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
-}
-
-/// The lock of the spool in `file`.
-fn lock_file(file: &Path) -> PathBuf {
-    file.with_extension("lock")
 }
 
 /// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that
@@ -618,23 +524,6 @@ pub fn set_aside(file: &Path, _sender: &Sender) -> std::io::Result<PathBuf> {
     }
     let _ = fs::set_permissions(&aside, fs::Permissions::from_mode(0o600));
     Ok(aside)
-}
-
-/// The highest id that an event has ever had.
-fn last_id(db: &Connection) -> Result<u64, rusqlite::Error> {
-    let mut select = db.prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'pending'")?;
-    Ok(select.query_row([], |row| row.get(0)).optional()?.unwrap_or(0))
-}
-
-/// Tells apart the times between two starts of the machine, in which its clock goes on.
-fn boot() -> u64 {
-    let id = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    u64::from(fnv(&id))
-}
-
-/// FNV-1a: the same in all versions.
-fn fnv(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 fn read_total(db: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
@@ -770,10 +659,10 @@ mod tests {
         }
     }
 
-    fn adds_up(spool: &mut Spool) -> SpoolTotals {
+    fn adds_up(spool: &Spool) -> SpoolTotals {
         let t = spool.totals().unwrap();
         assert_eq!(t.collected, t.delivered + t.rejected + t.dropped + t.pending, "{t:?}");
-        let there = spool.load(0, usize::MAX, usize::MAX, Duration::ZERO).unwrap();
+        let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
         assert_eq!(there.len() as u64, t.pending);
         let bytes = there.iter().map(|e| e.body.len() as u64 + ROW_OVERHEAD).sum::<u64>();
         assert_eq!(bytes, t.bytes);
@@ -785,17 +674,17 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 5);
-        let first = spool.load(0, 2, usize::MAX, Duration::ZERO).unwrap();
+        let first = spool.load(0, 2, usize::MAX).unwrap();
         assert_eq!(first.len(), 2);
         assert!(first[0].body.contains("url=%2F0") && first[1].body.contains("url=%2F1"));
         spool.delivered(first[0].id).unwrap();
         spool.rejected(first[1].id, "answered 403").unwrap();
         drop(spool);
-        let mut spool = bench.open();
-        let rest = spool.load(0, 10, usize::MAX, Duration::ZERO).unwrap();
+        let spool = bench.open();
+        let rest = spool.load(0, 10, usize::MAX).unwrap();
         assert_eq!(rest.len(), 3);
         assert!(rest[0].body.contains("url=%2F2") && rest[0].id > first[1].id);
-        let t = adds_up(&mut spool);
+        let t = adds_up(&spool);
         assert_eq!((t.collected, t.delivered, t.rejected, t.pending), (5, 1, 1, 3));
         assert_eq!(spool.rejected_by_reason().unwrap(), [("answered 403".to_owned(), 1)]);
     }
@@ -808,38 +697,7 @@ mod tests {
         let record = Record::parse(&event).unwrap();
         assert_eq!(spool.append(&[record, record]).unwrap().stored, 1);
         assert_eq!(spool.append(&[record]).unwrap().stored, 0);
-        assert_eq!(adds_up(&mut spool).collected, 1);
-    }
-
-    #[test]
-    fn events_of_two_processes_are_in_the_order_of_their_capture() {
-        let bench = Bench::new();
-        let record = |stamp: u64| {
-            let mut capture = Capture::new(wall_ms());
-            capture.trace = format!("{stamp:032x}").into_bytes().try_into().unwrap();
-            let mut bytes = vec![0; capture.record_len()];
-            capture.write(stamp, &mut bytes);
-            bytes
-        };
-        let append = |spool: &mut Spool, stamp| {
-            let bytes = record(stamp);
-            spool.append(&[Record::parse(&bytes).unwrap()]).unwrap();
-        };
-        let (mut one, mut two) = (bench.open(), bench.open());
-        let now = monotonic_ns();
-        append(&mut one, now + 20);
-        append(&mut two, now + 10);
-        append(&mut one, now + 10_000_000_000);
-        append(&mut two, now + 15);
-        let traces = |events: Vec<Stored>| {
-            let stamp = |event: Stored| u64::from_str_radix(&event.trace, 16).unwrap() - now;
-            events.into_iter().map(stamp).collect::<Vec<_>>()
-        };
-        let events = one.load(0, 10, usize::MAX, Duration::ZERO).unwrap();
-        assert_eq!(traces(events), [10, 15, 20], "what is not over waits");
-        one.others = None;
-        let events = one.load(0, 10, usize::MAX, Duration::ZERO).unwrap();
-        assert_eq!(traces(events), [10, 15, 20, 10_000_000_000], "nobody else may add any");
+        assert_eq!(adds_up(&spool).collected, 1);
     }
 
     #[test]
@@ -847,10 +705,10 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 1);
-        let first = spool.load(0, 1, usize::MAX, Duration::ZERO).unwrap().remove(0);
+        let first = spool.load(0, 1, usize::MAX).unwrap().remove(0);
         spool.delivered(first.id).unwrap();
         bench.append(&mut spool, EventType::PageView, 1);
-        assert!(spool.load(first.id, 1, usize::MAX, Duration::ZERO).unwrap()[0].id > first.id);
+        assert!(spool.load(first.id, 1, usize::MAX).unwrap()[0].id > first.id);
     }
 
     #[test]
@@ -865,9 +723,9 @@ mod tests {
             assert!(pages.dropped > 0, "{pages:?}");
             let logins = bench.append(&mut spool, EventType::AccountLogin, 20);
             assert_eq!(logins.stored, 20, "{when_full:?}");
-            let t = adds_up(&mut spool);
+            let t = adds_up(&spool);
             assert!(t.bytes <= 100_000);
-            let there = spool.load(0, usize::MAX, usize::MAX, Duration::ZERO).unwrap();
+            let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
             let count = |kind| there.iter().filter(|e| e.body.contains(kind)).count();
             assert_eq!(count("account_login"), 40);
             let oldest = there.iter().any(|e| e.body.contains("url=%2F20&"));
@@ -882,7 +740,7 @@ mod tests {
         bench.append(&mut spool, EventType::PageView, 3);
         assert_eq!(spool.expire(wall_ms()).unwrap(), 0);
         assert_eq!(spool.expire(wall_ms() + 3_700_000).unwrap(), 3);
-        assert_eq!(adds_up(&mut spool).dropped, 3);
+        assert_eq!(adds_up(&spool).dropped, 3);
     }
 
     #[test]
@@ -890,10 +748,10 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 3);
-        let second = spool.load(0, 2, usize::MAX, Duration::ZERO).unwrap()[1].id;
+        let second = spool.load(0, 2, usize::MAX).unwrap()[1].id;
         spool.db.execute("DELETE FROM pending WHERE id = ?1", [second as i64]).unwrap();
         drop(spool);
-        assert_eq!(adds_up(&mut bench.open()).dropped, 1);
+        assert_eq!(adds_up(&bench.open()).dropped, 1);
     }
 
     #[test]
@@ -905,7 +763,7 @@ mod tests {
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
         spool.append(&[Record::parse(&bytes).unwrap()]).unwrap();
-        let id = spool.load(0, 1, usize::MAX, Duration::ZERO).unwrap()[0].id;
+        let id = spool.load(0, 1, usize::MAX).unwrap()[0].id;
         spool.delivered(id).unwrap();
         spool.tidy().unwrap();
         for file in fs::read_dir(bench.dir.path()).unwrap() {

@@ -56,16 +56,16 @@ struct Inner {
 }
 
 impl Store {
-    /// The spool in `file` of the target `name`. It is opened with the first use.
+    /// The spool of the target `name` with `url`. It is opened with the first use.
     pub fn new(
         config: &SpoolConfig,
         name: &str,
-        file: PathBuf,
+        url: &str,
         label: &str,
         journal: &Journal,
     ) -> Self {
         Self {
-            file,
+            file: Spool::file(config, name, url),
             config: config.clone(),
             target: name.to_owned(),
             label: label.to_owned(),
@@ -93,11 +93,6 @@ impl Store {
         inner.sender.is_some()
     }
 
-    /// Whether another process may add events to it.
-    pub fn is_shared(&self) -> bool {
-        self.lock().spool.as_ref().is_some_and(Spool::is_shared)
-    }
-
     /// Whether the spool cannot even be opened now.
     pub fn is_shut(&self) -> bool {
         let inner = self.lock();
@@ -115,19 +110,13 @@ impl Store {
     }
 
     /// Events after `id`; nothing when they cannot be read now. A full disk does not matter.
-    pub fn load(
-        &self,
-        after: u64,
-        most: usize,
-        bytes: usize,
-        hold_back: Duration,
-    ) -> Option<Vec<Stored>> {
-        if let Some(spool) = &mut self.lock().spool
-            && let Ok(events) = spool.load(after, most, bytes, hold_back)
+    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Option<Vec<Stored>> {
+        if let Some(spool) = &self.lock().spool
+            && let Ok(events) = spool.load(after, most, bytes)
         {
             return Some(events);
         }
-        self.with(|spool| spool.load(after, most, bytes, hold_back))
+        self.with(|spool| spool.load(after, most, bytes))
     }
 
     /// Writes what became of an event. Should the spool not work, that is written later; killed

@@ -26,11 +26,6 @@ const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 4 << 20;
 /// … read so many at a time.
 const CHUNK: usize = 512;
-/// Beyond its interval, a deliverer takes at most so long to add an event to the spool.
-const HOLD_BACK: Duration = Duration::from_secs(1);
-/// How often a spool that holds more than was read is read again from the start: an event that was
-/// added late may lie before what was read.
-const AGAIN: Duration = Duration::from_secs(1);
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_millis(250);
 /// Over this time a rate of events is measured …
@@ -205,8 +200,6 @@ pub struct Target {
     unspooled: VecDeque<Event>,
     /// The key of the last event that was read from the spool.
     last_loaded: u64,
-    /// When it was last read again from the start.
-    again: Instant,
     /// Whether the connections have all that is in the spool.
     caught_up: bool,
     /// What the spool had no room for, or was too old, since it was last said.
@@ -246,9 +239,9 @@ impl Target {
             timeout: tirreno.timeout,
         };
         let now = Instant::now();
-        let store = config.spool.as_ref().zip(config.spool_file());
-        let store = store
-            .map(|(spool, file)| Arc::new(Store::new(spool, &config.name, file, &label, journal)));
+        let url = tirreno.endpoint.sensor().to_string();
+        let spool = config.spool.as_ref();
+        let store = spool.map(|s| Arc::new(Store::new(s, &config.name, &url, &label, journal)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
             gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
@@ -275,7 +268,6 @@ impl Target {
             store,
             unspooled: VecDeque::new(),
             last_loaded: 0,
-            again: now,
             caught_up: false,
             spool_dropped: 0,
             spool_expired: 0,
@@ -289,10 +281,6 @@ impl Target {
             delivered: (now, zone.totals(config.slot).delivered),
             rate_said: Once::every(RATE_REPEAT),
         };
-        if let Some(store) = &target.store {
-            // Opens it, so that another master's deliverer knows of this one from the start.
-            store.totals();
-        }
         for i in 0..connections {
             // The queue's bounds are checked before: a lane never blocks the collector.
             let (sender, receiver) =
@@ -376,15 +364,12 @@ impl Target {
     pub fn feed(&mut self) {
         let Some(store) = self.store.clone() else { return };
         self.spool_unspooled(&store);
-        let mut more = false;
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
-            // The deliverer of another process may have added some.
+            // The deliverer of another master may have added some.
             let in_lanes = self.shared.len().saturating_sub(self.unspooled.len()) as u64;
-            more = totals.pending > in_lanes;
-            self.caught_up &= !more;
+            self.caught_up &= totals.pending <= in_lanes;
         }
-        let hold_back = self.config.interval + HOLD_BACK;
         if store.may_send() {
             while !self.caught_up {
                 let in_lanes = self.shared.len().saturating_sub(self.unspooled.len());
@@ -393,20 +378,14 @@ impl Target {
                 if room == 0 || bytes == 0 && in_lanes > 0 {
                     break;
                 }
-                let Some(events) = store.load(self.last_loaded, room, bytes, hold_back) else {
+                let Some(events) = store.load(self.last_loaded, room, bytes) else {
                     // It cannot even be read: what is in memory need not wait for it.
                     self.send_unspooled();
                     break;
                 };
                 self.caught_up = events.is_empty();
-                if self.caught_up && more && self.again.elapsed() >= AGAIN {
-                    (self.again, self.last_loaded) = (Instant::now(), 0);
-                }
                 for stored in events {
                     self.last_loaded = stored.id;
-                    if lock(&self.shared.held).contains_key(&EventId::Stored(stored.id)) {
-                        continue;
-                    }
                     let content = Content::Stored { trace: stored.trace, body: stored.body };
                     let id = EventId::Stored(stored.id);
                     lock(&self.shared.held).insert(id, stored.time_ms);
@@ -414,8 +393,7 @@ impl Target {
                     self.send(Event { id, user: stored.user, content });
                 }
             }
-            // What waits in the spool comes before what waits for it.
-            if self.caught_up && !(more && store.is_shared()) {
+            if self.caught_up {
                 self.send_unspooled();
             }
         } else if store.is_shut() {
