@@ -53,7 +53,8 @@ impl Site {
             .sensor(&sensor.url())
             .var("BACKEND", &backend.address())
             .http(
-                "tirreno_target main { url %SENSOR%; api_key test-key; interval 20ms; }
+                "access_log off;
+                 tirreno_target main { url %SENSOR%; api_key test-key; interval 20ms; }
                  server {
                      listen 127.0.0.1:%PORT9%;
                      tirreno on;
