@@ -82,7 +82,7 @@ pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), St
     Ok(())
 }
 
-fn variable_index(cf: &mut ngx_conf_t, name: nginx_sys::ngx_str_t) -> Result<usize, Status> {
+fn variable_index(cf: &mut ngx_conf_t, name: ngx_str_t) -> Result<usize, Status> {
     let mut name = name;
     // SAFETY: the context is valid, the name is static.
     let index = unsafe { ngx_http_get_variable_index(cf, &mut name) };
@@ -123,10 +123,11 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
         return None;
     }
     let module = TirrenoModule::module();
-    // SAFETY: each module has its place in the array, and only this function writes there.
-    let mark = unsafe { &mut *request.ctx.add(module.ctx_index).cast::<*const Captured>() };
+    // SAFETY: each module has its place in the array, and only this function writes there; it may be
+    // called again by a value that it evaluates.
+    let mark = unsafe { request.ctx.add(module.ctx_index).cast::<*const Captured>() };
     // SAFETY: what is there lives while the request does.
-    if let Some(captured) = unsafe { mark.as_ref() } {
+    if let Some(captured) = unsafe { (*mark).as_ref() } {
         return Some(*captured);
     }
     let location = TirrenoModule::location_conf(request)?;
@@ -137,14 +138,15 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
     }
     // SAFETY: as above.
     let main = TirrenoModule::main_conf(unsafe { &*r })?;
-    *mark = &raw const CAPTURING;
+    // SAFETY: as above.
+    unsafe { *mark = &raw const CAPTURING };
     let mut captured = CAPTURING;
     // SAFETY: the caller's promise.
     let pushed = SCRATCH
         .with_borrow_mut(|scratch| unsafe { push(r, main, location, scratch, &mut captured) });
     captured.outcome = match pushed {
         Ok(()) => "1",
-        Err(Refusal::Skipped(reason)) => {
+        Err(NoEvent::Skipped(reason)) => {
             if let Some(zone) = main.zone {
                 zone.skip(reason);
             }
@@ -153,8 +155,8 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
             }
             reason.name()
         }
-        Err(Refusal::NoTarget) => "no_target",
-        Err(Refusal::Full) => "full",
+        Err(NoEvent::NoTarget) => "no_target",
+        Err(NoEvent::Full) => "full",
     };
     // SAFETY: the pool lives while the request does, and aligns what it gives.
     unsafe {
@@ -168,7 +170,7 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
 }
 
 /// Why a request is no event.
-pub(crate) enum Refusal {
+pub(crate) enum NoEvent {
     Skipped(SkipReason),
     /// No target wants it, or this process has no ring.
     NoTarget,
@@ -176,7 +178,7 @@ pub(crate) enum Refusal {
     Full,
 }
 
-impl From<TooLong> for Refusal {
+impl From<TooLong> for NoEvent {
     fn from(_: TooLong) -> Self {
         Self::Skipped(SkipReason::Invalid)
     }
@@ -192,7 +194,7 @@ unsafe fn push(
     location: &LocationConf,
     scratch: &mut Scratch,
     captured: &mut Captured,
-) -> Result<(), Refusal> {
+) -> Result<(), NoEvent> {
     // SAFETY: the caller's promise; nginx's strings live while the request does.
     let (mut event, status, target, method) = unsafe {
         let request = &*r;
@@ -218,13 +220,13 @@ unsafe fn push(
     let mut named = &[][..];
     let (mut own_url, mut own_referer) = (None, None);
     let mut fits = Ok(());
-    event.kind = kind.ok_or(Refusal::Skipped(SkipReason::EventOff))?;
+    event.kind = kind.ok_or(NoEvent::Skipped(SkipReason::EventOff))?;
     for (param, value) in location.params() {
         // SAFETY: the caller's promise; the value lives while the request does.
         let text = unsafe { value.value.evaluate(r) };
         given |= param.bit();
         match param {
-            Param::UserName if refused && !value.from_response => {}
+            Param::UserName if refused && !value.trusted => {}
             Param::UserName => named = text,
             Param::EventType => event.kind = EventType::from_name(text).unwrap_or(event.kind),
             Param::Url => own_url = Some(text),
@@ -241,12 +243,12 @@ unsafe fn push(
     captured.user = ngx_str_t { len: named.len(), data: named.as_ptr().cast_mut() };
     let anonymous = found.and_then(|rule| rule.anonymous).unwrap_or(location.anonymous());
     if named.is_empty() && !anonymous {
-        return Err(Refusal::Skipped(SkipReason::Anonymous));
+        return Err(NoEvent::Skipped(SkipReason::Anonymous));
     }
     fits?;
     event.targets = targets(main, location, event.kind);
     if event.targets == 0 || !worker::is_ready() {
-        return Err(Refusal::NoTarget);
+        return Err(NoEvent::NoTarget);
     }
 
     // SAFETY: nginx's strings live while the request does; a request has a connection.
@@ -272,11 +274,11 @@ unsafe fn push(
             event.set(param, value)?;
         }
     }
-    let secrets = Secrets::of(location);
+    let redactor = Redactor::of(location);
     event.set(Param::UserName, named)?;
-    event.set(Param::Url, secrets.url(own_url.unwrap_or(target), &mut scratch.url))?;
+    event.set(Param::Url, redactor.url(own_url.unwrap_or(target), &mut scratch.url))?;
     let referer = own_referer.unwrap_or(referer);
-    event.set(Param::HttpReferer, secrets.referer(referer, &mut scratch.referer))?;
+    event.set(Param::HttpReferer, redactor.referer(referer, &mut scratch.referer))?;
     worker::push(&event)
 }
 
@@ -290,12 +292,12 @@ fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
     }
 }
 
-/// The first user that is named; where the request was refused, only one that the response names.
+/// The first user that is named; where the request was refused, only one that it does not name itself.
 ///
 /// # Safety
 /// As for [`capture`]; the text lives while the request does.
 unsafe fn user<'r>(r: *mut ngx_http_request_t, users: &[Sourced], refused: bool) -> &'r [u8] {
-    let believed = users.iter().filter(|user| user.from_response || !refused);
+    let believed = users.iter().filter(|user| user.trusted || !refused);
     // SAFETY: the caller's promise.
     let mut values = believed.map(|user| unsafe { user.value.evaluate(r) });
     values.find(|user| !user.is_empty()).unwrap_or_default()
@@ -318,13 +320,13 @@ unsafe fn method<'r>(request: &ngx_http_request_t) -> &'r [u8] {
 }
 
 /// What is left out of URLs.
-struct Secrets<'c> {
+struct Redactor<'c> {
     redaction: Option<&'c Redaction>,
     rules: Option<&'c RuleSet>,
     prefix: &'c [u8],
 }
 
-impl<'c> Secrets<'c> {
+impl<'c> Redactor<'c> {
     fn of(location: &'c LocationConf) -> Self {
         Self {
             redaction: location.redaction(),
@@ -334,8 +336,7 @@ impl<'c> Secrets<'c> {
     }
 
     fn url<'a>(&self, url: &'a [u8], scratch: &'a mut redact::Scratch) -> &'a [u8] {
-        // Without one of these there is no argument, encoded or not.
-        let arguments = self.redaction.filter(|_| url.iter().any(|b| matches!(b, b'=' | b'%')));
+        let arguments = self.redaction.filter(|_| redact::may_name(url));
         match arguments {
             None if self.rules.is_none() => url,
             None => Redaction::off().url(url, |path, out| self.segments(path, out), scratch),

@@ -18,6 +18,7 @@ use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::path;
 use tirreno_pipeline::redact::Redaction;
 use tirreno_pipeline::zone::{MAX_TARGETS, Zone};
 
@@ -266,9 +267,10 @@ impl LocationConf {
         }
         RuleSet::check(cf, &self.own_rules);
         let outer = parent.rule_set().filter(|_| !self.cut_rules);
-        self.rules = OnceCell::from(match self.own_rules.is_empty() {
-            true => outer.cloned(),
-            false => RuleSet::new(&self.own_rules, outer),
+        self.rules = OnceCell::from(if self.own_rules.is_empty() {
+            outer.cloned()
+        } else {
+            RuleSet::new(&self.own_rules, outer)
         });
     }
 
@@ -624,10 +626,12 @@ handler!(cmd_event_prefix, LocationConf, |cf, location, args| {
         return DUPLICATE;
     }
     let mut prefix = args[1];
-    if !prefix.as_bytes().starts_with(b"/") {
+    let path = prefix.as_bytes();
+    // No other one is ever the beginning of a normalized path.
+    if !path.starts_with(b"/") || path::normalize(path, &mut Vec::new()) != path {
         return cf.error(format_args!(
             "invalid value \"{prefix}\" in \"tirreno_event_prefix\" directive, it must be a path like \
-             \"/chat\""
+             \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\""
         ));
     }
     while prefix.as_bytes().ends_with(b"/") {

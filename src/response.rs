@@ -42,7 +42,8 @@ pub(crate) unsafe fn is_refusal(r: *const ngx_http_request_t, status: u16) -> bo
     }
 }
 
-/// Whether the response sets the cookie `name` to a value that is not empty and not expired.
+/// Whether the response sets the cookie `name` to a value that is not empty and not expired. Where it
+/// does so and clears it, the last counts.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -62,9 +63,9 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
             }
             time >= 0 && time <= now
         };
-        any_header(r, |key, value| {
-            key.eq_ignore_ascii_case(b"set-cookie") && cookie::sets(value, name, expired)
-        })
+        let is_cookie = |key: &[u8]| key.eq_ignore_ascii_case(b"set-cookie");
+        let cookies = fields(r).filter(|(key, _)| is_cookie(key));
+        cookies.filter_map(|(_, value)| cookie::sets(value, name, expired)).last() == Some(true)
     }
 }
 
@@ -81,25 +82,22 @@ pub(crate) unsafe fn has_header(r: *const ngx_http_request_t, name: &[u8]) -> bo
         } else {
             name.eq_ignore_ascii_case(b"content-type") && own.content_type.len > 0
         };
-        known || any_header(r, |key, value| key.eq_ignore_ascii_case(name) && !value.is_empty())
+        known || fields(r).any(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_empty())
     }
 }
 
-/// Whether `wanted` takes a header of the application's answer, also one that nginx hides from the
-/// client, or of nginx's own.
+/// The header fields of the application's answer, also those that nginx hides from the client, then
+/// those of the response.
 ///
 /// # Safety
-/// `r` is a request that nginx is processing.
-unsafe fn any_header(r: *const ngx_http_request_t, wanted: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+/// `r` is a request that nginx is processing; the fields live while it does.
+unsafe fn fields<'r>(r: *const ngx_http_request_t) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
     // SAFETY: the caller's promise. A header without a hash is deleted.
     unsafe {
         let upstream = (*r).upstream.as_ref().map(|upstream| &upstream.headers_in.headers);
-        [upstream, Some(&(*r).headers_out.headers)].into_iter().flatten().any(|list| {
-            headers(list).any(|h| {
-                h.hash != 0
-                    && wanted(bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len))
-            })
-        })
+        let lists = [upstream, Some(&(*r).headers_out.headers)].into_iter().flatten();
+        let present = lists.flat_map(|list| headers(list)).filter(|h| h.hash != 0);
+        present.map(|h| (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)))
     }
 }
 

@@ -21,7 +21,7 @@ use tirreno_pipeline::record::{Capture, TRACE_LEN};
 use tirreno_pipeline::ring::{Producer, PushError};
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::capture::Refusal;
+use crate::capture::NoEvent;
 use crate::conf::MainConf;
 use crate::guarded;
 
@@ -106,7 +106,7 @@ fn make_system_calls_cheap() {
                 before: *mut core::ffi::c_int,
             ) -> core::ffi::c_int;
         }
-        // SAFETY: POSIX allows null for the former type on Linux; no other thread is affected.
+        // SAFETY: glibc takes null for the place of the former type; only this thread is affected.
         unsafe { pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, ptr::null_mut()) };
     }
 }
@@ -126,13 +126,13 @@ pub(crate) fn stop(cycle: &ngx_cycle_t) {
 }
 
 /// Puts a record into this worker's ring.
-pub(crate) fn push(event: &Capture<'_>) -> Result<(), Refusal> {
+pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
     with_worker(|worker| match worker.producer.push(event) {
         Ok(()) => Ok(()),
-        Err(PushError::Full) => Err(Refusal::Full),
-        Err(PushError::TooLong) => Err(Refusal::Skipped(SkipReason::Invalid)),
+        Err(PushError::Full) => Err(NoEvent::Full),
+        Err(PushError::TooLong) => Err(NoEvent::Skipped(SkipReason::Invalid)),
     })
-    .unwrap_or(Err(Refusal::NoTarget))
+    .unwrap_or(Err(NoEvent::NoTarget))
 }
 
 /// A request was refused; it is said with the next messages.

@@ -16,7 +16,7 @@ use std::{env, fs};
 use chrono::{DateTime, NaiveDateTime, Utc};
 use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
-use tirreno_tests::nginx::{Builder, Nginx};
+use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::wait_until;
 
@@ -141,13 +141,6 @@ fn nginx_about() -> String {
     let binary = env::var_os("TEST_NGINX_BINARY").expect("TEST_NGINX_BINARY is set");
     let output = Command::new(binary).arg("-V").output().expect("nginx runs");
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Whether the nginx under test is older than 1.`minor`.
-fn nginx_is_before(minor: u32) -> bool {
-    let about = nginx_about();
-    let found = about.split("nginx/1.").nth(1).and_then(|rest| rest.split('.').next());
-    found.and_then(|found| found.parse::<u32>().ok()).expect("a version of nginx") < minor
 }
 
 fn is_trace_id(id: &str) -> bool {

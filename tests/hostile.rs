@@ -5,13 +5,12 @@
 //! refuses is known from its answer.
 
 use std::fmt;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
 use tirreno_tests::client::{self, Connection};
-use tirreno_tests::nginx::Nginx;
+use tirreno_tests::nginx::{Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::wait_until;
 
@@ -789,13 +788,4 @@ impl Drop for Random {
             eprintln!("the random requests were those of TEST_FUZZ_SEED={}", self.seed);
         }
     }
-}
-
-/// Whether the nginx under test is older than 1.`minor`.
-fn nginx_is_before(minor: u32) -> bool {
-    let binary = env::var_os("TEST_NGINX_BINARY").expect("TEST_NGINX_BINARY is set");
-    let output = Command::new(binary).arg("-v").output().expect("nginx runs");
-    let about = String::from_utf8_lossy(&output.stderr).into_owned();
-    let found = about.split("nginx/1.").nth(1).and_then(|rest| rest.split('.').next());
-    found.and_then(|found| found.parse::<u32>().ok()).expect("a version of nginx") < minor
 }

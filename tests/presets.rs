@@ -4,15 +4,14 @@
 //! says; what the sensor has stored at the end is compared line by line.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
-use std::{env, fs};
 
 use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
-use tirreno_tests::nginx::{Builder, Nginx};
+use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::wait_until;
 
@@ -918,15 +917,6 @@ fn gitlab() {
     let site = Site::start(&GITLAB, &server, |builder| builder.http(STATUS));
     site.check(site.nginx.port(), "", GITLAB_TABLE);
     no_secret_is_left(&site);
-}
-
-/// Whether the nginx under test is older than 1.`minor`.
-fn nginx_is_before(minor: u32) -> bool {
-    let binary = env::var_os("TEST_NGINX_BINARY").expect("TEST_NGINX_BINARY is set");
-    let output = Command::new(binary).arg("-v").output().expect("nginx runs");
-    let about = String::from_utf8_lossy(&output.stderr).into_owned();
-    let found = about.split("nginx/1.").nth(1).and_then(|rest| rest.split('.').next());
-    found.and_then(|found| found.parse::<u32>().ok()).expect("a version of nginx") < minor
 }
 
 #[test]

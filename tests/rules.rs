@@ -4,14 +4,13 @@
 //! That something is not captured is shown by a request sent after it: one worker captures, and one
 //! connection delivers in the order of capture.
 
-use std::process::Command;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{env, fs};
 
 use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, RequestHeaders, WebSocket};
-use tirreno_tests::nginx::{Builder, Nginx};
+use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::{wait_for, wait_until};
 
@@ -201,15 +200,6 @@ fn http2_server(text: &str) -> String {
         "listen 127.0.0.1:%PORT7%; http2 on;"
     };
     format!("server {{ {listen} {text} }}")
-}
-
-/// Whether the nginx under test is older than 1.`minor`.
-fn nginx_is_before(minor: u32) -> bool {
-    let binary = env::var_os("TEST_NGINX_BINARY").expect("TEST_NGINX_BINARY is set");
-    let output = Command::new(binary).arg("-v").output().expect("nginx runs");
-    let about = String::from_utf8_lossy(&output.stderr);
-    let found = about.split("nginx/1.").nth(1).and_then(|rest| rest.split('.').next());
-    found.and_then(|found| found.parse::<u32>().ok()).expect("a version of nginx") < minor
 }
 
 /// Encodes what cannot stand in an argument.
@@ -883,6 +873,16 @@ fn a_user_given_as_a_parameter_is_verified_too() {
     site.assert_users(&[("/", 200, "ann"), ("/?status=401", 401, "")]);
 }
 
+#[test]
+fn a_user_whom_the_configuration_names_is_believed() {
+    let site = Site::start(
+        "tirreno on; tirreno_user backup;",
+        "tirreno_verify answer;
+         location / { proxy_pass http://%BACKEND%; }",
+    );
+    site.assert_users(&[("/", 200, "backup"), ("/?status=401", 401, "backup")]);
+}
+
 /// nginx refuses what it cannot read.
 #[test]
 fn an_answer_that_nginx_cannot_use_is_no_answer() {
@@ -1202,8 +1202,6 @@ fn a_rule_can_be_stricter_than_its_location() {
     assert_eq!(site.event().url, "/");
 }
 
-/// A hidden segment stays hidden wherever the request ends.
-
 #[test]
 fn a_log_of_subrequests_captures_nothing_by_itself() {
     let site = Site::start(
@@ -1341,6 +1339,7 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         ("page_view * / =red", key("=red")),
         ("page_view * / Status=200", key("Status=200")),
         ("page_view * / audit=", key("audit=")),
+        ("page_view * / if=", key("if=")),
         ("page_view * / status=200 status=201", "duplicate key \"status=\"".into()),
         ("page_view * / if=$uri if=$uri", "duplicate key \"if=\"".into()),
         ("page_view * / anonymous=on anonymous=on", "duplicate key \"anonymous=\"".into()),
@@ -1384,7 +1383,11 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
     let invalid = |name: &str, value: &str, must: &str| {
         format!("invalid value \"{value}\" in \"{name}\" directive, it must be {must}")
     };
-    let prefix = |value: &str| invalid("tirreno_event_prefix", value, "a path like \"/chat\"");
+    let prefix = |value: &str| {
+        let must =
+            "a path like \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\"";
+        invalid("tirreno_event_prefix", value, must)
+    };
     let verify = |value: &str| invalid("tirreno_verify", value, "\"off\" or \"answer\"");
     let kind = |kind: &str| {
         format!(
@@ -1397,6 +1400,10 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_default_event none;", kind("none")),
         ("tirreno_event_prefix chat;", prefix("chat")),
         ("tirreno_event_prefix \"\";", prefix("")),
+        ("tirreno_event_prefix //chat;", prefix("//chat")),
+        ("tirreno_event_prefix /a/../chat;", prefix("/a/../chat")),
+        ("tirreno_event_prefix /%63hat;", prefix("/%63hat")),
+        ("tirreno_event_prefix /chat?;", prefix("/chat?")),
         ("tirreno_verify on;", verify("on")),
         ("tirreno_redact off a;", beside.into()),
         ("tirreno_redact a off;", beside.into()),
@@ -1477,8 +1484,14 @@ fn a_cookie_expires_as_browsers_have_it() {
         ("SID=a; Expires=Thu, 01-Jan-1970 00:00:01 GMT", "page_view"),
         ("SID=a; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT", "page_view"),
     ];
-    let rows =
-        cookies.map(|(cookie, kind)| (format!("/cookie?set_cookie={}", encode(cookie)), kind));
+    let mut rows: Vec<_> = cookies
+        .map(|(cookie, kind)| (format!("/cookie?set_cookie={}", encode(cookie)), kind))
+        .into();
+    let (set, clear) = ("SID=a", encode("SID=; Max-Age=0"));
+    rows.extend([
+        (format!("/cookie?set_cookie={set}&set_cookie={clear}"), "page_view"),
+        (format!("/cookie?set_cookie={clear}&set_cookie={set}"), "account_login"),
+    ]);
     let rows: Vec<_> = rows.iter().map(|(path, kind)| ("GET", &**path, *kind)).collect();
     site.assert_types(&rows);
 }

@@ -1,15 +1,15 @@
 //! `Set-Cookie` (RFC 6265).
 
-/// Whether the value of a `Set-Cookie` header gives the cookie `name` a value that is not empty and
-/// lasts. `expired` tells whether an HTTP date is over.
+/// What the value of a `Set-Cookie` header does with the cookie `name`: `true` where it gives it a value
+/// that is not empty and lasts, `false` where it clears it, nothing where it is about another cookie.
+/// `expired` tells whether an HTTP date is over.
 ///
 /// As in RFC 6265, section 5.3, `Max-Age` counts and `Expires` only without it.
-pub fn sets(header: &[u8], name: &[u8], expired: impl Fn(&[u8]) -> bool) -> bool {
+pub fn sets(header: &[u8], name: &[u8], expired: impl Fn(&[u8]) -> bool) -> Option<bool> {
     let mut parts = header.split(|b| *b == b';');
-    let Some((key, value)) = parts.next().and_then(pair) else { return false };
-    let value = value.strip_prefix(b"\"").unwrap_or(value);
-    if key != name || value.is_empty() || value == b"\"" {
-        return false;
+    let (_, value) = parts.next().and_then(pair).filter(|(key, _)| *key == name)?;
+    if matches!(value, b"" | b"\"\"") {
+        return Some(false);
     }
     let (mut max_age, mut expires) = (None, None);
     for (key, value) in parts.filter_map(pair) {
@@ -20,11 +20,11 @@ pub fn sets(header: &[u8], name: &[u8], expired: impl Fn(&[u8]) -> bool) -> bool
             expires = Some(value);
         }
     }
-    match (max_age, expires) {
+    Some(match (max_age, expires) {
         (Some(seconds), _) => !seconds.starts_with(b"-") && seconds.iter().any(|b| *b != b'0'),
         (None, Some(date)) => !expired(date),
         (None, None) => true,
-    }
+    })
 }
 
 fn is_number(text: &[u8]) -> bool {
@@ -45,23 +45,23 @@ mod tests {
     fn a_cookie_is_set_or_cleared() {
         let past = |date: &[u8]| date.ends_with(b"1970 00:00:00 GMT");
         for (header, sets_it) in [
-            ("MMUSERID=abc", true),
-            ("MMUSERID=abc; Path=/; Expires=Sat, 22 May 2032 10:00:00 GMT; HttpOnly", true),
-            (" MMUSERID = abc ; Max-Age=15552000", true),
-            ("MMUSERID=\"abc\"", true),
-            ("MMUSERID=; Path=/", false),
-            ("MMUSERID=\"\"", false),
-            ("MMUSERID", false),
-            ("", false),
-            ("mmuserid=abc", false),
-            ("XMMUSERID=abc", false),
-            ("other=MMUSERID=abc", false),
-            ("MMUSERID=abc; Max-Age=", true),
-            ("MMUSERID=abc; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT", false),
-            ("MMUSERID=abc; Max-Age=0", false),
-            ("MMUSERID=abc; max-age=-1; Expires=Sat, 22 May 2032 10:00:00 GMT", false),
-            ("MMUSERID=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT", false),
-            ("MMUSERID=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=60", true),
+            ("MMUSERID=abc", Some(true)),
+            ("MMUSERID=abc; Path=/; Expires=Sat, 22 May 2032 10:00:00 GMT; HttpOnly", Some(true)),
+            (" MMUSERID = abc ; Max-Age=15552000", Some(true)),
+            ("MMUSERID=\"abc\"", Some(true)),
+            ("MMUSERID=; Path=/", Some(false)),
+            ("MMUSERID=\"\"", Some(false)),
+            ("MMUSERID", None),
+            ("", None),
+            ("mmuserid=abc", None),
+            ("XMMUSERID=abc", None),
+            ("other=MMUSERID=abc", None),
+            ("MMUSERID=abc; Max-Age=", Some(true)),
+            ("MMUSERID=abc; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT", Some(false)),
+            ("MMUSERID=abc; Max-Age=0", Some(false)),
+            ("MMUSERID=abc; max-age=-1; Expires=Sat, 22 May 2032 10:00:00 GMT", Some(false)),
+            ("MMUSERID=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT", Some(false)),
+            ("MMUSERID=abc; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=60", Some(true)),
         ] {
             assert_eq!(sets(header.as_bytes(), b"MMUSERID", past), sets_it, "{header}");
         }

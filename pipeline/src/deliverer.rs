@@ -428,7 +428,23 @@ pub(crate) fn lower_priority(by: i32) {
 /// nothing changes.
 fn leave_file_table() {
     // SAFETY: the thread has opened nothing yet, and its table is its own before anything is closed.
+    // The structure is initialized by the call that fills it.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+        let rc =
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+        if rc != 0 {
+            return;
+        }
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        // nginx's standard error is its error log: after a rotation the old file would stay open here.
+        for standard in 0..3 {
+            let mut about = mem::zeroed::<libc::stat>();
+            let is_file = libc::fstat(standard, &mut about) == 0
+                && about.st_mode & libc::S_IFMT == libc::S_IFREG;
+            if is_file && null >= 0 {
+                libc::dup2(null, standard);
+            }
+        }
+        libc::close(null);
     }
 }

@@ -274,7 +274,7 @@ impl Redaction {
 }
 
 /// Whether there may be an argument in `text`: a `=`, or one that is encoded.
-fn may_name(text: &[u8]) -> bool {
+pub fn may_name(text: &[u8]) -> bool {
     text.iter().any(|b| matches!(b, b'=' | b'%'))
 }
 
@@ -282,9 +282,11 @@ fn is_bracket(byte: u8) -> bool {
     matches!(byte, b'[' | b']')
 }
 
-/// What of a name is compared. A form writes a space as `+`; PHP takes it, and a dot, for `_`.
+/// What of a name is compared. A form writes a space as `+`; PHP takes it, and a dot, for `_`. What
+/// applications cut off a name (white space, NUL) does not make it another.
 fn fold(byte: u8) -> Option<u8> {
-    (!matches!(byte, b'-' | b'_' | b'.' | b' ' | b'+')).then_some(byte.to_ascii_lowercase())
+    let counts = !matches!(byte, b'-' | b'_' | b'.' | b' ' | b'+') && !byte.is_ascii_control();
+    counts.then_some(byte.to_ascii_lowercase())
 }
 
 /// Where the authority lies in a URL; empty in one that begins with its path.
@@ -409,6 +411,7 @@ mod tests {
             ),
             ("/?%74oken=a&to%6Ben=b&+token=c", "/?%74oken=***&to%6Ben=***&+token=***"),
             ("/?%2574oken=a", "/?%2574oken=***"),
+            ("/?%0atoken=a&%00token=b&token%09=c", "/?%0atoken=***&%00token=***&token%09=***"),
             ("/?token[]=a&token%5B%5D=b&token[x]=c", "/?token[]=***&token%5B%5D=***&token[x]=***"),
             ("/?user[password]=a&user[name]=b", "/?user[password]=***&user[name]=b"),
             ("/?token=", "/?token=***"),

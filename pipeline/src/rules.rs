@@ -251,20 +251,9 @@ pub struct Segments<'r, 'p> {
 }
 
 impl<'r, 'p> Segments<'r, 'p> {
-    /// The value of the segment of that name.
-    pub fn get(&self, name: &str) -> Option<&'p [u8]> {
-        self.range(name).map(|range| &self.path[range])
-    }
-
     /// Where the segment of that name lies in the path.
     pub fn range(&self, name: &str) -> Option<Range<usize>> {
         self.ranges().find(|(n, _)| *n == name).map(|(_, range)| range)
-    }
-
-    /// The names and values from left to right.
-    pub fn iter(&self) -> impl Iterator<Item = (&'r str, &'p [u8])> + use<'r, 'p> {
-        let path = self.path;
-        self.ranges().map(move |(name, range)| (name, &path[range]))
     }
 
     /// The names, and where their values lie in the path, from left to right.
@@ -536,6 +525,17 @@ fn statuses(text: &str) -> Result<RangeInclusive<u16>, StatusKeyError> {
 mod tests {
     use super::*;
 
+    fn values<'r, 'p>(
+        segments: &Segments<'r, 'p>,
+    ) -> impl Iterator<Item = (&'r str, &'p [u8])> + use<'r, 'p> {
+        let path = segments.path;
+        segments.ranges().map(move |(name, range)| (name, &path[range]))
+    }
+
+    fn get<'p>(segments: &Segments<'_, 'p>, name: &str) -> Option<&'p [u8]> {
+        values(segments).find(|(n, _)| *n == name).map(|(_, value)| value)
+    }
+
     fn rules<'a>(list: &[(&str, &str, &'a str)]) -> Rules<&'a str> {
         let rule = |&(methods, pattern, name): &(&str, &str, &'a str)| {
             (Methods::parse(methods).unwrap(), Pattern::parse(pattern).unwrap(), name)
@@ -645,13 +645,13 @@ mod tests {
     fn values_of_segments() {
         let rules = rules(&[("*", "/a/{x}/b/{*rest}", "rule")]);
         let path = b"/a/1/b/2/3/";
-        let (_, segments) = rules.first(b"GET", path, |_, s| s.get("x") == Some(b"1")).unwrap();
-        assert_eq!(segments.get("x"), Some(&b"1"[..]));
-        assert_eq!(segments.get("rest"), Some(&b"2/3/"[..]));
-        assert_eq!(segments.get("a"), None);
+        let (_, segments) = rules.first(b"GET", path, |_, s| get(s, "x") == Some(b"1")).unwrap();
+        assert_eq!(get(&segments, "x"), Some(&b"1"[..]));
+        assert_eq!(get(&segments, "rest"), Some(&b"2/3/"[..]));
+        assert_eq!(get(&segments, "a"), None);
         assert_eq!(segments.range("x"), Some(3..4));
         assert_eq!(segments.range("rest"), Some(7..11));
-        let values: Vec<_> = segments.iter().collect();
+        let values: Vec<_> = values(&segments).collect();
         assert_eq!(values, [("x", &b"1"[..]), ("rest", b"2/3/")]);
     }
 
@@ -678,7 +678,7 @@ mod tests {
         assert_eq!(seen, ["login", "user", "any", "again", "below"]);
         let mut seen = Vec::new();
         rules.any_method(b"/users/7", |name, segments| {
-            seen.push((*name, segments.iter().next().map(|(_, value)| value)));
+            seen.push((*name, values(segments).next().map(|(_, value)| value)));
         });
         let expected: [(_, &[u8]); 4] =
             [("put", b"7"), ("user", b"7"), ("any", b"users/7"), ("below", b"7")];
@@ -751,7 +751,7 @@ mod tests {
                 }
                 let mut found = Vec::new();
                 rules.any_method(path.as_bytes(), |pattern, segments| {
-                    assert!(segments.iter().all(|(_, value)| !value.is_empty()));
+                    assert!(values(segments).all(|(_, value)| !value.is_empty()));
                     found.push(*pattern);
                 });
                 let expected: Vec<_> = patterns.iter().filter(|p| matches(p, &path)).collect();
@@ -788,7 +788,7 @@ mod tests {
         for _ in 0..10_000 {
             let path: Vec<u8> = (0..random.usize(..30)).map(|_| random.u8(..)).collect();
             let path = [b"/", &*path].concat();
-            rules.any_method(&path, |_, segments| segments.iter().for_each(drop));
+            rules.any_method(&path, |_, segments| values(segments).for_each(drop));
         }
     }
 

@@ -138,7 +138,7 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
                 return Err(format!("invalid \"{text}\", request bodies are not read"));
             }
             "user" => users.push(Sourced::new(compile("user")?, rest.as_bytes())),
-            "if" => rule.condition = Some(compile("condition")?),
+            "if" if !value.is_empty() => rule.condition = Some(compile("condition")?),
             "anonymous" => {
                 rule.anonymous = match value {
                     "on" => Some(true),

@@ -101,18 +101,18 @@ impl Value {
 #[derive(Clone)]
 pub(crate) struct Sourced {
     pub(crate) value: Value,
-    /// Whether the response gives it, and not the request, which can name anybody.
-    pub(crate) from_response: bool,
+    /// Whether the request has no part in it, which can name anybody: it is constant, or the response's.
+    pub(crate) trusted: bool,
 }
 
 impl Sourced {
     /// `text` is what `value` was compiled from.
     pub(crate) fn new(value: Value, text: &[u8]) -> Self {
         let variables = text.split(|b| *b == b'$').skip(1);
-        let mut names = variables.map(|name| name.strip_prefix(b"{").unwrap_or(name)).peekable();
-        let from_response = names.peek().is_some()
-            && names.all(|name| name.starts_with(b"upstream_") || name.starts_with(b"sent_"));
-        Self { value, from_response }
+        let mut names = variables.map(|name| name.strip_prefix(b"{").unwrap_or(name));
+        let trusted =
+            names.all(|name| name.starts_with(b"upstream_") || name.starts_with(b"sent_"));
+        Self { value, trusted }
     }
 }
 

@@ -755,6 +755,15 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Whether the nginx under test is older than 1.`minor`.
+pub fn nginx_is_before(minor: u32) -> bool {
+    let output =
+        Command::new(from_env("TEST_NGINX_BINARY")).arg("-v").output().expect("nginx runs");
+    let about = String::from_utf8_lossy(&output.stderr).into_owned();
+    let found = about.split("nginx/1.").nth(1).and_then(|rest| rest.split('.').next());
+    found.and_then(|found| found.parse::<u32>().ok()).expect("a version of nginx") < minor
+}
+
 fn from_env(name: &str) -> PathBuf {
     match env::var_os(name) {
         // nginx takes a relative path from its own directory.
