@@ -10,6 +10,7 @@ use core::ops::Range;
 use core::ptr;
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
 
 use nginx_sys::{
     NGX_ERROR, ngx_array_push, ngx_conf_t, ngx_connection_t, ngx_http_get_indexed_variable,
@@ -23,10 +24,11 @@ use ngx::ngx_string;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::path;
 use tirreno_pipeline::record::{Capture, TRACE_LEN, TooLong};
-use tirreno_pipeline::redact::{self, Redaction};
+use tirreno_pipeline::redact::{self, FindSegments, Redaction};
+use tirreno_pipeline::rules::Rules;
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::rule::RuleSet;
+use crate::conf::rule::Rule;
 use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
 use crate::{TirrenoModule, guarded, response, worker};
@@ -274,11 +276,19 @@ unsafe fn push(
             event.set(param, value)?;
         }
     }
-    let redactor = Redactor::of(location);
     event.set(Param::UserName, named)?;
-    event.set(Param::Url, redactor.url(own_url.unwrap_or(target), &mut scratch.url))?;
-    let referer = own_referer.unwrap_or(referer);
-    event.set(Param::HttpReferer, redactor.referer(referer, &mut scratch.referer))?;
+    let off = Redaction::off();
+    let redaction = location.redaction().unwrap_or(&off);
+    let find = location.rules().and_then(|rules| rules.redacting.as_ref()).map(|rules| {
+        |path: &[u8], out: &mut Vec<_>| {
+            secret_segments(rules, location.event_prefix(), path, out);
+        }
+    });
+    let find = find.as_ref().map(|find| find as &FindSegments<'_>);
+    let url = redaction.url(own_url.unwrap_or(target), find, &mut scratch.url);
+    let referer = redaction.referer(own_referer.unwrap_or(referer), find, &mut scratch.referer);
+    event.set(Param::Url, url)?;
+    event.set(Param::HttpReferer, referer)?;
     worker::push(&event)
 }
 
@@ -319,50 +329,19 @@ unsafe fn method<'r>(request: &ngx_http_request_t) -> &'r [u8] {
     }
 }
 
-/// What is left out of URLs.
-struct Redactor<'c> {
-    redaction: Option<&'c Redaction>,
-    rules: Option<&'c RuleSet>,
-    prefix: &'c [u8],
-}
-
-impl<'c> Redactor<'c> {
-    fn of(location: &'c LocationConf) -> Self {
-        Self {
-            redaction: location.redaction(),
-            rules: location.rules().filter(|rules| rules.redacts),
-            prefix: location.event_prefix(),
-        }
-    }
-
-    fn url<'a>(&self, url: &'a [u8], scratch: &'a mut redact::Scratch) -> &'a [u8] {
-        let arguments = self.redaction.filter(|_| redact::may_name(url));
-        match arguments {
-            None if self.rules.is_none() => url,
-            None => Redaction::off().url(url, |path, out| self.segments(path, out), scratch),
-            Some(names) => names.url(url, |path, out| self.segments(path, out), scratch),
-        }
-    }
-
-    fn referer<'a>(&self, referer: &'a [u8], scratch: &'a mut redact::Scratch) -> &'a [u8] {
-        let segments = |path: &[u8], out: &mut Vec<Range<usize>>| self.segments(path, out);
-        match self.redaction {
-            _ if referer.is_empty() => referer,
-            None if self.rules.is_none() => referer,
-            None => Redaction::off().referer(referer, segments, scratch),
-            Some(names) => names.referer(referer, segments, scratch),
-        }
-    }
-
-    /// The secret segments of a normalized path.
-    fn segments(&self, path: &[u8], out: &mut Vec<Range<usize>>) {
-        let (Some(rules), Some(below)) = (self.rules, below(path, self.prefix)) else { return };
-        let start = path.len() - below.len();
-        rules.rules.any_method(below, |rule, segments| {
-            let ranges = rule.redact.iter().filter_map(|name| segments.range(name));
-            out.extend(ranges.map(|range| range.start + start..range.end + start));
-        });
-    }
+/// Adds to `out` which parts of a normalized path the rules of a location call secret.
+fn secret_segments(
+    rules: &Rules<Rc<Rule>>,
+    prefix: &[u8],
+    path: &[u8],
+    out: &mut Vec<Range<usize>>,
+) {
+    let Some(below) = below(path, prefix) else { return };
+    let start = path.len() - below.len();
+    rules.any_method(below, |rule, segments| {
+        let ranges = rule.redact.iter().filter_map(|name| segments.range(name));
+        out.extend(ranges.map(|range| range.start + start..range.end + start));
+    });
 }
 
 /// The accounts of the targets that get an event of that type.

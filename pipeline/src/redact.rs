@@ -91,6 +91,9 @@ pub const BUILT_IN: &[&str] = &[
     "X-Goog-Signature",
 ];
 
+/// Adds to the ranges of a normalized path that are secret.
+pub type FindSegments<'f> = dyn Fn(&[u8], &mut Vec<Range<usize>>) + 'f;
+
 /// Memory for one redacted URL, to be used again for the next.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -143,45 +146,63 @@ impl Redaction {
     /// The target of a request, or a URL (`https://host/path`, `host/path`), without its secrets;
     /// `url` itself where it has none.
     ///
-    /// `segments` gets the normalized path and adds the ranges of it that are secret. If it adds any, a
-    /// path that was not normal is normal afterwards.
+    /// `segments`, where some may be secret, gets the normalized path and adds the ranges of it that are.
+    /// If it adds any, a path that was not normal is normal afterwards.
     pub fn url<'a>(
         &self,
         url: &'a [u8],
-        segments: impl FnOnce(&[u8], &mut Vec<Range<usize>>),
+        segments: Option<&FindSegments<'_>>,
         scratch: &'a mut Scratch,
     ) -> &'a [u8] {
         // The target `//a` is a path.
-        let start = if url.starts_with(b"/") { 0 } else { authority(url).end };
+        let start = || if url.starts_with(b"/") { 0 } else { authority(url).end };
         self.hide(url, start, segments, &mut scratch.steps)
     }
 
     /// A Referer without its secrets, its fragment and its user; `segments` is as for
-    /// [`url`](Self::url).
+    /// [`url`](Self::url). Where neither names nor segments are secret, it is the Referer itself.
     pub fn referer<'a>(
         &self,
         referer: &'a [u8],
-        segments: impl FnOnce(&[u8], &mut Vec<Range<usize>>),
+        segments: Option<&FindSegments<'_>>,
         scratch: &'a mut Scratch,
     ) -> &'a [u8] {
-        let fragment = referer.iter().position(|b| *b == b'#').unwrap_or(referer.len());
-        let url = drop_user(&referer[..fragment], &mut scratch.bare);
-        self.hide(url, authority(url).end, segments, &mut scratch.steps)
+        let Scratch { bare, steps } = scratch;
+        let mut url = referer;
+        if !self.names.is_empty() || segments.is_some() {
+            // Most have neither, which `contains` finds out faster.
+            if url.contains(&b'#') {
+                url = url.split(|b| *b == b'#').next().unwrap_or_default();
+            }
+            if url.contains(&b'@') {
+                url = drop_user(url, bare);
+            }
+        }
+        self.hide(url, || authority(url).end, segments, steps)
     }
 
     /// Hides what is secret in `url`, whose path begins at `start`.
     fn hide<'a>(
         &self,
         url: &'a [u8],
-        start: usize,
-        segments: impl FnOnce(&[u8], &mut Vec<Range<usize>>),
+        start: impl FnOnce() -> usize,
+        segments: Option<&FindSegments<'_>>,
         steps: &'a mut Steps,
     ) -> &'a [u8] {
         let Steps { normalized, ranges, hidden, out } = steps;
-        ranges.clear();
-        let normalized = path::normalize(&url[start..], normalized);
-        segments(normalized, ranges);
-        let url = hide_segments(url, start, normalized, ranges, hidden);
+        let url = match segments {
+            Some(find) => {
+                let start = start();
+                ranges.clear();
+                let normalized = path::normalize(&url[start..], normalized);
+                find(normalized, ranges);
+                hide_segments(url, start, normalized, ranges, hidden)
+            }
+            None => url,
+        };
+        if self.names.is_empty() || !may_name(url) {
+            return url;
+        }
         self.hide_arguments(url, out)
     }
 
@@ -274,8 +295,8 @@ impl Redaction {
 }
 
 /// Whether there may be an argument in `text`: a `=`, or one that is encoded.
-pub fn may_name(text: &[u8]) -> bool {
-    text.iter().any(|b| matches!(b, b'=' | b'%'))
+fn may_name(text: &[u8]) -> bool {
+    text.contains(&b'=') || text.contains(&b'%')
 }
 
 fn is_bracket(byte: u8) -> bool {
@@ -374,14 +395,12 @@ mod tests {
         String::from_utf8_lossy(bytes).into_owned()
     }
 
-    fn none(_: &[u8], _: &mut Vec<Range<usize>>) {}
-
     fn url(target: &str) -> String {
-        text(Redaction::default().url(target.as_bytes(), none, &mut Scratch::default()))
+        text(Redaction::default().url(target.as_bytes(), None, &mut Scratch::default()))
     }
 
     fn referer(target: &str) -> String {
-        text(Redaction::default().referer(target.as_bytes(), none, &mut Scratch::default()))
+        text(Redaction::default().referer(target.as_bytes(), None, &mut Scratch::default()))
     }
 
     static RULES: LazyLock<Rules<()>> = LazyLock::new(|| {
@@ -475,10 +494,10 @@ mod tests {
         for target in cases {
             let mut scratch = Scratch::default();
             let redaction = Redaction::default();
-            let out = redaction.url(target.as_bytes(), segments, &mut scratch);
+            let out = redaction.url(target.as_bytes(), Some(&segments), &mut scratch);
             assert!(std::ptr::eq(out, target.as_bytes()), "{target}");
             assert_eq!(scratch.steps.out.capacity() + scratch.steps.hidden.capacity(), 0);
-            let out = redaction.referer(target.as_bytes(), segments, &mut scratch);
+            let out = redaction.referer(target.as_bytes(), Some(&segments), &mut scratch);
             assert!(std::ptr::eq(out, target.as_bytes()), "{target}");
         }
     }
@@ -486,14 +505,18 @@ mod tests {
     #[test]
     fn names_of_an_application() {
         let redaction = Redaction::new(["h", "user[Pin]", "", "-", "[]"]);
-        let url = |u: &str| text(redaction.url(u.as_bytes(), none, &mut Scratch::default()));
+        let url = |u: &str| text(redaction.url(u.as_bytes(), None, &mut Scratch::default()));
         assert_eq!(url("/?h=1&H[]=2&hh=3&=4"), "/?h=***&H[]=***&hh=3&=4");
         assert_eq!(url("/?user[pin]=1&a[]=2&token=3"), "/?user[pin]=***&a[]=2&token=***");
         let target = b"/hooks/abc?token=1";
         let mut scratch = Scratch::default();
-        assert_eq!(Redaction::off().url(target, none, &mut scratch), target);
-        let out = Redaction::off().url(target, segments, &mut scratch);
+        assert_eq!(Redaction::off().url(target, None, &mut scratch), target);
+        let out = Redaction::off().url(target, Some(&segments), &mut scratch);
         assert_eq!(text(out), "/hooks/***?token=1");
+        let target = b"http://a@h/hooks/abc?token=1#b";
+        let out = Redaction::off().referer(target, Some(&segments), &mut scratch);
+        assert_eq!(text(out), "http://h/hooks/***?token=1");
+        assert_eq!(Redaction::off().referer(target, None, &mut scratch), target);
     }
 
     #[test]
@@ -540,16 +563,16 @@ mod tests {
                 let mut scratch = Scratch::default();
                 let redaction = Redaction::default();
                 if prefix != "//h" {
-                    let out = text(redaction.url(full.as_bytes(), segments, &mut scratch));
+                    let out = text(redaction.url(full.as_bytes(), Some(&segments), &mut scratch));
                     assert_eq!(out, expected, "{full}");
-                    let again = redaction.url(expected.as_bytes(), segments, &mut scratch);
+                    let again = redaction.url(expected.as_bytes(), Some(&segments), &mut scratch);
                     assert_eq!(text(again), expected);
                 }
                 // Without an authority, `//a` is one in a Referer.
                 if prefix.is_empty() && target.starts_with("//") {
                     continue;
                 }
-                let out = text(redaction.referer(full.as_bytes(), segments, &mut scratch));
+                let out = text(redaction.referer(full.as_bytes(), Some(&segments), &mut scratch));
                 assert_eq!(out, expected.split('#').next().unwrap(), "{full}");
             }
         }
@@ -559,7 +582,7 @@ mod tests {
     fn ranges_that_overlap_or_lie_outside() {
         let hide = |given: &[Range<usize>]| {
             let add = |_: &[u8], ranges: &mut Vec<_>| ranges.extend_from_slice(given);
-            text(Redaction::off().url(b"/ab/cd/ef", add, &mut Scratch::default()))
+            text(Redaction::off().url(b"/ab/cd/ef", Some(&add), &mut Scratch::default()))
         };
         assert_eq!(hide(&[4..6, 1..3, 4..6]), "/***/***/ef");
         assert_eq!(hide(&[4..9, 4..6, 7..9]), "/ab/***");
@@ -623,14 +646,14 @@ mod tests {
 
     fn check(redaction: &Redaction, target: &str, secret: &str) {
         let mut scratch = Scratch::default();
-        let out = text(redaction.url(target.as_bytes(), segments, &mut scratch));
+        let out = text(redaction.url(target.as_bytes(), Some(&segments), &mut scratch));
         assert!(!out.contains(secret), "{target} {out}");
-        let again = text(redaction.url(out.as_bytes(), segments, &mut scratch));
+        let again = text(redaction.url(out.as_bytes(), Some(&segments), &mut scratch));
         assert_eq!(again, out, "{target}");
         let full = format!("https://user:{secret}@host{target}");
-        let out = text(redaction.referer(full.as_bytes(), segments, &mut scratch));
+        let out = text(redaction.referer(full.as_bytes(), Some(&segments), &mut scratch));
         assert!(!out.contains(secret), "{full} {out}");
-        let again = text(redaction.referer(out.as_bytes(), segments, &mut scratch));
+        let again = text(redaction.referer(out.as_bytes(), Some(&segments), &mut scratch));
         assert_eq!(again, out, "{full}");
     }
 
@@ -646,9 +669,9 @@ mod tests {
                 _ => alphabet[random.usize(..alphabet.len())],
             };
             let target: Vec<u8> = (0..24).map(byte).collect();
-            redaction.url(&target, segments, &mut scratch);
-            let once = redaction.referer(&target, segments, &mut scratch).to_vec();
-            let twice = redaction.referer(&once, segments, &mut scratch);
+            redaction.url(&target, Some(&segments), &mut scratch);
+            let once = redaction.referer(&target, Some(&segments), &mut scratch).to_vec();
+            let twice = redaction.referer(&once, Some(&segments), &mut scratch);
             assert_eq!(text(&once), text(twice), "{}", text(&target));
         }
     }

@@ -32,8 +32,8 @@ pub(crate) type Entry = (Methods, Pattern, Rc<Rule>);
 pub(crate) struct RuleSet {
     entries: Vec<Entry>,
     pub(crate) rules: Rules<Rc<Rule>>,
-    /// Whether any has secret segments.
-    pub(crate) redacts: bool,
+    /// Those of them that have secret segments, if any.
+    pub(crate) redacting: Option<Rules<Rc<Rule>>>,
 }
 
 impl Rule {
@@ -62,9 +62,11 @@ impl RuleSet {
     pub(crate) fn new(own: &[Entry], outer: Option<&Rc<Self>>) -> Option<Rc<Self>> {
         let outer = outer.map_or(&[][..], |outer| &outer.entries);
         let entries = [own, outer].concat();
-        let redacts = entries.iter().any(|(.., rule)| !rule.redact.is_empty());
+        let redacting = entries.iter().filter(|(.., rule)| !rule.redact.is_empty()).cloned();
+        let redacting: Vec<_> = redacting.collect();
+        let redacting = (!redacting.is_empty()).then(|| Rules::new(redacting));
         let rules = Rules::new(entries.clone());
-        (!entries.is_empty()).then(|| Rc::new(Self { entries, rules, redacts }))
+        (!entries.is_empty()).then(|| Rc::new(Self { entries, rules, redacting }))
     }
 
     /// Whether any request of a rule can have a user, or needs none.
