@@ -29,6 +29,7 @@ pub mod http;
 pub mod journal;
 pub mod lane;
 pub mod path;
+pub mod privacy;
 pub mod rate;
 pub mod record;
 pub mod redact;

@@ -8,7 +8,7 @@
 //! 24  u16       response status, 0: none
 //! 26  u8        event type
 //! 27  u8        family of the address: 0 none, 4, 6
-//! 28  u32       parameters that follow, a bit each
+//! 28  u32       parameters and extras that follow, a bit each
 //! 32  [u8; 16]  address
 //! 48  [u8; 32]  trace id
 //! 80  u16 …     length of each parameter, in order of their bits
@@ -38,6 +38,45 @@ pub const MIN_RECORD: usize = FIXED;
 /// Length of a trace id: what nginx's `$request_id` has. Tirreno takes 36 bytes at most.
 pub const TRACE_LEN: usize = 32;
 
+/// What a record has beside Tirreno's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Extra {
+    /// The account that a login's body names: a keyed hash of its name, 8 bytes.
+    Account,
+    /// The name of the audit record, as the rule has it.
+    Audit,
+    /// The audit record's level, as the rule has it: a `u16` in the machine's byte order.
+    Level,
+    /// The named segments of the path: name, NUL, value, NUL, and so on.
+    Segments,
+    /// SHA-256 of the session's token, 32 bytes.
+    Session,
+}
+
+impl Extra {
+    /// How many there are.
+    const COUNT: usize = 5;
+
+    fn place(self) -> usize {
+        Param::COUNT + self as usize
+    }
+
+    /// The most bytes; longer ones are left out.
+    fn limit(self) -> usize {
+        match self {
+            Self::Account => 8,
+            Self::Audit => 100,
+            Self::Level => 2,
+            Self::Segments => 2048,
+            Self::Session => 32,
+        }
+    }
+}
+
+/// Parameters and extras.
+const FIELDS: usize = Param::COUNT + Extra::COUNT;
+
 /// What a worker copies out of a request.
 #[derive(Clone, Debug)]
 pub struct Capture<'a> {
@@ -53,11 +92,11 @@ pub struct Capture<'a> {
     pub ip: Option<IpAddr>,
     /// The trace id, sent as `X-Request-Id`.
     pub trace: [u8; TRACE_LEN],
-    /// The parameters that are not empty, a bit each; only their places in `fields` count.
+    /// The fields that are not empty, a bit each; only their places in `fields` count.
     present: u32,
-    /// Bytes of the parameters and their lengths.
+    /// Bytes of the fields and their lengths.
     size: usize,
-    fields: [&'a [u8]; Param::COUNT],
+    fields: [&'a [u8]; FIELDS],
 }
 
 impl<'a> Capture<'a> {
@@ -72,7 +111,7 @@ impl<'a> Capture<'a> {
             trace: [b'0'; TRACE_LEN],
             present: 0,
             size: 0,
-            fields: [&[]; Param::COUNT],
+            fields: [&[]; FIELDS],
         }
     }
 
@@ -92,12 +131,23 @@ impl<'a> Capture<'a> {
                 OverLimit::Refused => return Err(TooLong(param)),
             }
         };
-        if !value.is_empty() {
-            self.present |= param.bit();
-            self.size += 2 + value.len();
-            self.fields[param as usize] = value;
-        }
+        self.put(param as usize, value);
         Ok(())
+    }
+
+    /// Sets what was not set before; empty, or too long, omits it.
+    pub fn set_extra(&mut self, extra: Extra, value: &'a [u8]) {
+        if value.len() <= extra.limit() {
+            self.put(extra.place(), value);
+        }
+    }
+
+    fn put(&mut self, place: usize, value: &'a [u8]) {
+        if !value.is_empty() {
+            self.present |= 1 << place;
+            self.size += 2 + value.len();
+            self.fields[place] = value;
+        }
     }
 
     /// Length of the record in bytes.
@@ -170,7 +220,7 @@ impl<'a> Record<'a> {
         let kind = EventType::from_number(bytes[26])?;
         let record = Self { bytes, present, kind };
         let mut end = record.data_start();
-        if present >> Param::COUNT != 0 || end > len {
+        if present >> FIELDS != 0 || end > len {
             return None;
         }
         for i in 0..present.count_ones() as usize {
@@ -183,7 +233,7 @@ impl<'a> Record<'a> {
         FIXED + 2 * self.present.count_ones() as usize
     }
 
-    /// Length of the `i`th parameter that is present; `parse` saw that it is there.
+    /// Length of the `i`th field that is present; `parse` saw that it is there.
     fn length(&self, i: usize) -> usize {
         array(self.bytes, FIXED + 2 * i).map_or(0, |b| usize::from(u16::from_ne_bytes(b)))
     }
@@ -235,13 +285,23 @@ impl<'a> Record<'a> {
 
     /// A parameter's bytes as the client sent them, up to a little over the parameter's limit.
     pub fn get(&self, param: Param) -> Option<&'a [u8]> {
-        if self.present & param.bit() == 0 {
+        self.field(param as usize)
+    }
+
+    /// What the record has beside the parameters.
+    pub fn extra(&self, extra: Extra) -> Option<&'a [u8]> {
+        self.field(extra.place())
+    }
+
+    fn field(&self, place: usize) -> Option<&'a [u8]> {
+        let bit = 1 << place;
+        if self.present & bit == 0 {
             return None;
         }
-        let place = (self.present & (param.bit() - 1)).count_ones() as usize;
-        let before: usize = (0..place).map(|i| self.length(i)).sum();
+        let i = (self.present & (bit - 1)).count_ones() as usize;
+        let before: usize = (0..i).map(|i| self.length(i)).sum();
         let start = self.data_start() + before;
-        self.bytes.get(start..start + self.length(place))
+        self.bytes.get(start..start + self.length(i))
     }
 
     /// Tells the users apart: events with the same key go over one connection, in order.
@@ -330,6 +390,8 @@ mod tests {
             let refused = param.over_limit() == OverLimit::Refused;
             assert_eq!(capture.set(param, &long).is_err(), refused, "{param:?}");
         }
+        capture.set_extra(Extra::Audit, &long);
+        capture.set_extra(Extra::Session, &[7; 32]);
         assert!(capture.record_len() < MAX_RECORD);
         let bytes = written(&capture);
         let record = Record::parse(&bytes).unwrap();
@@ -337,5 +399,7 @@ mod tests {
             let cut = param.over_limit() == OverLimit::Cut;
             assert_eq!(record.get(param).is_some(), cut, "{param:?}");
         }
+        assert_eq!(record.extra(Extra::Audit), None);
+        assert_eq!(record.extra(Extra::Session), Some(&[7; 32][..]));
     }
 }
