@@ -16,6 +16,7 @@ use crate::http::{Addresses, Outbound, Post, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
 use crate::record::{MIN_RECORD, Record};
+use crate::spool::{Cursor, Stored};
 use crate::store::Store;
 use crate::zone::{DropReason, Ledger, Zone};
 
@@ -26,6 +27,10 @@ const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 4 << 20;
 /// … read so many at a time.
 const CHUNK: usize = 512;
+/// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
+const COMMIT: Duration = Duration::from_secs(1);
+/// How often events are looked for that were committed behind later ones.
+const LOOK_BACK: Duration = Duration::from_secs(1);
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_millis(250);
 /// Over this time a rate of events is measured …
@@ -198,8 +203,10 @@ pub struct Target {
     store: Option<Arc<Store>>,
     /// Events that could not be spooled yet. They are held.
     unspooled: VecDeque<Event>,
-    /// The key of the last event that was read from the spool.
-    last_loaded: u64,
+    /// How far the spool was read.
+    loaded: Cursor,
+    /// When it was last read from the start.
+    looked_back: Instant,
     /// Whether the connections have all that is in the spool.
     caught_up: bool,
     /// What the spool had no room for, or was too old, since it was last said.
@@ -241,7 +248,8 @@ impl Target {
         let now = Instant::now();
         let url = tirreno.endpoint.sensor().to_string();
         let spool = config.spool.as_ref();
-        let store = spool.map(|s| Arc::new(Store::new(s, &config.name, &url, &label, journal)));
+        let store = spool
+            .map(|s| Arc::new(Store::new(s, &config.name, &url, zone.instance(), &label, journal)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
             gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
@@ -267,7 +275,8 @@ impl Target {
             shared: shared.clone(),
             store,
             unspooled: VecDeque::new(),
-            last_loaded: 0,
+            loaded: Cursor::default(),
+            looked_back: now,
             caught_up: false,
             spool_dropped: 0,
             spool_expired: 0,
@@ -366,9 +375,14 @@ impl Target {
         self.spool_unspooled(&store);
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
-            // The deliverer of another master may have added some.
             let in_lanes = self.shared.len().saturating_sub(self.unspooled.len()) as u64;
-            self.caught_up &= totals.pending <= in_lanes;
+            if self.caught_up && totals.pending > in_lanes {
+                // The deliverer of another master has added some, behind the cursor or before it.
+                self.caught_up = false;
+                if self.looked_back.elapsed() >= LOOK_BACK {
+                    (self.loaded, self.looked_back) = (Cursor::default(), Instant::now());
+                }
+            }
         }
         if store.may_send() {
             while !self.caught_up {
@@ -378,19 +392,19 @@ impl Target {
                 if room == 0 || bytes == 0 && in_lanes > 0 {
                     break;
                 }
-                let Some(events) = store.load(self.last_loaded, room, bytes) else {
+                let Some(events) = store.load(self.loaded, room, bytes) else {
                     // It cannot even be read: what is in memory need not wait for it.
                     self.send_unspooled();
                     break;
                 };
                 self.caught_up = events.is_empty();
+                let complete = store.complete_before(self.config.interval + COMMIT);
                 for stored in events {
-                    self.last_loaded = stored.id;
-                    let content = Content::Stored { trace: stored.trace, body: stored.body };
-                    let id = EventId::Stored(stored.id);
-                    lock(&self.shared.held).insert(id, stored.time_ms);
-                    self.shared.bytes.fetch_add(content.size(), Relaxed);
-                    self.send(Event { id, user: stored.user, content });
+                    if stored.stamp >= complete {
+                        return;
+                    }
+                    self.loaded = (stored.stamp, stored.id);
+                    self.send_stored(&store, stored);
                 }
             }
             if self.caught_up {
@@ -400,6 +414,19 @@ impl Target {
             // Nobody can be asked who sends: what is in memory is known to this process only.
             self.send_unspooled();
         }
+    }
+
+    /// Hands over what was read from the spool, unless it was read before.
+    fn send_stored(&mut self, store: &Store, stored: Stored) {
+        let id = EventId::Stored(stored.id);
+        let content = Content::Stored { trace: stored.trace, body: stored.body };
+        // In this order: what is settled is held until that is noted.
+        if lock(&self.shared.held).contains_key(&id) || store.is_settled(stored.id) {
+            return;
+        }
+        lock(&self.shared.held).insert(id, stored.time_ms);
+        self.shared.bytes.fetch_add(content.size(), Relaxed);
+        self.send(Event { id, user: stored.user, content });
     }
 
     fn spool_unspooled(&mut self, store: &Store) {

@@ -205,6 +205,7 @@ impl std::fmt::Display for Fault {
 #[repr(C)]
 struct Head {
     magic: AtomicU64,
+    instance: AtomicU64,
     segments: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
@@ -427,6 +428,7 @@ impl Zone {
         unsafe {
             (*head).election.init();
             (*head).segments.store(segments as u32, Relaxed);
+            (*head).instance.store(monotonic_ns(), Relaxed);
             (*head).magic.store(MAGIC, Release);
             Self::attach(start)
         }
@@ -453,6 +455,12 @@ impl Zone {
     fn first_segment(head: *mut Head) -> *const Segment {
         let end = head.wrapping_add(1).cast::<u8>();
         end.wrapping_add(end.align_offset(64)).cast()
+    }
+
+    /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
+    /// machine runs.
+    pub fn instance(&self) -> u64 {
+        self.head.instance.load(Relaxed)
     }
 
     pub(crate) fn segments(&self) -> &'static [Segment] {
