@@ -78,6 +78,9 @@ pub struct TirrenoConfig {
     pub rate: Option<f64>,
     /// Whether 200 means success.
     pub accept_200: bool,
+    /// How long a failed login waits for a good one that follows, as with a second factor; zero: it
+    /// does not wait.
+    pub login_fail_delay: Duration,
 }
 
 /// The URL of a sensor and of its key check.

@@ -12,12 +12,16 @@
 //! - [`record`] is the layout of one record, [`event`] the vocabulary of Tirreno's events.
 //! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
 //!   the secrets in its URL.
+//! - [`body`] reads the account that a login's body names, [`accounts`] learns whose it is.
 //! - [`form`] makes an event's POST body out of a record.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
+//! - [`login`] tells which failed login was only the first half of a good one.
 //! - [`journal`] carries messages to nginx's error log.
 
+pub mod accounts;
+pub mod body;
 pub mod clock;
 pub mod config;
 pub mod cookie;
@@ -28,6 +32,7 @@ pub mod gate;
 pub mod http;
 pub mod journal;
 pub mod lane;
+pub mod login;
 pub mod path;
 pub mod privacy;
 pub mod rate;

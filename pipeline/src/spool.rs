@@ -27,6 +27,7 @@ use rusqlite::{
 
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::form;
+use crate::login::Attempt;
 use crate::record::Record;
 
 /// How long a commit waits for another process's.
@@ -48,9 +49,12 @@ CREATE TABLE IF NOT EXISTS pending (
     user     TEXT,
     user_key INTEGER NOT NULL,
     body     TEXT NOT NULL,
-    stamp    INTEGER NOT NULL DEFAULT 0
+    stamp    INTEGER NOT NULL DEFAULT 0,
+    due      INTEGER NOT NULL DEFAULT 0,
+    attempt  INTEGER
 ) STRICT;
 CREATE INDEX IF NOT EXISTS pending_order ON pending (stamp);
+CREATE INDEX IF NOT EXISTS pending_attempts ON pending (attempt) WHERE attempt IS NOT NULL;
 CREATE INDEX IF NOT EXISTS pending_pages ON pending (id) WHERE type LIKE 'page\\_%' ESCAPE '\\';
 CREATE TABLE IF NOT EXISTS rejected (
     id       INTEGER PRIMARY KEY,
@@ -169,6 +173,11 @@ impl Stamp {
     /// Later than any event.
     pub const END: Self = Self(i64::MAX);
 
+    /// The time that long after.
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span.as_nanos() as i64))
+    }
+
     /// The time that long before.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span.as_nanos() as i64))
@@ -186,6 +195,8 @@ pub struct SpoolTotals {
     pub delivered: u64,
     pub rejected: u64,
     pub dropped: u64,
+    /// Failed logins that were the first half of a good one. They are not among the collected.
+    pub withdrawn: u64,
     pub pending: u64,
     /// Bytes of the pending events.
     pub bytes: u64,
@@ -199,6 +210,10 @@ pub struct Appended {
     /// Events, of this batch or older, that there was no room for.
     pub dropped: u64,
 }
+
+/// What the next good login withdraws: the latest failed one of the same attempt that still waits.
+const WITHDRAW: &str = "DELETE FROM pending WHERE id =
+    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 ORDER BY stamp DESC, id DESC LIMIT 1)";
 
 /// The right to send what is in a spool.
 #[derive(Debug)]
@@ -355,31 +370,37 @@ impl Spool {
         self.db.transaction_with_behavior(TransactionBehavior::Immediate)
     }
 
-    /// Commits a batch. A record that is in the spool already, because a deliverer died between its
+    /// Commits a batch; failed logins wait for `delay` before they can be read. A record that is in the spool already, because a deliverer died between its
     /// commit and freeing the ring, is not stored again.
     ///
     /// # Errors
     /// Nothing of it is stored.
-    pub fn append(&mut self, records: &[Record<'_>]) -> Result<Appended, SpoolError> {
+    pub fn append(
+        &mut self,
+        records: &[Record<'_>],
+        delay: Duration,
+    ) -> Result<Appended, SpoolError> {
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        let result = self.insert(records);
+        let result = self.insert(records, delay);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         result
     }
 
-    fn insert(&mut self, records: &[Record<'_>]) -> Result<Appended, SpoolError> {
-        let (config, epoch) = (self.config.clone(), self.epoch);
+    fn insert(&mut self, records: &[Record<'_>], delay: Duration) -> Result<Appended, SpoolError> {
+        let (config, epoch, now) = (self.config.clone(), self.epoch, self.now());
         let tx = self.begin()?;
         let mut result = Appended::default();
         let mut bytes = read_total(&tx, "bytes")?;
-        let mut refused = 0;
+        let (mut refused, mut withdrawn) = (0, 0);
         {
             let mut insert = tx.prepare_cached(
-                "INSERT OR IGNORE INTO pending (trace_id, captured, type, user, user_key, body, stamp)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR IGNORE INTO pending
+                 (trace_id, captured, type, user, user_key, body, stamp, due, attempt)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?;
+            let mut withdraw = tx.prepare_cached(WITHDRAW)?;
             for record in records {
                 let body = form::encode(record);
                 let size = body.len() as u64 + ROW_OVERHEAD;
@@ -397,6 +418,17 @@ impl Spool {
                     refused += 1;
                     continue;
                 }
+                let stamp = Stamp(epoch.saturating_add(record.stamp() as i64));
+                let (due, failed) = match Attempt::of(record) {
+                    Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
+                        (stamp.after(delay), Some(attempt as i64))
+                    }
+                    Some(Attempt::Good(attempt)) => {
+                        withdrawn += withdraw.execute(params![attempt as i64, now.0])? as u64;
+                        (Stamp::default(), None)
+                    }
+                    _ => (Stamp::default(), None),
+                };
                 let new = insert.execute(params![
                     record.trace(),
                     time_text(record.time_ms()),
@@ -404,7 +436,9 @@ impl Spool {
                     form::user(record),
                     record.user_key() as i64,
                     body,
-                    epoch.saturating_add(record.stamp() as i64),
+                    stamp.0,
+                    due.0,
+                    failed,
                 ])?;
                 if new == 1 {
                     bytes += size;
@@ -414,6 +448,11 @@ impl Spool {
         }
         result.dropped += refused;
         add_total(&tx, "collected", result.stored + refused)?;
+        if withdrawn > 0 {
+            let collected = read_total(&tx, "collected")?;
+            set_total(&tx, "collected", collected.saturating_sub(withdrawn))?;
+            add_total(&tx, "withdrawn", withdrawn)?;
+        }
         add_total(&tx, "dropped", result.dropped)?;
         tx.commit()?;
         Ok(result)
@@ -432,9 +471,9 @@ impl Spool {
     ) -> Result<Vec<Stored>, SpoolError> {
         let mut select = self.db.prepare_cached(
             "SELECT id, trace_id, captured, user_key, body, stamp FROM pending
-             WHERE (stamp, id) > (?1, ?2) ORDER BY stamp, id LIMIT ?3",
+             WHERE (stamp, id) > (?1, ?2) AND due <= ?4 ORDER BY stamp, id LIMIT ?3",
         )?;
-        let mut rows = select.query(params![stamp.0, id as i64, most as i64])?;
+        let mut rows = select.query(params![stamp.0, id as i64, most as i64, self.now().0])?;
         let (mut events, mut size) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let body: String = row.get(4)?;
@@ -647,6 +686,7 @@ fn totals(db: &Connection) -> Result<SpoolTotals, rusqlite::Error> {
         delivered: get("delivered")?,
         rejected: get("rejected")?,
         dropped: get("dropped")?,
+        withdrawn: get("withdrawn")?,
         pending: get("pending")?,
         bytes: get("bytes")?,
     })
@@ -726,9 +766,11 @@ fn time_ms(text: &str) -> i64 {
 mod tests {
     use super::*;
     use crate::event::{EventType, Param};
-    use crate::record::Capture;
+    use crate::record::{Capture, Extra};
+    use std::net::IpAddr;
     use tempfile::TempDir;
 
+    const DELAY: Duration = Duration::from_secs(3600);
     const START: Cursor = (Stamp(0), 0);
 
     struct Bench {
@@ -773,7 +815,7 @@ mod tests {
         fn append(&mut self, spool: &mut Spool, kind: EventType, count: usize) -> Appended {
             let events: Vec<_> = (0..count).map(|_| self.event(kind)).collect();
             let records: Vec<_> = events.iter().map(|e| Record::parse(e).unwrap()).collect();
-            spool.append(&records).unwrap()
+            spool.append(&records, DELAY).unwrap()
         }
     }
 
@@ -813,8 +855,8 @@ mod tests {
         let mut spool = bench.open();
         let event = bench.event(EventType::PageView);
         let record = Record::parse(&event).unwrap();
-        assert_eq!(spool.append(&[record, record]).unwrap().stored, 1);
-        assert_eq!(spool.append(&[record]).unwrap().stored, 0);
+        assert_eq!(spool.append(&[record, record], DELAY).unwrap().stored, 1);
+        assert_eq!(spool.append(&[record], DELAY).unwrap().stored, 0);
         assert_eq!(adds_up(&spool).collected, 1);
     }
 
@@ -823,8 +865,8 @@ mod tests {
         let mut bench = Bench::new();
         let (mut one, mut other) = (bench.open(), bench.open());
         let (first, second) = (bench.event(EventType::PageView), bench.event(EventType::PageView));
-        other.append(&[Record::parse(&second).unwrap()]).unwrap();
-        one.append(&[Record::parse(&first).unwrap()]).unwrap();
+        other.append(&[Record::parse(&second).unwrap()], DELAY).unwrap();
+        one.append(&[Record::parse(&first).unwrap()], DELAY).unwrap();
         let there = one.load(START, 10, usize::MAX).unwrap();
         assert!(there[0].body.contains("url=%2F0&") && there[1].body.contains("url=%2F1&"));
         let behind = one.load((there[0].stamp, there[0].id), 10, usize::MAX).unwrap();
@@ -843,6 +885,43 @@ mod tests {
         let again = bench.open();
         assert!(again.now().0 > ahead);
         assert_eq!(bench.open().epoch, again.epoch);
+    }
+
+    #[test]
+    fn a_good_login_withdraws_the_failed_one_before_it() {
+        let mut bench = Bench::new();
+        let spool = bench.open();
+        let mut writer = bench.open();
+        let mut login = |kind, account: [u8; 8], ip: [u8; 4]| {
+            let url = format!("/{}", bench.next);
+            let mut capture = Capture::new(wall_ms());
+            (capture.kind, capture.ip) = (kind, Some(IpAddr::from(ip)));
+            capture.status = if kind == EventType::AccountLogin { 200 } else { 401 };
+            capture.trace = format!("{:032x}", bench.next).into_bytes().try_into().unwrap();
+            capture.set(Param::Url, url.as_bytes()).unwrap();
+            capture.set_extra(Extra::Account, &account);
+            bench.next += 1;
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(monotonic_ns(), &mut bytes);
+            writer.append(&[Record::parse(&bytes).unwrap()], DELAY).unwrap();
+        };
+        let (here, there) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        login(EventType::AccountLoginFail, [1; 8], here);
+        login(EventType::AccountLoginFail, [1; 8], here);
+        login(EventType::AccountLoginFail, [2; 8], here);
+        login(EventType::AccountLoginFail, [1; 8], there);
+        login(EventType::AccountLogin, [1; 8], here);
+        let totals = spool.totals().unwrap();
+        assert_eq!((totals.collected, totals.pending, totals.withdrawn), (4, 4, 1));
+        // The failed ones wait.
+        let ready = spool.load(START, 10, usize::MAX).unwrap();
+        assert_eq!(ready.len(), 1);
+        spool.db.execute("UPDATE pending SET due = 0", []).unwrap();
+        let urls = ["%2F0&", "%2F2&", "%2F3&", "%2F4&"];
+        let all = spool.load(START, 10, usize::MAX).unwrap();
+        assert!(all.iter().zip(urls).all(|(event, url)| event.body.contains(url)), "{all:?}");
+        login(EventType::AccountLogin, [1; 8], here);
+        assert_eq!(spool.totals().unwrap().withdrawn, 1);
     }
 
     #[test]
@@ -923,7 +1002,7 @@ mod tests {
         capture.set(Param::UserName, b"find-me-if-you-can").unwrap();
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
-        spool.append(&[Record::parse(&bytes).unwrap()]).unwrap();
+        spool.append(&[Record::parse(&bytes).unwrap()], DELAY).unwrap();
         let id = spool.load(START, 1, usize::MAX).unwrap()[0].id;
         spool.delivered(id).unwrap();
         spool.tidy().unwrap();

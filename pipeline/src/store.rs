@@ -110,9 +110,10 @@ impl Store {
         self.lock().sender = None;
     }
 
-    /// Commits a batch; nothing when the spool does not work now.
-    pub fn append(&self, records: &[Record<'_>]) -> Option<Appended> {
-        self.with(|spool| spool.append(records))
+    /// Commits a batch, in which failed logins wait for `delay`; nothing when the spool does not work
+    /// now.
+    pub fn append(&self, records: &[Record<'_>], delay: Duration) -> Option<Appended> {
+        self.with(|spool| spool.append(records, delay))
     }
 
     /// Events behind the cursor; nothing when they cannot be read now. A full disk does not matter.

@@ -15,6 +15,7 @@ use crate::gate::{Book, EventId, Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Post, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
+use crate::login::Attempt;
 use crate::record::{MIN_RECORD, Record};
 use crate::spool::{Cursor, Stored};
 use crate::store::Store;
@@ -203,6 +204,8 @@ pub struct Target {
     store: Option<Arc<Store>>,
     /// Events that could not be spooled yet. They are held.
     unspooled: VecDeque<Event>,
+    /// Failed logins in memory, until when each waits for a good one, and which. They are held.
+    failed: VecDeque<(Instant, u64, Event)>,
     /// How far the spool was read.
     loaded: Cursor,
     /// When it was last read from the start.
@@ -275,6 +278,7 @@ impl Target {
             shared: shared.clone(),
             store,
             unspooled: VecDeque::new(),
+            failed: VecDeque::new(),
             loaded: Cursor::default(),
             looked_back: now,
             caught_up: false,
@@ -331,10 +335,33 @@ impl Target {
             return;
         }
         let event = Event { id, user: record.user_key(), content: Content::Record(bytes.clone()) };
-        if self.store.is_some() {
-            self.unspooled.push_back(event);
-        } else {
-            self.send(event);
+        let delay = self.config.tirreno.login_fail_delay;
+        match Attempt::of(record) {
+            _ if self.store.is_some() => self.unspooled.push_back(event),
+            Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
+                self.failed.push_back((Instant::now() + delay, attempt, event));
+            }
+            Some(Attempt::Good(attempt)) => {
+                self.withdraw(attempt);
+                self.send(event);
+            }
+            _ => self.send(event),
+        }
+    }
+
+    /// A login was good: the failed one directly before it was only its first half.
+    fn withdraw(&mut self, attempt: u64) {
+        let before = self.failed.iter().rposition(|(_, failed, _)| *failed == attempt);
+        if let Some((.., event)) = before.and_then(|place| self.failed.remove(place)) {
+            self.shared.release(&event);
+            self.ledger.withdrawn(self.config.slot);
+        }
+    }
+
+    /// Sends the failed logins that have waited until `now`.
+    fn send_failed(&mut self, now: Instant) {
+        while self.failed.front().is_some_and(|(due, ..)| *due <= now) {
+            self.failed.pop_front().into_iter().for_each(|(.., event)| self.send(event));
         }
     }
 
@@ -362,7 +389,9 @@ impl Target {
         if !self.unspooled.is_empty() {
             return false;
         }
-        let Some(appended) = store.append(&ours) else { return false };
+        let Some(appended) = store.append(&ours, self.config.tirreno.login_fail_delay) else {
+            return false;
+        };
         self.spool_dropped += appended.dropped;
         self.measured.1 += ours.len() as u64;
         self.caught_up = false;
@@ -371,6 +400,7 @@ impl Target {
 
     /// Moves events between memory, spool and connections, as there is room and the spool works.
     pub fn feed(&mut self) {
+        self.send_failed(Instant::now());
         let Some(store) = self.store.clone() else { return };
         self.spool_unspooled(&store);
         if let Some(totals) = store.totals() {
@@ -441,7 +471,8 @@ impl Target {
                 Content::Stored { .. } => None,
             })
             .collect();
-        let Some(appended) = store.append(&records) else { return };
+        let delay = self.config.tirreno.login_fail_delay;
+        let Some(appended) = store.append(&records, delay) else { return };
         self.spool_dropped += appended.dropped;
         self.caught_up = false;
         self.ledger.moved_to_spool(self.config.slot, records.len() as u32);
@@ -535,6 +566,9 @@ impl Target {
             self.shared.leaving.store(true, Relaxed);
         }
         self.send_unspooled();
+        while let Some((.., event)) = self.failed.pop_front() {
+            self.send(event);
+        }
         self.lanes.clear();
         self.shared.gate().last_chance(Instant::now());
         self.shared.wake();

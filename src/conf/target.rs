@@ -42,6 +42,7 @@ struct Draft {
     connections: Option<usize>,
     rate: Option<Option<f64>>,
     accept_200: Option<bool>,
+    login_fail_delay: Option<Duration>,
     spool: Option<SpoolConfig>,
 }
 
@@ -107,6 +108,7 @@ impl Draft {
             | "connections"
             | "rate"
             | "accept_200"
+            | "login_fail_delay"
             | "include" => (1, 1),
             "queue" => (1, 2),
             "spool" => (1, 4),
@@ -192,6 +194,7 @@ impl Draft {
             "spool" => self.spool = Some(read_spool(cf, args)?),
             "interval" => self.interval = Some(time(0)?),
             "batch_size" => self.batch_size = Some(count(MAX_QUEUE)?),
+            "login_fail_delay" => self.login_fail_delay = Some(time(0)?),
             "shutdown_timeout" => self.shutdown_timeout = Some(time(0)?),
             "url" => {
                 // The message has no URL: it may hold a password.
@@ -309,6 +312,7 @@ impl Draft {
                 connections: self.connections.unwrap_or(1),
                 rate: self.rate.flatten(),
                 accept_200: self.accept_200.unwrap_or(false),
+                login_fail_delay: self.login_fail_delay.unwrap_or(Duration::from_secs(60)),
             },
         }))
     }
