@@ -18,7 +18,8 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use rusqlite::{
@@ -32,6 +33,8 @@ use crate::record::Record;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
+/// How often opening is tried until then.
+const RETRY: Duration = Duration::from_millis(10);
 /// What a row takes beside its form: key, index, time, user. The triggers below have it too.
 const ROW_OVERHEAD: u64 = 200;
 /// The most rejected events that are kept to be looked at.
@@ -112,6 +115,12 @@ impl SpoolError {
     /// Whether the file system has no room.
     pub fn is_full(&self) -> bool {
         self.0.sqlite_error_code() == Some(ErrorCode::DiskFull)
+    }
+
+    /// Whether another connection holds the database.
+    fn is_busy(&self) -> bool {
+        let code = self.0.sqlite_error_code();
+        matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
     /// Whether the database is damaged, and not only in the way of something.
@@ -264,8 +273,20 @@ impl Spool {
     /// # Errors
     /// It cannot be used now.
     pub fn open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
-        // SQLite gives its other files the mode of this one.
-        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(file);
+        // Where two processes make it at the same time, SQLite gives one of them up at once.
+        let until = Instant::now() + BUSY;
+        loop {
+            match Self::try_open(config, file) {
+                Err(error) if error.is_busy() && Instant::now() < until => thread::sleep(RETRY),
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
+        // SQLite gives its other files the mode of this one. One that is there is not opened: closing
+        // it would end this process's locks on it.
+        let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
         let db = Connection::open(file)?;
         db.busy_timeout(BUSY)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
