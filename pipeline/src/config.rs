@@ -57,6 +57,13 @@ pub struct TargetConfig {
     pub tirreno: TirrenoConfig,
 }
 
+impl TargetConfig {
+    /// Whether it writes audit records, which need more of a request than Tirreno's parameters.
+    pub fn needs_audit(&self) -> bool {
+        false
+    }
+}
+
 /// A Tirreno server.
 #[derive(Clone, Debug)]
 pub struct TirrenoConfig {
