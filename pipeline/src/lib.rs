@@ -13,7 +13,7 @@
 //! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
 //!   the secrets in its URL.
 //! - [`body`] reads the account that a login's body names, [`accounts`] learns whose it is.
-//! - [`form`] makes an event's POST body out of a record.
+//! - [`privacy`] is a record as one target sees it; [`form`] makes an event's POST body out of that.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
