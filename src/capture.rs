@@ -23,13 +23,15 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf, NgxHttpC
 use ngx::ngx_string;
 use tirreno_pipeline::accounts::{AccountKey, Accounts};
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::level::Level;
 use tirreno_pipeline::path;
-use tirreno_pipeline::record::{Capture, Extra, TRACE_LEN, TooLong};
+use tirreno_pipeline::record::{Capture, Extra, TRACE_LEN, TooLong, push_segment};
 use tirreno_pipeline::redact::{self, FindSegments, Redaction};
-use tirreno_pipeline::rules::Rules;
+use tirreno_pipeline::rules::{Rules, Segments};
+use tirreno_pipeline::session;
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::rule::{Rule, Unknown, User};
+use crate::conf::rule::{Rule, RuleSet, Unknown, User};
 use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
 use crate::{TirrenoModule, body, guarded, response, worker};
@@ -57,12 +59,20 @@ static CAPTURING: Captured =
 // SAFETY: it is only read, and its string is empty.
 unsafe impl Sync for Captured {}
 
-/// Memory for what is made of a request's URL and Referer, used again for the next.
+/// Memory for what is made of a request's URL, Referer and path, used again for the next.
 #[derive(Default)]
 struct Scratch {
     path: Vec<u8>,
     url: redact::Scratch,
     referer: redact::Scratch,
+    segments: SegmentScratch,
+}
+
+#[derive(Default)]
+struct SegmentScratch {
+    secret: Vec<Range<usize>>,
+    value: redact::Scratch,
+    out: Vec<u8>,
 }
 
 thread_local! {
@@ -208,12 +218,18 @@ unsafe fn push(
     // SAFETY: the caller's promise.
     let refused = location.verifies() && unsafe { response::is_refusal(r, status) };
 
-    let found = location.rules().and_then(|rules| {
-        let path = path_for_rules(target, location.event_prefix(), &mut scratch.path)?;
+    let audited = is_audited(main, location);
+    let rules = location.rules();
+    let path = if rules.is_none() && !audited {
+        None
+    } else {
+        path_for_rules(target, location.event_prefix(), &mut scratch.path)
+    };
+    let matched = rules.zip(path).and_then(|(rules, path)| {
         // SAFETY: the caller's promise.
-        let first = rules.rules.first(method, path, |rule, _| unsafe { rule.holds(r, status) });
-        first.map(|(rule, _)| rule.as_ref())
+        rules.rules.first(method, path, |rule, _| unsafe { rule.holds(r, status) })
     });
+    let found = matched.as_ref().map(|(rule, _)| rule.as_ref());
     let kind = found.map_or(location.default_event(), |rule| rule.event);
 
     // Also an empty value replaces what would be captured.
@@ -253,6 +269,12 @@ unsafe fn push(
         return Err(NoEvent::Skipped(SkipReason::Anonymous));
     }
     fits?;
+    let level = audited.then(|| {
+        // SAFETY: the caller's promise.
+        let agent = unsafe { header((*r).headers_in.user_agent) };
+        let derive = || Level::derive(event.kind, method, path.unwrap_or_default(), agent);
+        found.and_then(|rule| rule.level).unwrap_or_else(derive)
+    });
     event.targets = targets(main, location, event.kind);
     if event.targets == 0 || !worker::is_ready() {
         return Err(NoEvent::NoTarget);
@@ -297,6 +319,21 @@ unsafe fn push(
     let referer = redaction.referer(own_referer.unwrap_or(referer), find, &mut scratch.referer);
     event.set(Param::Url, url)?;
     event.set(Param::HttpReferer, referer)?;
+
+    let (number, session);
+    if let Some(level) = level {
+        number = level.number().to_ne_bytes();
+        let mut sessions = location.sessions().iter();
+        // SAFETY: the caller's promise.
+        session = sessions.find_map(|value| session::digest(unsafe { value.evaluate(r) }));
+        event.set_extra(Extra::Level, &number);
+        event.set_extra(Extra::Session, session.as_ref().map_or(&[], |session| session));
+    }
+    if let Some((rule, segments)) = matched.filter(|_| audited) {
+        event.set_extra(Extra::Audit, rule.audit.as_bytes());
+        let segments = open_segments(segments, rules, redaction, &mut scratch.segments);
+        event.set_extra(Extra::Segments, segments);
+    }
     worker::push(&event)
 }
 
@@ -311,6 +348,36 @@ pub(crate) fn path_for_rules<'p>(
         return None;
     }
     below(path::normalize(target, normalized), prefix)
+}
+
+/// Whether one of the targets that a location selects writes audit records.
+fn is_audited(main: &MainConf, location: &LocationConf) -> bool {
+    let selected = location.targets();
+    main.targets.iter().enumerate().any(|(i, t)| selected & (1 << i) != 0 && t.needs_audit())
+}
+
+/// The named segments of a rule's path, as [`Extra::Segments`] holds them, without those that the URL
+/// does not show either.
+fn open_segments<'s>(
+    segments: Segments<'_, '_>,
+    rules: Option<&RuleSet>,
+    redaction: &Redaction,
+    scratch: &'s mut SegmentScratch,
+) -> &'s [u8] {
+    let SegmentScratch { secret, value, out } = scratch;
+    secret.clear();
+    out.clear();
+    if let Some(rules) = rules.and_then(|rules| rules.redacting.as_ref()) {
+        secret_segments(rules, b"", segments.path(), secret);
+    }
+    for (name, range) in segments.ranges() {
+        let overlaps = |s: &Range<usize>| s.start < range.end && range.start < s.end;
+        let text = &segments.path()[range.clone()];
+        if !secret.iter().any(overlaps) && redaction.url(text, None, value) == text {
+            push_segment(out, name, text);
+        }
+    }
+    out
 }
 
 /// What lies below the prefix in a path.

@@ -8,6 +8,7 @@ use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
 use crate::event::EventTypes;
+use crate::privacy::Privacy;
 use crate::spool::SpoolConfig;
 
 /// A value that never appears in a message: an API key, a header.
@@ -53,8 +54,17 @@ pub struct TargetConfig {
     pub shutdown_timeout: Duration,
     /// Where what is not delivered is kept.
     pub spool: Option<SpoolConfig>,
+    /// What it is not to know.
+    pub privacy: Privacy,
     /// Where its events go.
     pub tirreno: TirrenoConfig,
+}
+
+impl TargetConfig {
+    /// Whether it writes audit records, which need more of a request than Tirreno's parameters.
+    pub fn needs_audit(&self) -> bool {
+        false
+    }
 }
 
 /// A Tirreno server.

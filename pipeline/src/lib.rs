@@ -13,7 +13,9 @@
 //! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
 //!   the secrets in its URL.
 //! - [`body`] reads the account that a login's body names, [`accounts`] learns whose it is.
-//! - [`form`] makes an event's POST body out of a record.
+//! - [`privacy`] is a record as one target sees it; [`form`] makes an event's POST body out of that,
+//!   [`mod@format`] an audit record; [`level`] says what that is about, [`session`] what stands for its
+//!   session's token.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
@@ -28,10 +30,12 @@ pub mod cookie;
 pub mod deliverer;
 pub mod event;
 pub mod form;
+pub mod format;
 pub mod gate;
 pub mod http;
 pub mod journal;
 pub mod lane;
+pub mod level;
 pub mod login;
 pub mod path;
 pub mod privacy;
@@ -40,6 +44,7 @@ pub mod record;
 pub mod redact;
 pub mod ring;
 pub mod rules;
+pub mod session;
 pub mod spool;
 pub mod store;
 pub mod target;

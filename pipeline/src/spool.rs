@@ -29,7 +29,7 @@ use rusqlite::{
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::form;
 use crate::login::Attempt;
-use crate::record::Record;
+use crate::privacy::View;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
@@ -391,25 +391,22 @@ impl Spool {
         self.db.transaction_with_behavior(TransactionBehavior::Immediate)
     }
 
-    /// Commits a batch; failed logins wait for `delay` before they can be read. A record that is in the spool already, because a deliverer died between its
-    /// commit and freeing the ring, is not stored again.
+    /// Commits a batch, as the target sees it; failed logins wait for `delay` before they can be read.
+    /// A record that is in the spool already, because a deliverer died between its commit and freeing
+    /// the ring, is not stored again.
     ///
     /// # Errors
     /// Nothing of it is stored.
-    pub fn append(
-        &mut self,
-        records: &[Record<'_>],
-        delay: Duration,
-    ) -> Result<Appended, SpoolError> {
+    pub fn append(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        let result = self.insert(records, delay);
+        let result = self.insert(events, delay);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         result
     }
 
-    fn insert(&mut self, records: &[Record<'_>], delay: Duration) -> Result<Appended, SpoolError> {
+    fn insert(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
         let (config, epoch, now) = (self.config.clone(), self.epoch, self.now());
         let tx = self.begin()?;
         let mut result = Appended::default();
@@ -422,8 +419,9 @@ impl Spool {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?;
             let mut withdraw = tx.prepare_cached(WITHDRAW)?;
-            for record in records {
-                let body = form::encode(record);
+            for view in events {
+                let record = view.record();
+                let body = form::encode(view);
                 let size = body.len() as u64 + ROW_OVERHEAD;
                 let page = record.kind().is_page();
                 let room = |bytes: u64| {
@@ -454,7 +452,7 @@ impl Spool {
                     record.trace(),
                     time_text(record.time_ms()),
                     record.kind().name(),
-                    form::user(record),
+                    form::user(view),
                     record.user_key() as i64,
                     body,
                     stamp.0,
@@ -787,8 +785,10 @@ fn time_ms(text: &str) -> i64 {
 mod tests {
     use super::*;
     use crate::event::{EventType, Param};
-    use crate::record::{Capture, Extra};
+    use crate::privacy::Privacy;
+    use crate::record::{Capture, Extra, Record};
     use std::net::IpAddr;
+    use std::sync::LazyLock;
     use tempfile::TempDir;
 
     const DELAY: Duration = Duration::from_secs(3600);
@@ -835,9 +835,15 @@ mod tests {
 
         fn append(&mut self, spool: &mut Spool, kind: EventType, count: usize) -> Appended {
             let events: Vec<_> = (0..count).map(|_| self.event(kind)).collect();
-            let records: Vec<_> = events.iter().map(|e| Record::parse(e).unwrap()).collect();
-            spool.append(&records, DELAY).unwrap()
+            let views: Vec<_> = events.iter().map(|e| view(e)).collect();
+            spool.append(&views, DELAY).unwrap()
         }
+    }
+
+    /// As a target sees it that may know all.
+    fn view(bytes: &[u8]) -> View<'_> {
+        static PRIVACY: LazyLock<Privacy> = LazyLock::new(Privacy::default);
+        PRIVACY.view(Record::parse(bytes).unwrap())
     }
 
     fn adds_up(spool: &Spool) -> SpoolTotals {
@@ -875,9 +881,9 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         let event = bench.event(EventType::PageView);
-        let record = Record::parse(&event).unwrap();
-        assert_eq!(spool.append(&[record, record], DELAY).unwrap().stored, 1);
-        assert_eq!(spool.append(&[record], DELAY).unwrap().stored, 0);
+        let view = view(&event);
+        assert_eq!(spool.append(&[view, view], DELAY).unwrap().stored, 1);
+        assert_eq!(spool.append(&[view], DELAY).unwrap().stored, 0);
         assert_eq!(adds_up(&spool).collected, 1);
     }
 
@@ -886,8 +892,8 @@ mod tests {
         let mut bench = Bench::new();
         let (mut one, mut other) = (bench.open(), bench.open());
         let (first, second) = (bench.event(EventType::PageView), bench.event(EventType::PageView));
-        other.append(&[Record::parse(&second).unwrap()], DELAY).unwrap();
-        one.append(&[Record::parse(&first).unwrap()], DELAY).unwrap();
+        other.append(&[view(&second)], DELAY).unwrap();
+        one.append(&[view(&first)], DELAY).unwrap();
         let there = one.load(START, 10, usize::MAX).unwrap();
         assert!(there[0].body.contains("url=%2F0&") && there[1].body.contains("url=%2F1&"));
         let behind = one.load((there[0].stamp, there[0].id), 10, usize::MAX).unwrap();
@@ -924,7 +930,7 @@ mod tests {
             bench.next += 1;
             let mut bytes = vec![0; capture.record_len()];
             capture.write(monotonic_ns(), &mut bytes);
-            writer.append(&[Record::parse(&bytes).unwrap()], DELAY).unwrap();
+            writer.append(&[view(&bytes)], DELAY).unwrap();
         };
         let (here, there) = ([192, 0, 2, 1], [192, 0, 2, 2]);
         login(EventType::AccountLoginFail, [1; 8], here);
@@ -1023,7 +1029,7 @@ mod tests {
         capture.set(Param::UserName, b"find-me-if-you-can").unwrap();
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
-        spool.append(&[Record::parse(&bytes).unwrap()], DELAY).unwrap();
+        spool.append(&[view(&bytes)], DELAY).unwrap();
         let id = spool.load(START, 1, usize::MAX).unwrap()[0].id;
         spool.delivered(id).unwrap();
         spool.tidy().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::wall_ms;
 use crate::journal::{Journal, Level, Once};
-use crate::record::Record;
+use crate::privacy::View;
 use crate::spool::{
     Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stamp, Stored,
     is_shared, set_aside,
@@ -112,8 +112,8 @@ impl Store {
 
     /// Commits a batch, in which failed logins wait for `delay`; nothing when the spool does not work
     /// now.
-    pub fn append(&self, records: &[Record<'_>], delay: Duration) -> Option<Appended> {
-        self.with(|spool| spool.append(records, delay))
+    pub fn append(&self, events: &[View<'_>], delay: Duration) -> Option<Appended> {
+        self.with(|spool| spool.append(events, delay))
     }
 
     /// Events behind the cursor; nothing when they cannot be read now. A full disk does not matter.

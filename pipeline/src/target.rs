@@ -16,6 +16,7 @@ use crate::http::{Addresses, Outbound, Post, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
 use crate::login::Attempt;
+use crate::privacy::Privacy;
 use crate::record::{MIN_RECORD, Record};
 use crate::spool::{Cursor, Stored};
 use crate::store::Store;
@@ -65,12 +66,15 @@ pub enum Content {
 }
 
 impl Content {
-    /// What is sent.
-    pub fn post(&self) -> Post<'_> {
+    /// What is sent to a target with this `privacy`; of the spool, what was put into it.
+    pub fn post(&self, privacy: &Privacy) -> Post<'_> {
         match self {
             Self::Stored { trace, body } => Post { trace, body: body.as_str().into() },
             Self::Record(bytes) => match Record::parse(bytes) {
-                Some(record) => Post { trace: record.trace(), body: form::encode(&record).into() },
+                Some(record) => {
+                    let body = form::encode(&privacy.view(record));
+                    Post { trace: record.trace(), body: body.into() }
+                }
                 None => Post { trace: "", body: "".into() },
             },
         }
@@ -107,6 +111,7 @@ pub struct Shared {
     /// When this target gives up, once it stops.
     deadline: Mutex<Option<Instant>>,
     timeout: Duration,
+    privacy: Privacy,
     store: Option<Arc<Store>>,
     /// The most events that can be held, apart from those that wait for the spool.
     most: usize,
@@ -158,6 +163,11 @@ impl Shared {
     /// Whether so many events are held that others may soon find no room.
     pub fn is_crowded(&self) -> bool {
         self.len() * 2 >= self.most
+    }
+
+    /// What the target is not to know.
+    pub fn privacy(&self) -> &Privacy {
+        &self.privacy
     }
 
     /// How long an attempt may take that starts now.
@@ -264,6 +274,7 @@ impl Target {
             leaving: AtomicBool::new(false),
             deadline: Mutex::new(None),
             timeout: tirreno.timeout,
+            privacy: config.privacy.clone(),
             store: store.clone(),
             most: if store.is_some() { WINDOW } else { config.queue_events },
         });
@@ -380,8 +391,11 @@ impl Target {
     pub fn spool(&mut self, batch: &[Record<'_>]) -> bool {
         let Some(store) = &self.store else { return false };
         let slot = self.config.slot;
-        let ours: Vec<_> =
-            batch.iter().filter(|record| record.targets() & (1 << slot) != 0).copied().collect();
+        let ours: Vec<_> = batch
+            .iter()
+            .filter(|record| record.targets() & (1 << slot) != 0)
+            .map(|record| self.config.privacy.view(*record))
+            .collect();
         if ours.is_empty() {
             return true;
         }
@@ -470,6 +484,7 @@ impl Target {
                 Content::Record(bytes) => Record::parse(bytes),
                 Content::Stored { .. } => None,
             })
+            .map(|record| self.config.privacy.view(record))
             .collect();
         let delay = self.config.tirreno.login_fail_delay;
         let Some(appended) = store.append(&records, delay) else { return };

@@ -15,6 +15,7 @@ use tirreno_pipeline::event::{EventTypes, Param};
 use tirreno_pipeline::gate::{Answer, KeyAnswer};
 use tirreno_pipeline::http::{Outbound, Post};
 use tirreno_pipeline::journal::{Reader, journal};
+use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::ring::Producer;
 use tirreno_pipeline::spool::{Spool, SpoolConfig, WhenFull};
@@ -84,6 +85,7 @@ impl Bench {
             batch_size: 64,
             shutdown_timeout: Duration::from_secs(30),
             spool: None,
+            privacy: Privacy::default(),
             tirreno: TirrenoConfig {
                 endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
                 api_key: Secret::new("k"),

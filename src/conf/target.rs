@@ -12,7 +12,8 @@ use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use tirreno_pipeline::config::{
     Endpoint, HEADERS_OF_OURS, Roots, Secret, TargetConfig, TirrenoConfig, check_header,
 };
-use tirreno_pipeline::event::{EventType, EventTypes};
+use tirreno_pipeline::event::{EventType, EventTypes, Param};
+use tirreno_pipeline::privacy::{IpMask, Privacy, UserKey};
 use tirreno_pipeline::spool::{SpoolConfig, WhenFull};
 use tirreno_pipeline::zone::MAX_NAME;
 
@@ -22,6 +23,10 @@ use crate::guarded;
 const MAX_CONNECTIONS: usize = 64;
 const MAX_QUEUE: usize = 10_000_000;
 const MIN_SPOOL: usize = 1 << 20;
+/// A shorter key is easier to guess than what HMAC-SHA-256 makes of it, says RFC 2104.
+const MIN_USER_KEY: usize = 32;
+/// What Tirreno does not do without.
+const REQUIRED: [Param; 3] = [Param::IpAddress, Param::Url, Param::EventTime];
 
 /// A target while its block is read; `None` is the default.
 #[derive(Default)]
@@ -44,6 +49,7 @@ struct Draft {
     accept_200: Option<bool>,
     login_fail_delay: Option<Duration>,
     spool: Option<SpoolConfig>,
+    privacy: Privacy,
 }
 
 /// Reads the block that follows; nothing for a target that is switched off.
@@ -109,11 +115,13 @@ impl Draft {
             | "rate"
             | "accept_200"
             | "login_fail_delay"
+            | "hash_user"
+            | "query"
             | "include" => (1, 1),
             "queue" => (1, 2),
             "spool" => (1, 4),
-            "header" => (2, 2),
-            "events" => (1, usize::MAX),
+            "header" | "ip_mask" => (2, 2),
+            "events" | "omit" => (1, usize::MAX),
             _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
         };
         if args.len() < least || args.len() > most {
@@ -206,8 +214,12 @@ impl Draft {
                 if self.api_key.is_some() {
                     return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
                 }
-                let key = if name == "api_key" { arg.to_string() } else { read_key(cf, arg)? };
-                self.api_key = Some(checked_key(&key, name)?);
+                let key = if name == "api_key" {
+                    arg.to_string()
+                } else {
+                    read_key(cf, arg, name, API_KEY)?
+                };
+                self.api_key = Some(Secret::new(checked_key(&key, name, API_KEY)?));
             }
             "header" => {
                 let (header, value) = (arg.to_string(), args[1].to_string());
@@ -247,6 +259,22 @@ impl Draft {
                 self.rate = Some(rate.ok_or_else(|| invalid(&must))?);
             }
             "accept_200" => self.accept_200 = Some(flag()?),
+            "ip_mask" => {
+                let prefix = |arg: ngx_str_t, most: u8, what: &str| {
+                    let prefix = arg.to_str().ok().and_then(|a| a.parse().ok());
+                    prefix.filter(|n| *n <= most).ok_or_else(|| {
+                        format!(
+                            "invalid value \"{arg}\" in \"{name}\" directive, the prefix of {what} \
+                             addresses must be a number from 0 to {most}"
+                        )
+                    })
+                };
+                let (v4, v6) = (prefix(arg, 32, "IPv4")?, prefix(args[1], 128, "IPv6")?);
+                self.privacy.ip_mask = Some(IpMask { v4, v6 });
+            }
+            "hash_user" => self.privacy.hash_user = Some(read_user_key(cf, arg)?),
+            "omit" => self.privacy.omit = read_omitted(args)?,
+            "query" => self.privacy.cut_query = !flag()?,
             _ => {}
         }
         Ok(())
@@ -302,6 +330,7 @@ impl Draft {
             batch_size: self.batch_size.unwrap_or(512),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
             spool: self.spool,
+            privacy: self.privacy,
             tirreno: TirrenoConfig {
                 endpoint,
                 api_key,
@@ -383,12 +412,58 @@ fn read_file(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>),
     Ok((path, content))
 }
 
-fn read_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<String, String> {
-    let (path, key) = read_file(cf, path).map_err(|error| hide_key(cf, path, error))?;
+/// The parameters' bits.
+fn read_omitted(names: &[ngx_str_t]) -> Result<u32, String> {
+    let mut omitted = 0;
+    for name in names {
+        let Some(param) = Param::from_name(name.as_bytes()) else {
+            return Err(format!(
+                "unknown parameter \"{name}\" in \"omit\" directive, it must be one of {}",
+                Param::ALL.map(Param::name).join(", ")
+            ));
+        };
+        if REQUIRED.contains(&param) {
+            return Err(format!(
+                "\"{name}\" in \"omit\" directive is required by Tirreno, see \"ip_mask\" and \
+                 \"query\" for less of it"
+            ));
+        }
+        if omitted & param.bit() != 0 {
+            return Err(format!("duplicate parameter \"{name}\" in \"omit\" directive"));
+        }
+        omitted |= param.bit();
+    }
+    Ok(omitted)
+}
+
+fn read_user_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<UserKey, String> {
+    const WHAT: &str = "the key for users";
+    let key = read_key(cf, path, "hash_user", WHAT)?;
+    let key = checked_key(&key, "hash_user", WHAT)?;
+    if key.len() < MIN_USER_KEY {
+        cf.warn(format_args!(
+            "the key of \"hash_user\" is shorter than {MIN_USER_KEY} characters, make one with \
+             \"openssl rand -hex 32\""
+        ));
+    }
+    Ok(UserKey::new(key.as_bytes()))
+}
+
+/// What `api_key` and `api_key_file` hold.
+const API_KEY: &str = "the API key";
+
+/// The content of a file that holds `what`, named by the directive `name`.
+fn read_key(
+    cf: &mut ngx_conf_t,
+    path: ngx_str_t,
+    name: &str,
+    what: &str,
+) -> Result<String, String> {
+    let (path, key) = read_file(cf, path).map_err(|error| hide_key(cf, path, name, error))?;
     if fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
         let path = path.display();
         cf.warn(format_args!(
-            "\"{path}\" holds the API key and everyone can read it, run \"chmod 600 {path}\""
+            "\"{path}\" holds {what} and everyone can read it, run \"chmod 600 {path}\""
         ));
     }
     Ok(String::from_utf8_lossy(&key).into_owned())
@@ -396,26 +471,26 @@ fn read_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<String, String> {
 
 /// A name without a file may be the key itself, written where its file's path belongs: only an
 /// absolute path is repeated.
-fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, error: String) -> String {
+fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, name: &str, error: String) -> String {
     match cf.full_name(path) {
         Some(full) if !path.as_bytes().starts_with(b"/") && !full.exists() => {
             let full = full.to_string_lossy();
             let directory = full.strip_suffix(&*path.to_string()).unwrap_or_default();
-            format!("\"api_key_file\" names no file below \"{directory}\"")
+            format!("\"{name}\" names no file below \"{directory}\"")
         }
         _ => error,
     }
 }
 
-fn checked_key(key: &str, name: &str) -> Result<Secret, String> {
+fn checked_key<'k>(key: &'k str, name: &str, what: &str) -> Result<&'k str, String> {
     let key = key.trim_ascii_end();
     if key.is_empty() {
-        return Err(format!("\"{name}\" is empty, it must hold the API key"));
+        return Err(format!("\"{name}\" is empty, it must hold {what}"));
     }
     if !key.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!(
-            "\"{name}\" must hold the API key and nothing else, in one line without spaces"
+            "\"{name}\" must hold {what} and nothing else, in one line without spaces"
         ));
     }
-    Ok(Secret::new(key))
+    Ok(key)
 }
