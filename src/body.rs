@@ -4,8 +4,8 @@ use core::ffi::c_void;
 use core::{ptr, slice};
 
 use nginx_sys::{
-    ngx_buf_t, ngx_chain_t, ngx_http_request_body_filter_pt, ngx_http_request_t,
-    ngx_http_top_request_body_filter, ngx_int_t, ngx_pool_cleanup_add,
+    ngx_buf_t, ngx_chain_t, ngx_http_headers_in_t, ngx_http_request_body_filter_pt,
+    ngx_http_request_t, ngx_http_top_request_body_filter, ngx_int_t, ngx_pool_cleanup_add,
 };
 use ngx::core::Status;
 use ngx::http::HttpModuleLocationConf;
@@ -13,7 +13,7 @@ use tirreno_pipeline::body::{Fields, MAX_BODY, Values};
 use zeroize::Zeroizing;
 
 use crate::conf::value::bytes;
-use crate::{TirrenoModule, capture, guarded};
+use crate::{TirrenoModule, capture, guarded, response};
 
 /// The next filter of nginx's chain, set while the configuration is read.
 static mut NEXT_BODY_FILTER: ngx_http_request_body_filter_pt = None;
@@ -21,7 +21,6 @@ static mut NEXT_BODY_FILTER: ngx_http_request_body_filter_pt = None;
 /// What is read of a request's body. It belongs to the request's pool, and not to the module's place in
 /// the request: that is emptied by an internal redirect, as to an error page.
 struct Body {
-    fields: Fields,
     /// What came so far, where the body comes in pieces. Its memory is never moved, so that nothing of
     /// it is left behind.
     pieces: Zeroizing<Vec<u8>>,
@@ -29,9 +28,12 @@ struct Body {
 }
 
 enum State {
-    Reading,
-    TooLong,
+    /// Parts of it come, and these fields are wanted.
+    Reading(Fields),
     Read(Values),
+    /// Nothing of it is wanted, or it cannot be read. Noted with the first part: what came before a
+    /// request changed its location is not there any more.
+    Unread,
 }
 
 /// Puts the filter into nginx's chain.
@@ -79,16 +81,16 @@ unsafe fn read(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
             None => wanted(&*r).and_then(|fields| attach(r, fields)),
         };
         if let Some(body) = body {
-            body.add(chain);
+            body.add(chain, &(*r).headers_in);
         }
     }
 }
 
-/// The fields that the rules for the request ask for, if any do.
+/// The fields that the rules for the request ask for; nothing where the location has no such rules.
 ///
 /// # Safety
 /// The request's strings live while it does.
-unsafe fn wanted(request: &ngx_http_request_t) -> Option<Fields> {
+unsafe fn wanted(request: &ngx_http_request_t) -> Option<Option<Fields>> {
     let location = TirrenoModule::location_conf(request)?;
     if location.enabled().is_none_or(|enabled| enabled.is_constant_off())
         || request.headers_in.content_length_n > MAX_BODY as i64
@@ -96,21 +98,23 @@ unsafe fn wanted(request: &ngx_http_request_t) -> Option<Fields> {
         return None;
     }
     let rules = location.rules()?.bodies.as_ref()?;
-    let mut fields: Option<Fields> = None;
+    let mut fields = None;
     // SAFETY: the caller's promise.
     let (method, target) = unsafe {
         let target = request.unparsed_uri;
         (capture::method(request), bytes(target.data, target.len))
     };
     let mut path = Vec::new();
-    let path = capture::path_for_rules(target, location.event_prefix(), &mut path)?;
-    rules.first(method, path, |rule, _| {
-        for more in rule.body_fields() {
-            fields = Some(fields.take().map_or_else(|| more.clone(), |known| known.with(more)));
-        }
-        false
-    });
-    fields
+    if let Some(path) = capture::path_for_rules(target, location.event_prefix(), &mut path) {
+        rules.first(method, path, |rule, _| {
+            for more in rule.body_fields() {
+                let known: Option<Fields> = fields.take();
+                fields = Some(known.map_or_else(|| more.clone(), |known| known.with(more)));
+            }
+            false
+        });
+    }
+    Some(fields)
 }
 
 /// # Safety
@@ -131,11 +135,12 @@ unsafe fn find<'r>(r: *const ngx_http_request_t) -> Option<&'r mut Body> {
 
 /// # Safety
 /// `r` is a request that nginx is processing.
-unsafe fn attach<'r>(r: *mut ngx_http_request_t, fields: Fields) -> Option<&'r mut Body> {
+unsafe fn attach<'r>(r: *mut ngx_http_request_t, fields: Option<Fields>) -> Option<&'r mut Body> {
     // SAFETY: the caller's promise; the pool calls `detach` at its end.
     unsafe {
         let cleanup = ngx_pool_cleanup_add((*r).pool, 0).as_mut()?;
-        let body = Body { fields, pieces: Zeroizing::default(), state: State::Reading };
+        let state = fields.map_or(State::Unread, State::Reading);
+        let body = Body { pieces: Zeroizing::default(), state };
         cleanup.data = Box::into_raw(Box::new(body)).cast();
         cleanup.handler = Some(DETACH);
         cleanup.data.cast::<Body>().as_mut()
@@ -151,42 +156,54 @@ unsafe extern "C" fn detach(body: *mut c_void) {
 
 impl Body {
     /// # Safety
-    /// `chain` is null or a part of the body.
-    unsafe fn add(&mut self, mut chain: *const ngx_chain_t) {
+    /// `chain` is null or a part of the body, the headers are the request's.
+    unsafe fn add(&mut self, mut chain: *const ngx_chain_t, headers: &ngx_http_headers_in_t) {
         // SAFETY: the caller's promise.
         unsafe {
             while let Some(link) = chain.as_ref() {
                 let Some(buf) = link.buf.as_ref() else { return };
-                self.add_part(content(buf), buf.last_buf() == 1);
+                self.add_part(content(buf), buf.last_buf() == 1, headers);
                 chain = link.next;
             }
         }
     }
 
     /// Reads the body once it is whole: where it comes in one part, from where nginx has it.
-    fn add_part(&mut self, part: Option<&[u8]>, last: bool) {
-        if !matches!(self.state, State::Reading) {
-            return;
-        }
-        match part {
+    ///
+    /// # Safety
+    /// The headers are the request's.
+    unsafe fn add_part(
+        &mut self,
+        part: Option<&[u8]>,
+        last: bool,
+        headers: &ngx_http_headers_in_t,
+    ) {
+        let State::Reading(fields) = &self.state else { return };
+        let whole = match part {
+            Some(part) if last && self.pieces.is_empty() => Some(part),
             Some(part) if self.pieces.len() + part.len() <= MAX_BODY => {
-                if last && self.pieces.is_empty() {
-                    self.state = State::Read(Values::read(part, &self.fields));
-                    return;
-                }
                 if self.pieces.capacity() == 0 {
                     self.pieces.reserve_exact(MAX_BODY);
                 }
                 self.pieces.extend_from_slice(part);
+                if !last {
+                    return;
+                }
+                Some(&self.pieces[..])
             }
-            _ => self.state = State::TooLong,
-        }
-        if last && matches!(self.state, State::Reading) {
-            self.state = State::Read(Values::read(&self.pieces, &self.fields));
-        }
-        if !matches!(self.state, State::Reading) {
-            self.pieces = Zeroizing::default();
-        }
+            _ => None,
+        };
+        // SAFETY: the caller's promise.
+        let (content_type, encoded) = unsafe {
+            let mut names =
+                response::headers(&headers.headers).map(|h| bytes(h.key.data, h.key.len));
+            let encoded = names.any(|name| name.eq_ignore_ascii_case(b"content-encoding"));
+            (capture::header(headers.content_type), encoded)
+        };
+        let whole = whole.filter(|whole| whole.len() <= MAX_BODY && !encoded);
+        let values = whole.map(|whole| Values::read(content_type, whole, fields));
+        self.state = values.map_or(State::Unread, State::Read);
+        self.pieces = Zeroizing::default();
     }
 }
 

@@ -234,7 +234,7 @@ unsafe fn push(
 
     // Also an empty value replaces what would be captured.
     let mut given = 0;
-    let mut named = &[][..];
+    let (mut named, mut confirmed) = (&[][..], false);
     let (mut own_url, mut own_referer) = (None, None);
     let mut fits = Ok(());
     event.kind = kind.ok_or(NoEvent::Skipped(SkipReason::EventOff))?;
@@ -256,10 +256,10 @@ unsafe fn push(
     let account = found.and_then(|rule| unsafe { Account::named(r, rule, main) });
     if given & Param::UserName.bit() == 0 {
         // SAFETY: as above.
-        named = unsafe {
+        (named, confirmed) = unsafe {
             match found.filter(|rule| !rule.users.is_empty()) {
                 Some(rule) => rules_user(r, rule, account.as_ref(), refused, event.kind),
-                None => user(r, location.users(), refused),
+                None => (user(r, location.users(), refused), false),
             }
         };
     }
@@ -304,7 +304,9 @@ unsafe fn push(
         }
     }
     event.set(Param::UserName, named)?;
-    if let Some(account) = &account {
+    if let Some(account) = &account
+        && (confirmed || event.kind == EventType::AccountLoginFail)
+    {
         event.set_extra(Extra::Account, &account.key.tag);
     }
     let off = Redaction::off();
@@ -449,8 +451,9 @@ impl<'r> Account<'r> {
     }
 }
 
-/// The first user of a rule that is named. A good login teaches whose the account is that the body
-/// names; a failed one is of whose account it names, also where the application answers 401.
+/// The first user of a rule that is named, and whether the response confirms that the account in the body
+/// is that user's: a good login teaches so. A failed one is of whose account it names, also where the
+/// application answers 401.
 ///
 /// # Safety
 /// As for [`user`].
@@ -460,7 +463,7 @@ unsafe fn rules_user<'r>(
     account: Option<&Account<'r>>,
     refused: bool,
     kind: EventType,
-) -> &'r [u8] {
+) -> (&'r [u8], bool) {
     for source in &rule.users {
         let named = match source {
             // SAFETY: the caller's promise.
@@ -470,14 +473,15 @@ unsafe fn rules_user<'r>(
         if named.is_empty() {
             continue;
         }
-        if let (User::Value(Sourced { trusted: true, .. }), Some(account)) = (source, account)
-            && kind == EventType::AccountLogin
-        {
+        let answered = matches!(source, User::Value(value) if value.answered);
+        let mut confirmed = false;
+        if let Some(account) = account.filter(|_| answered && kind == EventType::AccountLogin) {
+            confirmed = account.accounts.find(&account.key).is_none_or(|known| known == named);
             account.accounts.learn(&account.key, named, account.time_ms);
         }
-        return named;
+        return (named, confirmed);
     }
-    &[]
+    (&[], false)
 }
 
 /// The start of a request, in milliseconds since the epoch.
@@ -552,7 +556,7 @@ unsafe fn peer(connection: *const ngx_connection_t) -> Option<IpAddr> {
 ///
 /// # Safety
 /// `header` is null, or a header of a request that lives for `'a`.
-unsafe fn header<'a>(header: *const ngx_table_elt_t) -> &'a [u8] {
+pub(crate) unsafe fn header<'a>(header: *const ngx_table_elt_t) -> &'a [u8] {
     // SAFETY: the caller's promise.
     unsafe { header.as_ref().map_or(&[], |h| bytes(h.value.data, h.value.len)) }
 }

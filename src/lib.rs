@@ -62,6 +62,7 @@ pub static mut ngx_http_tirreno_module: ngx_module_t = ngx_module_t {
     // SAFETY: only the address is taken.
     commands: unsafe { ptr::addr_of_mut!(COMMANDS[0]) },
     type_: NGX_HTTP_MODULE as ngx_uint_t,
+    init_module: Some(init_module),
     init_process: Some(init_process),
     exit_process: Some(exit_process),
     ..ngx_module_t::default()
@@ -127,6 +128,17 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         }
         let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
         done.map_or_else(Into::into, |()| Status::NGX_OK.into())
+    })
+}
+
+extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    guarded(Status::NGX_ERROR.into(), || {
+        // SAFETY: nginx passes the cycle that is in force from now on.
+        let cycle = unsafe { &*cycle };
+        if let Some(main) = TirrenoModule::main_conf(cycle) {
+            zone::announce(cycle.log, main);
+        }
+        Status::NGX_OK.into()
     })
 }
 

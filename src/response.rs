@@ -105,7 +105,7 @@ unsafe fn fields<'r>(r: *const ngx_http_request_t) -> impl Iterator<Item = (&'r 
 ///
 /// # Safety
 /// The list is one of headers, or zero.
-unsafe fn headers(list: &ngx_list_t) -> impl Iterator<Item = &ngx_table_elt_t> {
+pub(crate) unsafe fn headers(list: &ngx_list_t) -> impl Iterator<Item = &ngx_table_elt_t> {
     let mut part: *const ngx_list_part_t = &list.part;
     let mut next = 0;
     core::iter::from_fn(move || {

@@ -1,7 +1,7 @@
 //! The module's shared memory, made by nginx.
 
 use core::ffi::c_void;
-use core::ptr;
+use core::{mem, ptr};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
@@ -11,15 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nginx_sys::{
-    NGX_LOG_EMERG, ngx_conf_t, ngx_int_t, ngx_pagesize, ngx_shared_memory_add, ngx_shm_zone_t,
-    ngx_slab_alloc, ngx_slab_pool_t, ngx_test_config,
+    NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_int_t, ngx_log_t, ngx_pagesize,
+    ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_alloc, ngx_slab_pool_t, ngx_test_config,
 };
 use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
 use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
-use tirreno_pipeline::config::TargetConfig;
-use tirreno_pipeline::spool::{self, Spool, SpoolConfig};
+use tirreno_pipeline::spool::{self, Spool};
 use tirreno_pipeline::zone::Zone;
 
 use crate::conf::MainConf;
@@ -88,7 +87,6 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     for target in &main.targets {
         if let Some(spool) = &target.spool {
             check_directory(&spool.path)?;
-            announce(target, spool, zone)?;
         }
     }
     for target in &mut main.targets {
@@ -101,23 +99,36 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     Ok(())
 }
 
-/// Tells the other instance of nginx, during a binary upgrade, that this one captures for the spool, too.
-/// The workers inherit that, and the kernel ends it with the last of them.
-fn announce(target: &TargetConfig, spool: &SpoolConfig, zone: Zone) -> Result<(), String> {
-    static ANNOUNCED: Mutex<BTreeMap<PathBuf, (u64, File)>> = Mutex::new(BTreeMap::new());
+/// Tells the other instance of nginx, during a binary upgrade, which spools this one captures for. The
+/// workers inherit that, and the kernel ends it with the last of them. Called when a configuration is in
+/// force.
+pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
+    static ANNOUNCED: Mutex<BTreeMap<(PathBuf, u64), File>> = Mutex::new(BTreeMap::new());
     // SAFETY: nginx sets it before it reads the configuration.
-    if unsafe { ngx_test_config } != 0 {
-        return Ok(());
-    }
-    let file = Spool::file(spool, &target.name, &target.tirreno.endpoint.sensor().to_string());
+    let (Some(zone), 0) = (main.zone, unsafe { ngx_test_config }) else { return };
     let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
-    let instance = zone.instance();
-    if announced.get(&file).is_none_or(|(known, _)| *known != instance) {
-        let lock = spool::announce(&file, instance)
-            .map_err(|error| format!("spool: \"{}\" cannot be locked: {error}", file.display()))?;
-        announced.insert(file, (instance, lock));
+    let mut before = mem::take(&mut *announced);
+    for target in &main.targets {
+        let Some(spool) = &target.spool else { continue };
+        let url = target.tirreno.endpoint.sensor().to_string();
+        let place = (Spool::file(spool, &target.name, &url), zone.instance());
+        let lock = match before.remove(&place) {
+            Some(lock) => Ok(lock),
+            None => spool::announce(&place.0, place.1),
+        };
+        match lock {
+            Ok(lock) => drop(announced.insert(place, lock)),
+            Err(error) => {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    log,
+                    "tirreno: the lock of \"{}\" cannot be used: {error}; during a binary upgrade, events \
+                 may be sent out of order",
+                    place.0.display()
+                );
+            }
+        }
     }
-    Ok(())
 }
 
 /// nginx has made the directory and given it to the workers' user; whether it can be written to is

@@ -51,6 +51,7 @@ impl Site {
         let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
         let http = format!(
             "access_log off;
+             keepalive_requests 100000;
              tirreno_target {{ url %SENSOR%; api_key test-key; interval 20ms; {target} }}
              server {{
                  listen 127.0.0.1:%PORT9%;
@@ -67,8 +68,12 @@ impl Site {
         Self::start("login_fail_delay 0;", SERVER, |builder| builder)
     }
 
+    /// Sends a form, or what looks like JSON.
     fn post(&self, path: &str, headers: RequestHeaders<'_>, body: &str) -> u16 {
-        let answer = client::post(self.nginx.port(), path, headers, body.as_bytes());
+        let form = [("Content-Type", "application/x-www-form-urlencoded")];
+        let more = if body.starts_with(['{', '[']) { &[][..] } else { &form };
+        let headers = [headers, more].concat();
+        let answer = client::post(self.nginx.port(), path, &headers, body.as_bytes());
         answer.unwrap_or_else(|error| panic!("{path}: {error}")).status
     }
 
@@ -367,6 +372,100 @@ fn a_failure_before_a_good_login_is_its_first_half() {
         let sent = if target.is_empty() { 2 } else { 0 };
         assert_eq!(kinds(&site, "account_login_fail"), sent, "{target}");
     }
+}
+
+#[test]
+fn only_the_accounts_own_user_withdraws_its_failure() {
+    let site = Site::start("", SERVER, |builder| builder);
+    let post = |path: &str, name: &str| {
+        site.post(path, &[("X-Address", "192.0.2.1")], &json(name));
+    };
+    post(GOOD, "ann");
+    post(FAILED, "ann");
+    // No user in the answer, and another one than before.
+    post("/login", "ann");
+    post("/login?set_cookie=user%3Dmallory", "ann");
+    site.wait_count("delivered", 3);
+    assert_eq!((site.count("withdrawn"), site.count("pending")), (0, 1));
+    // Whose the account is, is in doubt until the next login.
+    let users = || {
+        let users = site.sensor.stored().iter().map(|e| e.user_name.clone()).collect::<Vec<_>>();
+        site.sensor.forget();
+        users
+    };
+    assert_eq!(users(), ["u1", "u1", "mallory"]);
+    post("/login", "ann");
+    post(GOOD, "ann");
+    post("/login", "ann");
+    post(GOOD, "ann");
+    post("/login", "ann");
+    site.wait_count("delivered", 8);
+    let users = users();
+    assert!(is_alias(&users[0]) && is_alias(&users[2]), "{users:?}");
+    assert_eq!((&*users[1], &*users[3], &*users[4]), ("u1", "u1", "u1"));
+}
+
+#[test]
+fn what_applications_read_in_different_ways_is_nobodys() {
+    let site = Site::simple();
+    site.post(GOOD, &[], &json("victim"));
+    assert_eq!(site.event().1, "u1");
+    for body in [
+        r#"{"login_id":"victim","login_id":"me"}"#,
+        r#"{"login_id":"victim","LOGIN_ID":"me"}"#,
+        r#"{"login_id":"victim","\ud800":"","login_id":"me"}"#,
+        "login_id=victim&+login_id=me",
+    ] {
+        site.post("/login", &[], body);
+        assert_eq!(site.event(), ("account_login".to_owned(), NOBODY.to_owned()), "{body}");
+    }
+    for headers in
+        [("Content-Encoding", "gzip"), ("Content-Type", "application/x-www-form-urlencoded")]
+    {
+        site.post(FAILED, &[headers], &json("victim"));
+        assert_eq!(site.event().1, NOBODY);
+    }
+    let part =
+        format!("--x\r\nContent-Disposition: form-data; name=\"p\"\r\n\r\na&login_id={SECRET}&");
+    let multipart = [("Content-Type", "multipart/form-data; boundary=x")];
+    client::post(site.nginx.port(), FAILED, &multipart, part.as_bytes()).unwrap();
+    assert_eq!(site.event().1, NOBODY);
+    site.assert_no_secret();
+}
+
+#[test]
+fn failures_that_wait_leave_room_for_other_events() {
+    let site = Site::start("queue 400;", SERVER, |builder| builder);
+    for n in 0..300 {
+        site.post(FAILED, &[], &json(&format!("u{n}")));
+    }
+    // They may take a quarter; the others were sent.
+    site.wait_count("delivered", 200);
+    site.post(GOOD, &[], &json("ann"));
+    site.wait_count("delivered", 201);
+    assert_eq!((site.count("pending"), site.count("dropped")), (100, 0));
+}
+
+#[test]
+fn failures_that_have_waited_do_not_wait_for_a_backlog() {
+    const VIEWS: usize = 4000;
+    let server = format!("{SERVER} tirreno_event page_view GET /view anonymous=on;");
+    let site = Site::start("login_fail_delay 100ms; spool %PREFIX%/spool;", &server, |b| b);
+    site.sensor.refuse();
+    for _ in 0..3 {
+        site.post(FAILED, &[], &json("ann"));
+    }
+    let address = SocketAddr::from(([127, 0, 0, 1], site.nginx.port()));
+    let mut connection = Connection::open(address).unwrap();
+    for _ in 0..VIEWS {
+        assert_eq!(connection.request("GET", "/view", &[], b"").unwrap().status, 200);
+    }
+    site.wait_count("pending", VIEWS as u64 + 3);
+    site.sensor.listen_again();
+    site.wait_count("delivered", VIEWS as u64 + 3);
+    let events = site.sensor.stored();
+    let last = events.iter().rposition(|event| event.event_type == "account_login_fail");
+    assert!(last.unwrap() < VIEWS - 500, "{last:?}");
 }
 
 #[test]

@@ -222,6 +222,9 @@ impl Wire {
             Connection::open(SocketAddr::from(([127, 0, 0, 1], self.port))).expect("nginx listens")
         });
         let body = if matches!(line.method, "POST" | "PUT") { app.body } else { "" };
+        if !body.is_empty() && !body.starts_with('{') {
+            headers.push(("Content-Type", "application/x-www-form-urlencoded"));
+        }
         let answer = connection.request(line.method, target, &headers, body.as_bytes());
         assert_eq!(answer.expect(line.text).status, line.status, "{}", line.text);
         if connection.ended() {

@@ -19,6 +19,10 @@ const WAYS: usize = 8;
 /// Words of an entry: two of the key, the time and the length, the id, the checksum.
 const WORDS: usize = 4 + MAX_ID / 8;
 
+/// The bit of an entry's third word that says that its last two logins were not of one user.
+const DOUBTFUL: u64 = 0x80;
+const _: () = assert!(MAX_ID < DOUBTFUL as usize);
+
 /// An account's name, hashed with the zone's key. Case and white space around a name do not count:
 /// people's do not either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,15 +91,20 @@ impl Accounts {
         AccountKey { tag, place: [a, b].map(u64::from_ne_bytes), alias }
     }
 
-    /// A good login of that account was `id`'s. An id over [`MAX_ID`] is not learned.
+    /// A good login of that account was `id`'s. Where it was somebody else's before, it is nobody's until
+    /// the next login confirms it. An id over [`MAX_ID`] is not learned.
     pub fn learn(&self, key: &AccountKey, id: &[u8], now_ms: i64) {
         if id.is_empty() || id.len() > MAX_ID || self.table.is_empty() {
             return;
         }
+        let contradicts = self.entry(key).is_some_and(|words| id_of(&words) != id);
         let mut words = [0; WORDS];
         words[..2].copy_from_slice(&key.place);
-        // The milliseconds leave the lowest byte to the length.
+        // The milliseconds leave the lowest byte to the length and to the doubt.
         words[2] = (now_ms as u64) << 8 | id.len() as u64;
+        if contradicts {
+            words[2] |= DOUBTFUL;
+        }
         for (word, bytes) in words[3..].iter_mut().zip(id.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
@@ -114,16 +123,23 @@ impl Accounts {
 
     /// The user whose account it is, if that is known.
     pub fn find(&self, key: &AccountKey) -> Option<Vec<u8>> {
-        let words = self.ways(key).filter_map(Learned::read).find(|w| w[..2] == key.place)?;
-        let len = usize::from(words[2] as u8);
-        let id: Vec<u8> = words[3..WORDS - 1].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        id.get(..len).map(<[u8]>::to_vec)
+        self.entry(key).filter(|words| words[2] & DOUBTFUL == 0).map(|words| id_of(&words))
+    }
+
+    fn entry(&self, key: &AccountKey) -> Option<[u64; WORDS]> {
+        self.ways(key).filter_map(Learned::read).find(|words| words[..2] == key.place)
     }
 
     fn ways(&self, key: &AccountKey) -> impl Iterator<Item = &'static Learned> {
         let (table, first) = (self.table, key.place[0] as usize);
         (0..WAYS.min(table.len())).map(move |i| &table[first.wrapping_add(i) % table.len()])
     }
+}
+
+/// The id in an entry.
+fn id_of(words: &[u64; WORDS]) -> Vec<u8> {
+    let id = words[3..WORDS - 1].iter().flat_map(|word| word.to_ne_bytes());
+    id.take((words[2] & (DOUBTFUL - 1)) as usize).collect()
 }
 
 impl std::fmt::Debug for Accounts {
@@ -146,6 +162,9 @@ mod tests {
         one.learn(&key, b"4yqk5pwc", 1);
         assert_eq!(other.find(&other.key(" ann@example.COM ")), Some(b"4yqk5pwc".to_vec()));
         assert_eq!(other.find(&other.key("bob")), None);
+        // Somebody else's: it may be a mistake, until it is so again.
+        one.learn(&key, &[b'x'; MAX_ID], 2);
+        assert_eq!(other.find(&key), None);
         one.learn(&key, &[b'x'; MAX_ID], 2);
         assert_eq!(other.find(&key), Some(vec![b'x'; MAX_ID]));
         one.learn(&key, &[b'y'; MAX_ID + 1], 3);

@@ -176,9 +176,9 @@ fn random_key() -> Result<&'static [u8; 32], String> {
         return Ok(key);
     }
     let mut key = [0; 32];
-    match rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()) {
-        Ok(32) => Ok(KEY.get_or_init(|| key)),
-        _ => Err("the system has no random numbers for a key, set \"hash_key_file\"".into()),
+    match getrandom::fill(&mut key) {
+        Ok(()) => Ok(KEY.get_or_init(|| key)),
+        Err(_) => Err("the system has no random numbers for a key, set \"hash_key_file\"".into()),
     }
 }
 

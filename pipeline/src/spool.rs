@@ -37,10 +37,16 @@ const BUSY: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(10);
 /// What a row takes beside its form: key, index, time, user. The triggers below have it too.
 const ROW_OVERHEAD: u64 = 200;
+/// So much of the file system is left free: where SQLite's log cannot be moved into the database,
+/// nothing can be deleted either. Twice what the log may have.
+const RESERVE: u64 = 8 << 20;
 /// The most rejected events that are kept to be looked at.
 const MAX_REJECTED: u64 = 10_000;
 /// Above this share of the size, `page_*` events make room or are refused, so that logins find room.
 const PAGES_UP_TO: f64 = 0.8;
+
+/// The tables' layout, as `PRAGMA user_version`.
+const LAYOUT: i64 = 1;
 
 /// The triggers count what is pending also where an administrator deletes or adds rows.
 const SCHEMA: &str = "
@@ -56,7 +62,8 @@ CREATE TABLE IF NOT EXISTS pending (
     due      INTEGER NOT NULL DEFAULT 0,
     attempt  INTEGER
 ) STRICT;
-CREATE INDEX IF NOT EXISTS pending_order ON pending (stamp);
+CREATE INDEX IF NOT EXISTS pending_order ON pending (stamp) WHERE due = 0;
+CREATE INDEX IF NOT EXISTS pending_due ON pending (due) WHERE due > 0;
 CREATE INDEX IF NOT EXISTS pending_attempts ON pending (attempt) WHERE attempt IS NOT NULL;
 CREATE INDEX IF NOT EXISTS pending_pages ON pending (id) WHERE type LIKE 'page\\_%' ESCAPE '\\';
 CREATE TABLE IF NOT EXISTS rejected (
@@ -109,39 +116,53 @@ pub struct SpoolConfig {
 
 /// Why a spool cannot be used now. It names no content.
 #[derive(Debug)]
-pub struct SpoolError(rusqlite::Error);
+pub enum SpoolError {
+    /// SQLite's error.
+    Database(rusqlite::Error),
+    /// The file system has less than [`RESERVE`] left.
+    NoReserve,
+    /// Another version of the module made it.
+    Layout,
+}
 
 impl SpoolError {
     /// Whether the file system has no room.
     pub fn is_full(&self) -> bool {
-        self.0.sqlite_error_code() == Some(ErrorCode::DiskFull)
+        self.code() == Some(ErrorCode::DiskFull) || matches!(self, Self::NoReserve)
+    }
+
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Database(error) => error.sqlite_error_code(),
+            Self::NoReserve | Self::Layout => None,
+        }
     }
 
     /// Whether another connection holds the database.
     fn is_busy(&self) -> bool {
-        let code = self.0.sqlite_error_code();
-        matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+        matches!(self.code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
     /// Whether the database is damaged, and not only in the way of something.
     pub fn is_corrupt(&self) -> bool {
-        matches!(
-            self.0.sqlite_error_code(),
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-        )
+        matches!(self.code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
     }
 }
 
 impl From<rusqlite::Error> for SpoolError {
     fn from(error: rusqlite::Error) -> Self {
-        Self(error)
+        Self::Database(error)
     }
 }
 
 impl fmt::Display for SpoolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => "the disk is full",
+        f.write_str(match self.code() {
+            _ if matches!(self, Self::Layout) => {
+                "another version of the module made it: let that one deliver what is in it, or move \
+                 it away"
+            }
+            _ if self.is_full() => "the disk is full",
             Some(ErrorCode::ReadOnly) => "the file system or the file is read-only",
             Some(ErrorCode::CannotOpen) => "the file cannot be opened or made",
             Some(ErrorCode::PermissionDenied) => "permission denied",
@@ -163,6 +184,8 @@ pub struct Stored {
     pub id: u64,
     /// When it was captured, on the spool's own clock.
     pub stamp: Stamp,
+    /// Until when it waited; zero where it does not.
+    pub due: Stamp,
     /// The trace id.
     pub trace: String,
     /// When it was captured, milliseconds since the epoch.
@@ -222,7 +245,10 @@ pub struct Appended {
 
 /// What the next good login withdraws: the latest failed one of the same attempt that still waits.
 const WITHDRAW: &str = "DELETE FROM pending WHERE id =
-    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 ORDER BY stamp DESC, id DESC LIMIT 1)";
+    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3
+     ORDER BY stamp DESC, id DESC LIMIT 1)";
+/// What is read of an event.
+const COLUMNS: &str = "SELECT id, trace_id, captured, user_key, body, stamp, due FROM pending";
 
 /// The right to send what is in a spool.
 #[derive(Debug)]
@@ -292,7 +318,16 @@ impl Spool {
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
-        db.execute_batch(SCHEMA)?;
+        let layout: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let is_new = layout == 0 && !db.table_exists(None, "pending")?;
+        if layout != LAYOUT && !is_new {
+            return Err(SpoolError::Layout);
+        }
+        if is_new {
+            db.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {LAYOUT}; COMMIT;"
+            ))?;
+        }
         let mut spool = Self { db, config: config.clone(), version: 0, epoch: 0 };
         spool.number()?;
         spool.epoch = spool.set_clock()?;
@@ -398,6 +433,10 @@ impl Spool {
     /// # Errors
     /// Nothing of it is stored.
     pub fn append(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
+        let space = rustix::fs::statvfs(&self.config.path);
+        if space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < RESERVE) {
+            return Err(SpoolError::NoReserve);
+        }
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
@@ -407,8 +446,10 @@ impl Spool {
     }
 
     fn insert(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
-        let (config, epoch, now) = (self.config.clone(), self.epoch, self.now());
+        let (config, epoch) = (self.config.clone(), self.epoch);
         let tx = self.begin()?;
+        // Not before: beginning may have waited for another process.
+        let now = Stamp(epoch.saturating_add(monotonic_ns() as i64));
         let mut result = Appended::default();
         let mut bytes = read_total(&tx, "bytes")?;
         let (mut refused, mut withdrawn) = (0, 0);
@@ -438,13 +479,10 @@ impl Spool {
                     continue;
                 }
                 let stamp = Stamp(epoch.saturating_add(record.stamp() as i64));
-                let (due, failed) = match Attempt::of(record) {
+                let attempt = Attempt::of(record);
+                let (due, failed) = match attempt {
                     Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
                         (stamp.after(delay), Some(attempt as i64))
-                    }
-                    Some(Attempt::Good(attempt)) => {
-                        withdrawn += withdraw.execute(params![attempt as i64, now.0])? as u64;
-                        (Stamp::default(), None)
                     }
                     _ => (Stamp::default(), None),
                 };
@@ -462,6 +500,10 @@ impl Spool {
                 if new == 1 {
                     bytes += size;
                     result.stored += 1;
+                    if let Some(Attempt::Good(attempt)) = attempt {
+                        let params = params![attempt as i64, now.0, stamp.0];
+                        withdrawn += withdraw.execute(params)? as u64;
+                    }
                 }
             }
         }
@@ -477,8 +519,8 @@ impl Spool {
         Ok(result)
     }
 
-    /// At most `most` events behind the cursor, in order of capture, and not more than `bytes` of forms
-    /// (but one).
+    /// Of the events that do not wait, at most `most` behind the cursor, in order of capture, and not
+    /// more than `bytes` of forms (but one).
     ///
     /// # Errors
     /// They cannot be read.
@@ -488,15 +530,63 @@ impl Spool {
         most: usize,
         bytes: usize,
     ) -> Result<Vec<Stored>, SpoolError> {
-        let mut select = self.db.prepare_cached(
-            "SELECT id, trace_id, captured, user_key, body, stamp FROM pending
-             WHERE (stamp, id) > (?1, ?2) AND due <= ?4 ORDER BY stamp, id LIMIT ?3",
-        )?;
-        let mut rows = select.query(params![stamp.0, id as i64, most as i64, self.now().0])?;
-        let (mut events, mut size) = (Vec::new(), 0);
+        let condition = "due = 0 AND (stamp, id) > (?1, ?2) ORDER BY stamp, id LIMIT ?3";
+        self.select(condition, params![stamp.0, id as i64, most as i64], bytes)
+    }
+
+    /// The same of the events that have waited until now, in the order of that.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn load_due(
+        &self,
+        (due, id): Cursor,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Vec<Stored>, SpoolError> {
+        let condition = "due > 0 AND due <= ?4 AND (due, id) > (?1, ?2) ORDER BY due, id LIMIT ?3";
+        let params = params![due.0, id as i64, most as i64, self.now().0];
+        self.select(condition, params, bytes)
+    }
+
+    /// At most `most` events with keys above `known` that were committed when the cursors had passed
+    /// their places, and the key from which on to look the next time.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn load_late(
+        &self,
+        known: u64,
+        (stamp, id): Cursor,
+        (due, due_id): Cursor,
+        most: usize,
+    ) -> Result<(Vec<Stored>, u64), SpoolError> {
+        let newest: Option<i64> =
+            self.db.query_row("SELECT max(id) FROM pending", [], |row| row.get(0))?;
+        let condition = "id > ?1 AND (due = 0 AND (stamp, id) <= (?2, ?3)
+                                   OR due > 0 AND (due, id) <= (?4, ?5)) ORDER BY id LIMIT ?6";
+        let params = params![known as i64, stamp.0, id as i64, due.0, due_id as i64, most as i64];
+        let mut events = self.select(condition, params, usize::MAX)?;
+        let next = match events.last() {
+            Some(last) if events.len() == most => last.id,
+            _ => newest.map_or(known, |newest| newest as u64),
+        };
+        events.sort_by_key(|event| (event.stamp, event.id));
+        Ok((events, next))
+    }
+
+    fn select(
+        &self,
+        condition: &str,
+        params: &[&dyn rusqlite::ToSql],
+        bytes: usize,
+    ) -> Result<Vec<Stored>, SpoolError> {
+        let mut select = self.db.prepare_cached(&format!("{COLUMNS} WHERE {condition}"))?;
+        let mut rows = select.query(params)?;
+        let (mut events, mut size) = (Vec::new(), 0_usize);
         while let Some(row) = rows.next()? {
             let body: String = row.get(4)?;
-            size += body.len();
+            size = size.saturating_add(body.len());
             if size > bytes && !events.is_empty() {
                 break;
             }
@@ -504,6 +594,7 @@ impl Spool {
             events.push(Stored {
                 id: row.get(0)?,
                 stamp: Stamp(row.get(5)?),
+                due: Stamp(row.get(6)?),
                 trace: row.get(1)?,
                 time_ms: time_ms(&captured),
                 user: row.get::<_, i64>(3)? as u64,
@@ -634,8 +725,31 @@ fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
     lock
 }
 
+/// The file beside the database whose locks tell who does what. The directory is the workers' user's,
+/// and a master may be root: what lies there under this name is opened only if it is a plain file, and
+/// given to that user only if it was made here.
 fn lock_file(file: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(file.with_extension("lock"))
+    let path = file.with_extension("lock");
+    let careful = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(careful);
+    match options.clone().create_new(true).open(&path) {
+        Ok(made) => {
+            if let Some(owner) = file.parent().and_then(|directory| fs::metadata(directory).ok()) {
+                let _ = fchown(&made, Some(owner.uid()), Some(owner.gid()));
+            }
+            Ok(made)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let found = options.open(&path)?;
+            let about = found.metadata()?;
+            match about.is_file() && about.nlink() == 1 {
+                true => Ok(found),
+                false => Err(std::io::Error::other("it is no plain file")),
+            }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Says that an instance of nginx, a master and its workers, captures for the spool in `file`, while
@@ -645,10 +759,6 @@ fn lock_file(file: &Path) -> std::io::Result<File> {
 /// The lock beside the database cannot be made.
 pub fn announce(file: &Path, instance: u64) -> std::io::Result<File> {
     let lock = lock_file(file)?;
-    // A master that is root makes it for its workers.
-    if let Some(owner) = file.parent().and_then(|directory| fs::metadata(directory).ok()) {
-        let _ = fchown(&lock, Some(owner.uid()), Some(owner.gid()));
-    }
     let own = bytes_lock(byte_of(instance), 1);
     // SAFETY: the descriptor is open, the structure is initialized.
     match unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_OFD_SETLK, &own) } {
@@ -901,6 +1011,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_committed_late_is_found() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 5);
+        let (all, known) = spool.load_late(0, (Stamp::END, 0), START, 100).unwrap();
+        assert_eq!(all.len(), 5);
+        let here = (all[2].stamp, all[2].id);
+        assert_eq!(spool.load_late(0, here, START, 100).unwrap().0, all[..3]);
+        // Page by page.
+        let (page, next) = spool.load_late(0, here, START, 2).unwrap();
+        assert_eq!((&page[..], next), (&all[..2], all[1].id));
+        assert_eq!(spool.load_late(next, here, START, 2).unwrap(), (vec![all[2].clone()], known));
+        assert_eq!(spool.load_late(known, here, START, 2).unwrap(), (vec![], known));
+        bench.next = 0;
+        spool.db.execute("DELETE FROM pending", []).unwrap();
+        bench.append(&mut spool, EventType::PageView, 1);
+        assert_eq!(spool.load_late(known, here, START, 2).unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn another_versions_database_is_left_alone() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 1);
+        spool.db.pragma_update(None, "user_version", 0).unwrap();
+        drop(spool);
+        let error = Spool::open(&bench.config, &bench.file()).unwrap_err();
+        assert!(!error.is_corrupt() && error.to_string().contains("another version"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_in_the_locks_place_is_not_followed() {
+        let bench = Bench::new();
+        let (lock, victim) = (bench.file().with_extension("lock"), bench.dir.path().join("victim"));
+        fs::write(&victim, "").unwrap();
+        std::os::unix::fs::symlink(&victim, &lock).unwrap();
+        assert!(announce(&bench.file(), 1).is_err());
+        fs::remove_file(&lock).unwrap();
+        fs::hard_link(&victim, &lock).unwrap();
+        assert!(announce(&bench.file(), 1).is_err());
+        fs::remove_file(&lock).unwrap();
+        let name = std::ffi::CString::new(lock.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: the path ends with NUL.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(announce(&bench.file(), 1).is_err());
+        fs::remove_file(&lock).unwrap();
+        assert!(announce(&bench.file(), 1).is_ok());
+    }
+
+    #[test]
     fn the_clock_goes_on_after_a_boot() {
         let mut bench = Bench::new();
         let mut spool = bench.open();
@@ -941,12 +1101,14 @@ mod tests {
         let totals = spool.totals().unwrap();
         assert_eq!((totals.collected, totals.pending, totals.withdrawn), (4, 4, 1));
         // The failed ones wait.
-        let ready = spool.load(START, 10, usize::MAX).unwrap();
-        assert_eq!(ready.len(), 1);
-        spool.db.execute("UPDATE pending SET due = 0", []).unwrap();
-        let urls = ["%2F0&", "%2F2&", "%2F3&", "%2F4&"];
-        let all = spool.load(START, 10, usize::MAX).unwrap();
-        assert!(all.iter().zip(urls).all(|(event, url)| event.body.contains(url)), "{all:?}");
+        assert_eq!(spool.load(START, 10, usize::MAX).unwrap().len(), 1);
+        assert!(spool.load_due(START, 10, usize::MAX).unwrap().is_empty());
+        spool.db.execute("UPDATE pending SET due = stamp WHERE due > 0", []).unwrap();
+        let due = spool.load_due(START, 10, usize::MAX).unwrap();
+        assert_eq!(due.len(), 3);
+        let urls = ["%2F0&", "%2F2&", "%2F3&"];
+        assert!(due.iter().zip(urls).all(|(event, url)| event.body.contains(url)), "{due:?}");
+        // What has waited is not withdrawn any more: it may be on its way.
         login(EventType::AccountLogin, [1; 8], here);
         assert_eq!(spool.totals().unwrap().withdrawn, 1);
     }

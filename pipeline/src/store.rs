@@ -10,8 +10,8 @@ use crate::clock::wall_ms;
 use crate::journal::{Journal, Level, Once};
 use crate::privacy::View;
 use crate::spool::{
-    Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stamp, Stored,
-    is_shared, set_aside,
+    Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stored, is_shared,
+    set_aside,
 };
 use crate::zone::Fault;
 
@@ -116,24 +116,49 @@ impl Store {
         self.with(|spool| spool.append(events, delay))
     }
 
-    /// Events behind the cursor; nothing when they cannot be read now. A full disk does not matter.
-    pub fn load(&self, after: Cursor, most: usize, bytes: usize) -> Option<Vec<Stored>> {
-        if let Some(spool) = &self.lock().spool
-            && let Ok(events) = spool.load(after, most, bytes)
-        {
-            return Some(events);
+    /// Events behind the cursor that do not wait; nothing when they cannot be read now. While another
+    /// instance of nginx captures too, only those before which nothing can come any more, where each
+    /// needs at most `span` to commit.
+    pub fn load(
+        &self,
+        after: Cursor,
+        most: usize,
+        bytes: usize,
+        span: Duration,
+    ) -> Option<Vec<Stored>> {
+        let (now, mut events) =
+            self.read(|spool| Ok((spool.now(), spool.load(after, most, bytes)?)))?;
+        // Asked after loading: another instance says so before it captures.
+        if !events.is_empty() && is_shared(&self.file, self.instance) {
+            events.retain(|event| event.stamp < now.before(span));
         }
-        self.with(|spool| spool.load(after, most, bytes))
+        Some(events)
     }
 
-    /// What was captured before that time is in the spool by now, where each instance of nginx needs at
-    /// most `span` for it; asked for after loading.
-    pub fn complete_before(&self, span: Duration) -> Stamp {
-        if !is_shared(&self.file, self.instance) {
-            return Stamp::END;
+    /// Events that have waited until now.
+    pub fn load_due(&self, after: Cursor, most: usize, bytes: usize) -> Option<Vec<Stored>> {
+        self.read(|spool| spool.load_due(after, most, bytes))
+    }
+
+    /// Events that were committed behind the cursors, and the key from which on to look the next time.
+    pub fn load_late(
+        &self,
+        known: u64,
+        read: Cursor,
+        due: Cursor,
+        most: usize,
+    ) -> Option<(Vec<Stored>, u64)> {
+        self.read(|spool| spool.load_late(known, read, due, most))
+    }
+
+    /// Reads from the spool. A full disk does not matter.
+    fn read<T>(&self, read: impl Fn(&Spool) -> Result<T, SpoolError>) -> Option<T> {
+        if let Some(spool) = &self.lock().spool
+            && let Ok(result) = read(spool)
+        {
+            return Some(result);
         }
-        let inner = self.lock();
-        inner.spool.as_ref().map_or(Stamp::END, |spool| spool.now().before(span))
+        self.with(|spool| read(spool))
     }
 
     /// Whether what became of an event is known, and only not written yet.

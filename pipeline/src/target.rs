@@ -33,6 +33,10 @@ const CHUNK: usize = 512;
 const COMMIT: Duration = Duration::from_secs(1);
 /// How often events are looked for that were committed behind later ones.
 const LOOK_BACK: Duration = Duration::from_secs(1);
+/// Of the queue in memory so great a part may be failed logins that wait: one of that many.
+const FAILED: usize = 4;
+/// So many more there may be of those that waited, or came late.
+const DUE: usize = 512;
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_millis(250);
 /// Over this time a rate of events is measured …
@@ -216,12 +220,14 @@ pub struct Target {
     unspooled: VecDeque<Event>,
     /// Failed logins in memory, until when each waits for a good one, and which. They are held.
     failed: VecDeque<(Instant, u64, Event)>,
-    /// How far the spool was read.
-    loaded: Cursor,
-    /// When it was last read from the start.
+    failed_bytes: usize,
+    /// How far the spool was read, …
+    read: Cursor,
+    /// … and what waits in it.
+    read_due: Cursor,
+    /// The key from which on late events are looked for, and when that was done.
+    known: u64,
     looked_back: Instant,
-    /// Whether the connections have all that is in the spool.
-    caught_up: bool,
     /// What the spool had no room for, or was too old, since it was last said.
     spool_dropped: u64,
     spool_expired: u64,
@@ -290,9 +296,11 @@ impl Target {
             store,
             unspooled: VecDeque::new(),
             failed: VecDeque::new(),
-            loaded: Cursor::default(),
+            failed_bytes: 0,
+            read: Cursor::default(),
+            read_due: Cursor::default(),
+            known: 0,
             looked_back: now,
-            caught_up: false,
             spool_dropped: 0,
             spool_expired: 0,
             lanes: Vec::new(),
@@ -307,8 +315,9 @@ impl Target {
         };
         for i in 0..connections {
             // The queue's bounds are checked before: a lane never blocks the collector.
-            let (sender, receiver) =
-                bounded(config.queue_events.min(config.queue_bytes / MIN_RECORD + 1) + WINDOW);
+            let (sender, receiver) = bounded(
+                config.queue_events.min(config.queue_bytes / MIN_RECORD + 1) + WINDOW + DUE,
+            );
             let lane = Lane::new(shared.clone(), receiver, connect.clone(), journal.clone());
             let thread = thread::Builder::new().name(format!("tirreno-{i}"));
             target.threads.push(thread.spawn(move || lane.run())?);
@@ -351,6 +360,8 @@ impl Target {
             _ if self.store.is_some() => self.unspooled.push_back(event),
             Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
                 self.failed.push_back((Instant::now() + delay, attempt, event));
+                self.failed_bytes += bytes.len();
+                self.send_failed(Instant::now());
             }
             Some(Attempt::Good(attempt)) => {
                 self.withdraw(attempt);
@@ -364,15 +375,23 @@ impl Target {
     fn withdraw(&mut self, attempt: u64) {
         let before = self.failed.iter().rposition(|(_, failed, _)| *failed == attempt);
         if let Some((.., event)) = before.and_then(|place| self.failed.remove(place)) {
+            self.failed_bytes -= event.content.size();
             self.shared.release(&event);
             self.ledger.withdrawn(self.config.slot);
         }
     }
 
-    /// Sends the failed logins that have waited until `now`.
+    /// Sends the failed logins that have waited until `now`, and those that leave too little room for
+    /// other events.
     fn send_failed(&mut self, now: Instant) {
-        while self.failed.front().is_some_and(|(due, ..)| *due <= now) {
-            self.failed.pop_front().into_iter().for_each(|(.., event)| self.send(event));
+        let Self { config, .. } = self;
+        let (most, most_bytes) = (config.queue_events / FAILED, config.queue_bytes / FAILED);
+        while let Some((due, ..)) = self.failed.front()
+            && (*due <= now || self.failed.len() > most || self.failed_bytes > most_bytes)
+            && let Some((.., event)) = self.failed.pop_front()
+        {
+            self.failed_bytes -= event.content.size();
+            self.send(event);
         }
     }
 
@@ -408,7 +427,6 @@ impl Target {
         };
         self.spool_dropped += appended.dropped;
         self.measured.1 += ours.len() as u64;
-        self.caught_up = false;
         true
     }
 
@@ -419,45 +437,57 @@ impl Target {
         self.spool_unspooled(&store);
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
-            let in_lanes = self.shared.len().saturating_sub(self.unspooled.len()) as u64;
-            if self.caught_up && totals.pending > in_lanes {
-                // The deliverer of another master has added some, behind the cursor or before it.
-                self.caught_up = false;
-                if self.looked_back.elapsed() >= LOOK_BACK {
-                    (self.loaded, self.looked_back) = (Cursor::default(), Instant::now());
-                }
-            }
         }
         if store.may_send() {
-            while !self.caught_up {
-                let in_lanes = self.shared.len().saturating_sub(self.unspooled.len());
-                let room = WINDOW.saturating_sub(in_lanes).min(CHUNK);
-                let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
-                if room == 0 || bytes == 0 && in_lanes > 0 {
-                    break;
-                }
-                let Some(events) = store.load(self.loaded, room, bytes) else {
-                    // It cannot even be read: what is in memory need not wait for it.
-                    self.send_unspooled();
-                    break;
-                };
-                self.caught_up = events.is_empty();
-                let complete = store.complete_before(self.config.interval + COMMIT);
-                for stored in events {
-                    if stored.stamp >= complete {
-                        return;
-                    }
-                    self.loaded = (stored.stamp, stored.id);
-                    self.send_stored(&store, stored);
-                }
-            }
-            if self.caught_up {
+            // Where it cannot even be read, what is in memory need not wait for it.
+            if self.read_spool(&store) != Some(false) {
                 self.send_unspooled();
             }
         } else if store.is_shut() {
             // Nobody can be asked who sends: what is in memory is known to this process only.
             self.send_unspooled();
         }
+    }
+
+    /// Hands over what is in the spool, as there is room. Returns whether that was all, or nothing when
+    /// it cannot be read.
+    fn read_spool(&mut self, store: &Store) -> Option<bool> {
+        // What has waited, or comes late, does not queue behind a backlog.
+        for stored in store.load_due(self.read_due, self.room(DUE), WINDOW_BYTES)? {
+            self.read_due = (stored.due, stored.id);
+            self.send_stored(store, stored);
+        }
+        let room = self.room(DUE);
+        if self.looked_back.elapsed() >= LOOK_BACK && room > 0 {
+            let (late, known) = store.load_late(self.known, self.read, self.read_due, room)?;
+            (self.known, self.looked_back) = (known, Instant::now());
+            late.into_iter().for_each(|stored| self.send_stored(store, stored));
+        }
+        loop {
+            let room = self.room(0);
+            let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
+            if room == 0 || bytes == 0 && self.in_lanes() > 0 {
+                return Some(false);
+            }
+            let span = self.config.interval + COMMIT;
+            let events = store.load(self.read, room, bytes, span)?;
+            if events.is_empty() {
+                return Some(true);
+            }
+            for stored in events {
+                self.read = (stored.stamp, stored.id);
+                self.send_stored(store, stored);
+            }
+        }
+    }
+
+    /// How many events of the spool may be read now, where `more` than the window are allowed.
+    fn room(&self, more: usize) -> usize {
+        (WINDOW + more).saturating_sub(self.in_lanes()).min(CHUNK)
+    }
+
+    fn in_lanes(&self) -> usize {
+        self.shared.len().saturating_sub(self.unspooled.len())
     }
 
     /// Hands over what was read from the spool, unless it was read before.
@@ -489,7 +519,6 @@ impl Target {
         let delay = self.config.tirreno.login_fail_delay;
         let Some(appended) = store.append(&records, delay) else { return };
         self.spool_dropped += appended.dropped;
-        self.caught_up = false;
         self.ledger.moved_to_spool(self.config.slot, records.len() as u32);
         self.unspooled.drain(..).for_each(|event| self.shared.release(&event));
     }

@@ -103,6 +103,8 @@ pub(crate) struct Sourced {
     pub(crate) value: Value,
     /// Whether the request has no part in it, which can name anybody: it is constant, or the response's.
     pub(crate) trusted: bool,
+    /// Whether it is the response's, and nothing else.
+    pub(crate) answered: bool,
 }
 
 impl Sourced {
@@ -110,9 +112,10 @@ impl Sourced {
     pub(crate) fn new(value: Value, text: &[u8]) -> Self {
         let variables = text.split(|b| *b == b'$').skip(1);
         let mut names = variables.map(|name| name.strip_prefix(b"{").unwrap_or(name));
+        let is_constant = !text.contains(&b'$');
         let trusted =
             names.all(|name| name.starts_with(b"upstream_") || name.starts_with(b"sent_"));
-        Self { value, trusted }
+        Self { value, trusted, answered: trusted && !is_constant }
     }
 }
 
