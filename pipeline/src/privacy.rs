@@ -166,8 +166,9 @@ impl<'a> View<'a> {
         text: &'a [u8],
         decode: impl Fn(&[u8]) -> (Vec<u8>, Vec<usize>),
     ) -> Cow<'a, [u8]> {
-        let (Some(key), Some(user)) = (&self.privacy.hash_user, self.record.get(Param::UserName))
-        else {
+        // Only a damaged record has an empty name, which stands everywhere.
+        let user = self.record.get(Param::UserName).filter(|user| !user.is_empty());
+        let (Some(key), Some(user)) = (&self.privacy.hash_user, user) else {
             return Cow::Borrowed(text);
         };
         let (decoded, places) = decode(text);
@@ -329,6 +330,16 @@ mod tests {
             assert_eq!(referer, expected.replace('%', "%25"), "{url}");
             assert_eq!(sent(&Privacy::default(), &capture, Param::Url).unwrap(), url);
         }
+    }
+
+    #[test]
+    fn a_damaged_record_may_have_an_empty_name() {
+        let mut bytes = written(&capture(&[(Param::UserName, "ada"), (Param::Url, "/ada")]));
+        // The length of the first field that is there.
+        bytes[80..82].copy_from_slice(&[0, 0]);
+        let hashed = hashed();
+        let view = hashed.view(Record::parse(&bytes).unwrap());
+        assert_eq!(*view.get(Param::Url).unwrap(), *b"ada/");
     }
 
     #[test]
