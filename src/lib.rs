@@ -22,6 +22,7 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 
 use crate::conf::{COMMANDS, LocationConf, MainConf};
 
+mod access;
 mod capture;
 mod conf;
 mod response;

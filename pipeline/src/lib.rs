@@ -5,6 +5,7 @@
 //! ```text
 //! worker:     Capture ──▶ Producer ──▶ Zone (segments in shared memory)
 //! deliverer:  Zone ──▶ Collector ──▶ Target (queue, gate) ──▶ Lane ──▶ Outbound (HTTP)
+//!                               └──▶ Stream (queue) ──▶ RotatedFile, or Sender ──▶ Link
 //! ```
 //!
 //! - [`zone`] is the shared memory: the election of the one deliverer, the accounts, the segments.
@@ -16,6 +17,8 @@
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
+//! - [`stream`] is a target that takes formatted records ([`format`](mod@format), [`syslog`]): its [`queue`], and
+//!   the [`file`](mod@file) that the collector writes, or the [`link`] that a thread writes to.
 //! - [`journal`] carries messages to nginx's error log.
 
 pub mod clock;
@@ -23,13 +26,17 @@ pub mod config;
 pub mod cookie;
 pub mod deliverer;
 pub mod event;
+pub mod file;
 pub mod form;
+pub mod format;
 pub mod gate;
 pub mod http;
 pub mod journal;
 pub mod lane;
+pub mod link;
 pub mod path;
 pub mod privacy;
+pub mod queue;
 pub mod rate;
 pub mod record;
 pub mod redact;
@@ -37,5 +44,7 @@ pub mod ring;
 pub mod rules;
 pub mod spool;
 pub mod store;
+pub mod stream;
+pub mod syslog;
 pub mod target;
 pub mod zone;

@@ -9,7 +9,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::config::TargetConfig;
+use crate::config::{TargetConfig, TirrenoConfig};
 use crate::form;
 use crate::gate::{Book, EventId, Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Post, Tirreno};
@@ -225,12 +225,13 @@ impl Target {
     /// A thread cannot be started.
     pub fn start(
         config: &TargetConfig,
+        tirreno: &TirrenoConfig,
         connect: Option<Arc<Connect>>,
         (zone, ledger): (Zone, Ledger),
         reported: [u64; DropReason::ALL.len()],
         journal: &Journal,
     ) -> io::Result<Self> {
-        let tirreno = Arc::new(config.tirreno.clone());
+        let tirreno = Arc::new(tirreno.clone());
         let label = format!("target \"{}\" {}", config.name, tirreno.endpoint.sensor());
         let gate = GateConfig {
             label: label.clone(),

@@ -9,12 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tirreno_pipeline::clock::wall_ms;
-use tirreno_pipeline::config::{Endpoint, Secret, TargetConfig, TirrenoConfig};
+use tirreno_pipeline::config::{Destination, Endpoint, Secret, TargetConfig, TirrenoConfig};
 use tirreno_pipeline::deliverer::{Deliverer, Setup};
 use tirreno_pipeline::event::{EventTypes, Param};
 use tirreno_pipeline::gate::{Answer, KeyAnswer};
 use tirreno_pipeline::http::{Outbound, Post};
 use tirreno_pipeline::journal::{Reader, journal};
+use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::ring::Producer;
 use tirreno_pipeline::spool::{Spool, SpoolConfig, WhenFull};
@@ -84,7 +85,8 @@ impl Bench {
             batch_size: 64,
             shutdown_timeout: Duration::from_secs(30),
             spool: None,
-            tirreno: TirrenoConfig {
+            privacy: Privacy::default(),
+            destination: Destination::Tirreno(TirrenoConfig {
                 endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
                 api_key: Secret::new("k"),
                 headers: Vec::new(),
@@ -94,7 +96,7 @@ impl Bench {
                 connections,
                 rate: None,
                 accept_200: false,
-            },
+            }),
         };
         let (journal, log) = journal();
         let setup = Setup {
