@@ -22,13 +22,15 @@ use ngx::core::Status;
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::level::Level;
 use tirreno_pipeline::path;
-use tirreno_pipeline::record::{Capture, TRACE_LEN, TooLong};
+use tirreno_pipeline::record::{Capture, Extra, TRACE_LEN, TooLong, push_segment};
 use tirreno_pipeline::redact::{self, FindSegments, Redaction};
-use tirreno_pipeline::rules::Rules;
+use tirreno_pipeline::rules::{Rules, Segments};
+use tirreno_pipeline::session;
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::rule::Rule;
+use crate::conf::rule::{Rule, RuleSet};
 use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
 use crate::{TirrenoModule, guarded, response, worker};
@@ -56,12 +58,20 @@ static CAPTURING: Captured =
 // SAFETY: it is only read, and its string is empty.
 unsafe impl Sync for Captured {}
 
-/// Memory for what is made of a request's URL and Referer, used again for the next.
+/// Memory for what is made of a request's URL, Referer and path, used again for the next.
 #[derive(Default)]
 struct Scratch {
     path: Vec<u8>,
     url: redact::Scratch,
     referer: redact::Scratch,
+    segments: SegmentScratch,
+}
+
+#[derive(Default)]
+struct SegmentScratch {
+    secret: Vec<Range<usize>>,
+    value: redact::Scratch,
+    out: Vec<u8>,
 }
 
 thread_local! {
@@ -208,13 +218,18 @@ unsafe fn push(
     let refused = location.verifies() && unsafe { response::is_refusal(r, status) };
 
     // A request that nginx could not read has no target, and no rule is for it.
-    let found = location.rules().filter(|_| !target.is_empty()).and_then(|rules| {
-        let path = path::normalize(target, &mut scratch.path);
-        let path = below(path, location.event_prefix())?;
+    let audited = is_audited(main, location);
+    let rules = location.rules();
+    let path = if target.is_empty() || rules.is_none() && !audited {
+        None
+    } else {
+        below(path::normalize(target, &mut scratch.path), location.event_prefix())
+    };
+    let matched = rules.zip(path).and_then(|(rules, path)| {
         // SAFETY: the caller's promise.
-        let first = rules.rules.first(method, path, |rule, _| unsafe { rule.holds(r, status) });
-        first.map(|(rule, _)| rule.as_ref())
+        rules.rules.first(method, path, |rule, _| unsafe { rule.holds(r, status) })
     });
+    let found = matched.as_ref().map(|(rule, _)| rule.as_ref());
     let kind = found.map_or(location.default_event(), |rule| rule.event);
 
     // Also an empty value replaces what would be captured.
@@ -248,6 +263,12 @@ unsafe fn push(
         return Err(NoEvent::Skipped(SkipReason::Anonymous));
     }
     fits?;
+    let level = audited.then(|| {
+        // SAFETY: the caller's promise.
+        let agent = unsafe { header((*r).headers_in.user_agent) };
+        let derive = || Level::derive(event.kind, method, path.unwrap_or_default(), agent);
+        found.and_then(|rule| rule.level).unwrap_or_else(derive)
+    });
     event.targets = targets(main, location, event.kind);
     if event.targets == 0 || !worker::is_ready() {
         return Err(NoEvent::NoTarget);
@@ -289,7 +310,52 @@ unsafe fn push(
     let referer = redaction.referer(own_referer.unwrap_or(referer), find, &mut scratch.referer);
     event.set(Param::Url, url)?;
     event.set(Param::HttpReferer, referer)?;
+
+    let (number, session);
+    if let Some(level) = level {
+        number = level.number().to_ne_bytes();
+        let mut sessions = location.sessions().iter();
+        // SAFETY: the caller's promise.
+        session = sessions.find_map(|value| session::digest(unsafe { value.evaluate(r) }));
+        event.set_extra(Extra::Level, &number);
+        event.set_extra(Extra::Session, session.as_ref().map_or(&[], |session| session));
+    }
+    if let Some((rule, segments)) = matched.filter(|_| audited) {
+        event.set_extra(Extra::Audit, rule.audit.as_bytes());
+        let segments = open_segments(segments, rules, redaction, &mut scratch.segments);
+        event.set_extra(Extra::Segments, segments);
+    }
     worker::push(&event)
+}
+
+/// Whether one of the targets that a location selects writes audit records.
+fn is_audited(main: &MainConf, location: &LocationConf) -> bool {
+    let selected = location.targets();
+    main.targets.iter().enumerate().any(|(i, t)| selected & (1 << i) != 0 && t.needs_audit())
+}
+
+/// The named segments of a rule's path, as [`Extra::Segments`] holds them, without those that the URL
+/// does not show either.
+fn open_segments<'s>(
+    segments: Segments<'_, '_>,
+    rules: Option<&RuleSet>,
+    redaction: &Redaction,
+    scratch: &'s mut SegmentScratch,
+) -> &'s [u8] {
+    let SegmentScratch { secret, value, out } = scratch;
+    secret.clear();
+    out.clear();
+    if let Some(rules) = rules.and_then(|rules| rules.redacting.as_ref()) {
+        secret_segments(rules, b"", segments.path(), secret);
+    }
+    for (name, range) in segments.ranges() {
+        let overlaps = |s: &Range<usize>| s.start < range.end && range.start < s.end;
+        let text = &segments.path()[range.clone()];
+        if !secret.iter().any(overlaps) && redaction.url(text, None, value) == text {
+            push_segment(out, name, text);
+        }
+    }
+    out
 }
 
 /// What lies below the prefix in a path.

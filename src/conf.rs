@@ -90,6 +90,7 @@ pub(crate) struct LocationConf {
     /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
     targets: u32,
     users: Option<Rc<[Sourced]>>,
+    sessions: Option<Rc<[Value]>>,
     ip: Option<Value>,
     params: Option<Rc<Vec<(Param, Sourced)>>>,
     /// `ngx_conf_set_flag_slot` fills it.
@@ -132,6 +133,7 @@ impl Default for LocationConf {
             target_names: None,
             targets: u32::MAX,
             users: None,
+            sessions: None,
             ip: None,
             params: None,
             anonymous: NGX_CONF_UNSET as ngx_flag_t,
@@ -162,6 +164,11 @@ impl LocationConf {
     /// `tirreno_user`.
     pub(crate) fn users(&self) -> &[Sourced] {
         self.users.as_deref().unwrap_or_default()
+    }
+
+    /// `tirreno_session`.
+    pub(crate) fn sessions(&self) -> &[Value] {
+        self.sessions.as_deref().unwrap_or_default()
     }
 
     /// `tirreno_ip`.
@@ -238,6 +245,9 @@ impl LocationConf {
         }
         if self.users.is_none() {
             self.users.clone_from(&parent.users);
+        }
+        if self.sessions.is_none() {
+            self.sessions.clone_from(&parent.sessions);
         }
         if self.ip.is_none() {
             self.ip.clone_from(&parent.ip);
@@ -362,7 +372,7 @@ const fn command(name: ngx_str_t, type_: u32, set: Handler, conf: usize) -> ngx_
 }
 
 /// The module's directives.
-pub(crate) static mut COMMANDS: [ngx_command_t; 15] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 16] = [
     command(
         ngx_string!("tirreno_target"),
         // TAKE1 and NOARGS together: the name may be left out.
@@ -392,6 +402,12 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 15] = [
         ngx_string!("tirreno_user"),
         ANYWHERE | NGX_CONF_1MORE,
         cmd_user,
+        NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_session"),
+        ANYWHERE | NGX_CONF_1MORE,
+        cmd_session,
         NGX_HTTP_LOC_CONF_OFFSET,
     ),
     command(ngx_string!("tirreno_ip"), ANYWHERE | NGX_CONF_TAKE1, cmd_ip, NGX_HTTP_LOC_CONF_OFFSET),
@@ -541,6 +557,14 @@ handler!(cmd_user, LocationConf, |cf, location, args| {
     let values: Result<Rc<[_]>, CompileError> = args[1..].iter().map(&mut user).collect();
     let Ok(values) = values else { return NGX_CONF_ERROR };
     location.users = Some(values);
+    NGX_CONF_OK
+});
+
+handler!(cmd_session, LocationConf, |cf, location, args| {
+    let values = args[1..].iter().map(|text| Value::compile(cf, *text));
+    let values: Result<Rc<[_]>, CompileError> = values.collect();
+    let Ok(values) = values else { return NGX_CONF_ERROR };
+    location.sessions = Some(values);
     NGX_CONF_OK
 });
 

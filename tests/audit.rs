@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +15,10 @@ use std::time::Duration;
 use flate2::read::GzDecoder;
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::client::Connection;
+use tirreno_tests::client::{self, Connection};
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
+use tirreno_tests::receivers::{Input, Listener, Rsyslog, program, read_records};
+use tirreno_tests::tls::Authority;
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -167,6 +169,11 @@ fn number(record: &Value) -> Option<usize> {
     record["url"].as_str()?.trim_start_matches('/').split('?').next()?.parse().ok()
 }
 
+/// How many events a record says were dropped.
+fn dropped_in(record: &Value) -> u64 {
+    record["dropped"].as_u64().unwrap_or_else(|| panic!("{record}"))
+}
+
 #[track_caller]
 fn numbers(lines: &[u8]) -> Vec<usize> {
     records(lines).iter().map(|record| number(record).unwrap()).collect()
@@ -225,19 +232,16 @@ fn the_real_logrotate_works() {
     let bench = Bench::start(FILE);
     bench.requests(0..5);
     bench.settled("audit");
-    let Some(logrotate) = ["/usr/sbin/logrotate", "/usr/bin/logrotate"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-    else {
-        return;
-    };
     let config = bench.path("logrotate.conf");
     let log = bench.path("audit.log");
-    fs::write(&config, format!("{} {{ create 0640\n rotate 2\n su root root }}\n", log.display()))
-        .unwrap();
+    fs::write(
+        &config,
+        format!("{} {{ create 0640\n rotate 2\n su root root\n }}\n", log.display()),
+    )
+    .unwrap();
     fs::set_permissions(&config, Permissions::from_mode(0o644)).unwrap();
     let state = bench.path("state");
-    let status = Command::new(logrotate).arg("-f").arg("-s").arg(&state).arg(&config).status();
+    let status = program("logrotate").arg("-f").arg("-s").arg(&state).arg(&config).status();
     assert!(status.unwrap().success());
     bench.requests(5..8);
     bench.settled("audit");
@@ -309,7 +313,7 @@ fn what_the_queue_has_no_room_for_is_reported_in_the_file() {
         records.iter().filter(|record| number(record).is_none()).cloned().collect::<Vec<_>>()
     };
     wait_until(SOON, "the record of the drops", || dropped().len() == 1);
-    assert!(dropped()[0].to_string().contains("22"), "{:?}", dropped());
+    assert_eq!(dropped_in(&dropped()[0]), 22);
     bench.requests([31]);
     let row = bench.settled("audit");
     assert_eq!((row.captured, row.delivered, row.dropped), (31, 9, 22));
@@ -538,4 +542,366 @@ fn workers_of_another_user_must_be_able_to_rotate() {
     fs::set_permissions(&log, Permissions::from_mode(0o644)).unwrap();
     let (ok, output) = say(0o777, "root:root");
     assert!(!ok && output.contains("cannot read and write"), "{output}");
+}
+
+// syslog.
+
+/// A target of type `syslog` with these parameters, and one request of each kind.
+fn assert_rsyslog_understands(rsyslog: &Rsyslog, parameters: &str, ca: &str) {
+    let bench = Bench::start_with(
+        &format!("tirreno_target audit {{ type syslog; interval 20ms; {parameters} }}"),
+        |builder| builder.file("ca.pem", ca),
+    );
+    let mut connection = open(bench.nginx.port()).unwrap();
+    let agent = "a \"quoted\\\" ] agent \u{e4}\u{20ac}";
+    let cookie = ("Cookie", "user=u1");
+    for path in ["/1?type=login", "/2?type=fail", "/3"] {
+        let headers = [cookie, ("User-Agent", agent)];
+        assert_eq!(connection.request("GET", path, &headers, b"").unwrap().status, 200);
+    }
+    let row = bench.settled("audit");
+    assert_eq!((row.kind.as_str(), row.delivered, row.dropped), ("syslog", 3, 0));
+    let messages = rsyslog.wait_messages(3);
+    assert_eq!(messages.len(), 3, "{messages:?}");
+    let expected = [
+        ("account_login", 13 * 8 + 5),
+        ("account_login_fail", 13 * 8 + 4),
+        ("page_view", 13 * 8 + 6),
+    ];
+    for ((n, message), (kind, priority)) in (1..).zip(&messages).zip(expected) {
+        assert_eq!(message.header["msgid"], kind);
+        assert_eq!(message.header["pri"], priority.to_string());
+        assert_eq!(message.header["app-name"], "portal");
+        assert!(message.header["procid"].parse::<u32>().is_ok(), "{message:?}");
+        let record: Value = serde_json::from_str(message.text.trim_start()).unwrap();
+        assert_eq!(number(&record), Some(n), "{message:?}");
+        let data = &message.data["tirreno@32473"];
+        assert_eq!(data["url"], record["url"], "{message:?}");
+        assert!(data.to_string().contains(&Value::from(agent).to_string()), "{message:?}");
+        assert!(record.to_string().contains(&Value::from(agent).to_string()), "{message:?}");
+    }
+}
+
+#[test]
+fn rsyslog_understands_datagrams() {
+    let rsyslog = Rsyslog::start(&Input::Udp);
+    let server = format!("server 127.0.0.1:{}; facility audit; tag portal;", rsyslog.port());
+    assert_rsyslog_understands(&rsyslog, &server, "");
+}
+
+#[test]
+fn rsyslog_understands_a_connection() {
+    let rsyslog = Rsyslog::start(&Input::Tcp);
+    let server = format!("server 127.0.0.1:{}; transport tcp;", rsyslog.port());
+    assert_rsyslog_understands(&rsyslog, &format!("{server} facility audit; tag portal;"), "");
+}
+
+#[test]
+fn rsyslog_understands_tls() {
+    let authority = Authority::new("test");
+    let rsyslog = Rsyslog::start(&Input::Tls(&authority.localhost()));
+    let server = format!("server 127.0.0.1:{}; transport tls;", rsyslog.port());
+    let trust = "ssl_trusted_certificate %PREFIX%/ca.pem;";
+    let parameters = format!("{server} {trust} facility audit; tag portal;");
+    assert_rsyslog_understands(&rsyslog, &parameters, &authority.pem());
+}
+
+#[test]
+fn rsyslog_understands_the_local_socket() {
+    let rsyslog = Rsyslog::start(&Input::Unix);
+    let server = format!("server unix:{};", rsyslog.socket().display());
+    assert_rsyslog_understands(&rsyslog, &format!("{server} facility audit; tag portal;"), "");
+}
+
+#[test]
+fn an_rsyslog_that_restarts_loses_nothing() {
+    let mut rsyslog = Rsyslog::start(&Input::Tcp);
+    let bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type syslog; server 127.0.0.1:{}; transport tcp; interval 20ms;
+         }}",
+        rsyslog.port()
+    ));
+    bench.requests(0..10);
+    rsyslog.wait_messages(10);
+    bench.settled("audit");
+    rsyslog.stop();
+    bench.requests(10..20);
+    let refused = |row: &Row| row.last_error.as_deref() == Some("connection refused");
+    let row = bench.wait_row("audit", "the refusal", refused);
+    assert_eq!((row.delivered, row.pending, row.state.as_str()), (10, 10, "retrying"));
+    rsyslog.resume();
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped, row.state.as_str()), (20, 0, "ok"));
+    let numbers: Vec<_> = rsyslog
+        .wait_messages(20)
+        .iter()
+        .map(|message| number(&serde_json::from_str(message.text.trim_start()).unwrap()).unwrap())
+        .collect();
+    assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_server_with_another_certificate_gets_nothing() {
+    let rsyslog = Rsyslog::start(&Input::Tls(&Authority::new("theirs").localhost()));
+    let bench = Bench::start_with(
+        &format!(
+            "tirreno_target audit {{
+                 type syslog; server localhost:{0}; transport tls; interval 20ms;
+                 ssl_trusted_certificate %PREFIX%/ca.pem;
+             }}
+             tirreno_target trusting {{
+                 type syslog; server localhost:{0}; transport tls; interval 20ms; ssl_verify off;
+                 tag trusting;
+             }}",
+            rsyslog.port()
+        ),
+        |builder| builder.file("ca.pem", &Authority::new("ours").pem()),
+    );
+    bench.requests([1]);
+    let row = bench.wait_row("audit", "the refusal", |row| row.state == "retrying");
+    assert_eq!(row.last_error.as_deref(), Some("certificate not accepted"));
+    bench.settled("trusting");
+    let messages = rsyslog.wait_messages(1);
+    assert_eq!(messages[0].header["app-name"], "trusting");
+}
+
+// Connections.
+
+#[test]
+fn gelf_ends_with_nul_and_json_with_a_line() {
+    let (gelf, json) = (Listener::default(), Listener::default());
+    let bench = Bench::start(&format!(
+        "tirreno_target gelf {{
+             type tcp; server 127.0.0.1:{}; format gelf; interval 20ms;
+         }}
+         tirreno_target json {{ type tcp; server 127.0.0.1:{}; interval 20ms; }}",
+        gelf.port(),
+        json.port()
+    ));
+    bench.requests(1..=3);
+    let messages = read_records(&mut gelf.accept(), 0, 3).unwrap();
+    for (n, message) in (1..).zip(&messages) {
+        let message: Value = serde_json::from_slice(message).unwrap();
+        assert_eq!(message["version"], "1.1");
+        assert!(message["host"].is_string() && message["short_message"].is_string());
+        assert!(message["timestamp"].is_number(), "{message}");
+        assert_eq!(message["_url"], format!("/{n}"), "{message}");
+    }
+    let lines = read_records(&mut json.accept(), b'\n', 3).unwrap().join(&b'\n');
+    assert_eq!(numbers(&[lines, b"\n".to_vec()].concat()), [1, 2, 3]);
+}
+
+/// The numbers in what a connection brings until it ends, and whether its end is torn.
+fn drain(mut stream: TcpStream) -> Vec<usize> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    numbers(&bytes[..whole])
+}
+
+#[test]
+fn what_was_in_flight_when_the_receiver_closed_is_sent_again() {
+    let listener = Listener::default();
+    let mut bench = Bench::start(&format!(
+        "tirreno_target audit {{ type tcp; server 127.0.0.1:{}; interval 20ms; }}",
+        listener.port()
+    ));
+    bench.requests(0..5);
+    // It closes in the middle of a record, with the rest unread.
+    let mut first = listener.accept();
+    first.read_exact(&mut [0; 10]).unwrap();
+    drop(first);
+    let mut second = listener.accept();
+    let lines = read_records(&mut second, b'\n', 5).unwrap();
+    assert_eq!(numbers(&[lines.join(&b'\n'), b"\n".to_vec()].concat()), [0, 1, 2, 3, 4]);
+    bench.requests(5..10);
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped), (10, 0));
+    bench.nginx.quit();
+    assert_eq!(drain(second), [5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
+    let listener = Listener::default();
+    let mut bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type tcp; server 127.0.0.1:{}; interval 20ms; queue 2000 size=1m;
+         }}",
+        listener.port()
+    ));
+    bench.requests(0..100);
+    // It takes nothing any more, until all buffers and the queue are full.
+    let mut stream = listener.accept();
+    let mut next = 100;
+    let row = loop {
+        bench.requests(next..next + 2000);
+        next += 2000;
+        let row = bench.row("audit");
+        assert!(next < 1_000_000, "{row:?}");
+        if row.dropped > 500 {
+            break row;
+        }
+    };
+    assert!(row.pending <= 2000 + row.captured - row.delivered - row.dropped, "{row:?}");
+    let memory = bench.nginx.rss_anon(bench.nginx.workers()[0]);
+    assert!(memory < 64 << 20, "{memory}");
+    // It reads again: what was not dropped is there, in order, and a record tells of the rest.
+    let reader = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    let row = bench.settled("audit");
+    assert_eq!(row.captured, row.delivered + row.dropped);
+    bench.requests(next..next + 1);
+    bench.settled("audit");
+    bench.nginx.quit();
+    let bytes = reader.join().unwrap();
+    let records = records(&bytes);
+    let found: Vec<_> = records.iter().filter_map(number).collect();
+    assert!(found.is_sorted(), "not in order");
+    assert_eq!(found.len() as u64, row.delivered + 1);
+    let reports: Vec<_> = records.iter().filter(|record| number(record).is_none()).collect();
+    assert!(!reports.is_empty());
+    let reported: u64 = reports.iter().map(|report| dropped_in(report)).sum();
+    assert_eq!(reported, row.dropped, "{reports:?}");
+    assert_eq!(found.last(), Some(&next));
+}
+
+#[test]
+fn a_server_that_comes_late_gets_everything_over_tls() {
+    let authority = Authority::new("test");
+    let port = tirreno_tests::ports::free_port();
+    let mut bench = Bench::start_with(
+        &format!(
+            "tirreno_target audit {{
+                 type tcp; server localhost:{port}; transport tls; interval 20ms;
+                 ssl_trusted_certificate %PREFIX%/ca.pem;
+             }}"
+        ),
+        |builder| builder.file("ca.pem", &authority.pem()),
+    );
+    bench.requests(0..500);
+    let row = bench.wait_row("audit", "the refusal", |row| row.state == "retrying");
+    assert_eq!(row.last_error.as_deref(), Some("connection refused"));
+    let listener = Listener::at(port);
+    let config = authority.localhost().server_config();
+    let server = thread::spawn(move || {
+        let session = rustls::ServerConnection::new(config).unwrap();
+        let mut stream = rustls::StreamOwned::new(session, listener.accept());
+        let lines = read_records(&mut stream, b'\n', 500).unwrap();
+        // Closed now, all of it would be sent again.
+        (lines, stream)
+    });
+    bench.wait_row("audit", "all events", |row| row.delivered == 500);
+    let (lines, _stream) = server.join().unwrap();
+    let lines = lines.join(&b'\n');
+    let found = numbers(&[lines, b"\n".to_vec()].concat());
+    assert_eq!(found, (0..500).collect::<Vec<_>>());
+    bench.nginx.quit();
+}
+
+#[test]
+fn what_cannot_be_delivered_when_nginx_stops_is_counted() {
+    let port = tirreno_tests::ports::free_port();
+    let mut bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type tcp; server 127.0.0.1:{port}; interval 20ms; shutdown_timeout 100ms;
+         }}"
+    ));
+    bench.requests(0..7);
+    bench.wait_row("audit", "the refusal", |row| row.state == "retrying");
+    bench.nginx.quit();
+    let log = bench.nginx.error_log();
+    assert!(log.contains("7 events could not be delivered, shutdown_timeout is over"), "{log}");
+}
+
+// nginx's own output.
+
+#[test]
+fn the_console_is_standard_output_or_standard_error() {
+    let mut bench = Bench::start_with(
+        "tirreno_target out { type console; interval 20ms; }
+         tirreno_target err { type console; out stderr; interval 20ms; events account_*; }",
+        // Otherwise standard error is the error log.
+        |builder| builder.main("error_log stderr;"),
+    );
+    bench.requests(0..5);
+    get(&mut open(bench.nginx.port()).unwrap(), "/5?type=login", "u1");
+    bench.settled("out");
+    bench.settled("err");
+    bench.nginx.quit();
+    let read = |name: &str| fs::read(bench.nginx.prefix().join("logs").join(name)).unwrap();
+    assert_eq!(numbers(&read("stdout.log")), [0, 1, 2, 3, 4, 5]);
+    let errors = read("stderr.log");
+    let lines = errors.split_inclusive(|byte| *byte == b'\n');
+    let ours: Vec<u8> = lines.filter(|line| line.starts_with(b"{")).flatten().copied().collect();
+    assert_eq!(numbers(&ours), [5]);
+}
+
+// Hostile values.
+
+#[test]
+fn no_value_forges_a_line_or_a_field() {
+    let rsyslog = Rsyslog::start(&Input::Tcp);
+    let listener = Listener::default();
+    let bench = Bench::start(&format!(
+        "tirreno_target file {{ type file; path %DIR%/audit.log; interval 20ms; }}
+         tirreno_target plain {{ type file; path %DIR%/plain.log; format plain; interval 20ms; }}
+         tirreno_target gelf {{ type tcp; server 127.0.0.1:{}; format gelf; interval 20ms; }}
+         tirreno_target syslog {{
+             type syslog; server 127.0.0.1:{}; transport tcp; interval 20ms;
+         }}",
+        listener.port(),
+        rsyslog.port()
+    ));
+    let long = "x".repeat(2048);
+    let values = [
+        "a\",\"user\":\"root",
+        "a\\\",\\\"user\\\":\\\"root",
+        "a\"] [forged user=\"root\"] <0>1 - - - - - - x",
+        "a\u{1b}[31m\u{9b}31m",
+        "\u{2028}\u{2029}\u{85}",
+        "%0a%00%22",
+        "a\\n{\"url\":\"/forged\"}\\0",
+        &long,
+    ];
+    for (n, value) in values.iter().enumerate() {
+        let mut connection = open(bench.nginx.port()).unwrap();
+        let headers = [("Cookie", "user=u1"), ("User-Agent", value), ("Referer", value)];
+        let answer = connection.request("GET", &format!("/{n}?{}", n), &headers, b"");
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    let raw = b"GET /8 HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: user=u1\r\n\
+                User-Agent: \xff\xfe\xc3(\xed\xa0\x80\r\n\r\n";
+    client::raw(bench.nginx.port(), raw).unwrap();
+    let count = values.len() + 1;
+    for target in ["file", "plain", "gelf", "syslog"] {
+        bench.wait_row(target, "all events", |row| row.captured == count as u64);
+    }
+    let found = |target| bench.settled(target).delivered == count as u64;
+    assert!(found("file") && found("plain") && found("syslog"));
+    let expected: Vec<_> = (0..count).collect();
+    let records = records(&fs::read(bench.path("audit.log")).unwrap());
+    assert_eq!(records.iter().map(|r| number(r).unwrap()).collect::<Vec<_>>(), expected);
+    let keys =
+        |record: &Value| record.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert!(records.iter().all(|record| keys(record).is_subset(&keys(&records[0]))));
+    let plain = fs::read_to_string(bench.path("plain.log")).unwrap();
+    assert_eq!(plain.lines().count(), count, "{plain}");
+    assert!(!plain.contains('\u{1b}') && !plain.contains('\u{9b}'));
+    for message in read_records(&mut listener.accept(), 0, count).unwrap() {
+        serde_json::from_slice::<Value>(&message).unwrap();
+    }
+    let messages = rsyslog.wait_messages(count);
+    assert_eq!(messages.len(), count);
+    for (n, message) in messages.iter().enumerate() {
+        let data = message.data.as_object().unwrap();
+        assert_eq!(data.keys().collect::<Vec<_>>(), ["tirreno@32473"], "{message:?}");
+        let record: Value = serde_json::from_str(message.text.trim_start()).unwrap();
+        assert_eq!(number(&record), Some(n));
+        assert_eq!(data["tirreno@32473"]["url"], record["url"]);
+    }
 }

@@ -1287,6 +1287,16 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
     let case = "a method has a character that no method can have";
     let empty = "methods must be \"*\" or names like \"POST,PUT\", without spaces";
     let deep = "/a".repeat(65);
+    let audit = |key: &str| {
+        format!(
+            "invalid \"{key}\", it must be at most 100 letters, digits, \"_\", \"-\", \".\" and \":\""
+        )
+    };
+    let long = format!("audit={}", "a".repeat(101));
+    let level = |key: &str| {
+        let names = "audit-api, audit-content, audit-permissions, audit-cli";
+        format!("invalid \"{key}\", it must be one of {names}, or 100 to 103")
+    };
     let rows: &[(&str, String)] = &[
         ("page_view", short.into()),
         ("off", short.into()),
@@ -1339,6 +1349,12 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         ("page_view * / =red", key("=red")),
         ("page_view * / Status=200", key("Status=200")),
         ("page_view * / audit=", key("audit=")),
+        ("page_view * / audit=$uri", audit("audit=$uri")),
+        ("page_view * / \"audit=a b\"", audit("audit=a b")),
+        (&format!("page_view * / {long}"), audit(&long)),
+        ("page_view * / level=", key("level=")),
+        ("page_view * / level=104", level("level=104")),
+        ("page_view * / level=content", level("level=content")),
         ("page_view * / if=", key("if=")),
         ("page_view * / status=200 status=201", "duplicate key \"status=\"".into()),
         ("page_view * / if=$uri if=$uri", "duplicate key \"if=\"".into()),

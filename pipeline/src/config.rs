@@ -65,6 +65,11 @@ pub struct TargetConfig {
 }
 
 impl TargetConfig {
+    /// Whether it writes audit records, which need more of a request than Tirreno's parameters.
+    pub fn needs_audit(&self) -> bool {
+        matches!(self.destination, Destination::Stream(_))
+    }
+
     /// The file that it writes.
     pub fn file(&self) -> Option<&Path> {
         match &self.destination {

@@ -99,27 +99,34 @@ impl EventTypes {
         let only_negative = patterns.iter().all(|p| p.starts_with('!'));
         let mut set = if only_negative { Self::ALL } else { Self::NONE };
         for pattern in patterns {
-            let (wanted, glob) = match pattern.strip_prefix('!') {
-                Some(rest) => (false, rest),
-                None => (true, *pattern),
-            };
-            let mut matched = false;
-            for kind in EventType::ALL {
-                let hit = match glob.strip_suffix('*') {
-                    Some(prefix) => kind.name().starts_with(prefix),
-                    None => kind.name() == glob,
-                };
-                if hit {
-                    matched = true;
-                    let bit = 1 << kind as u16;
-                    set.0 = if wanted { set.0 | bit } else { set.0 & !bit };
-                }
-            }
-            if !matched {
+            let glob = pattern.strip_prefix('!').unwrap_or(pattern);
+            let kinds = Self::matching(glob);
+            if kinds == Self::NONE {
                 return Err(pattern);
             }
+            set = if glob.len() == pattern.len() { set.with(kinds) } else { set.without(kinds) };
         }
         Ok(set)
+    }
+
+    /// The types whose name matches, `account_login` or `account_*`.
+    pub(crate) fn matching(glob: &str) -> Self {
+        let hit = |kind: &EventType| match glob.strip_suffix('*') {
+            Some(prefix) => kind.name().starts_with(prefix),
+            None => kind.name() == glob,
+        };
+        let hits = EventType::ALL.into_iter().filter(hit);
+        Self(hits.fold(0, |set, kind| set | 1 << kind as u16))
+    }
+
+    /// These types and the others.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These types but for the others.
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 }
 

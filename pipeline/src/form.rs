@@ -87,7 +87,7 @@ pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
 
 /// Valid UTF-8 of at most `limit` bytes: what is not valid, and NUL, which cuts a value in Tirreno,
 /// becomes U+FFFD.
-fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
+pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
     let mut text = String::from_utf8_lossy(value);
     if text.contains('\0') {
         text = text.replace('\0', "\u{fffd}").into();
@@ -101,7 +101,7 @@ fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
 /// A URI of at most `limit` bytes in which bytes that are not valid UTF-8, and NUL, are
 /// percent-encoded. With `twice`, `%` and `+` are encoded once more, because Tirreno decodes the
 /// Referer once too often.
-fn uri(value: &[u8], limit: usize, twice: bool) -> String {
+pub(crate) fn uri(value: &[u8], limit: usize, twice: bool) -> String {
     let percent = if twice { "%25" } else { "%" };
     let mut out = String::with_capacity(value.len());
     let mut piece = String::with_capacity(8);

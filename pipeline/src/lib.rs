@@ -13,7 +13,8 @@
 //! - [`record`] is the layout of one record, [`event`] the vocabulary of Tirreno's events.
 //! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
 //!   the secrets in its URL.
-//! - [`form`] makes an event's POST body out of a record.
+//! - [`form`] makes an event's POST body out of a record, [`mod@format`] an audit record; [`level`] says
+//!   what that is about, [`session`] what stands for its session's token.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
@@ -33,6 +34,7 @@ pub mod gate;
 pub mod http;
 pub mod journal;
 pub mod lane;
+pub mod level;
 pub mod link;
 pub mod path;
 pub mod privacy;
@@ -42,6 +44,7 @@ pub mod record;
 pub mod redact;
 pub mod ring;
 pub mod rules;
+pub mod session;
 pub mod spool;
 pub mod store;
 pub mod stream;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::event::Param;
 use crate::form::parse_ip;
-use crate::record::Record;
+use crate::record::{self, Extra, Record};
 
 /// A target's privacy settings; the default hides nothing.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,17 @@ impl<'a> View<'a> {
     /// A parameter's bytes.
     pub fn get(&self, param: Param) -> Option<Cow<'a, [u8]>> {
         self.record.get(param).map(Cow::Borrowed)
+    }
+
+    /// What the record has beside the parameters; segments come one by one.
+    pub fn extra(&self, extra: Extra) -> Option<Cow<'a, [u8]>> {
+        self.record.extra(extra).map(Cow::Borrowed)
+    }
+
+    /// The named segments of the path.
+    pub fn segments(&self) -> impl Iterator<Item = (&'a str, Cow<'a, [u8]>)> + use<'a> {
+        let held = self.record.extra(Extra::Segments).unwrap_or_default();
+        record::segments(held).map(|(name, value)| (name, Cow::Borrowed(value)))
     }
 
     /// The client's address: the one that was given, or else the peer's.

@@ -46,9 +46,9 @@ pub enum Extra {
     Account,
     /// The name of the audit record, as the rule has it.
     Audit,
-    /// The audit record's level, as the rule has it: a `u16` in the machine's byte order.
+    /// The number of the audit record's [level](crate::level): a `u16` in the machine's byte order.
     Level,
-    /// The named segments of the path: name, NUL, value, NUL, and so on.
+    /// The named segments of the path, as [`push_segment`] and [`segments`] write and read them.
     Segments,
     /// SHA-256 of the session's token, 32 bytes.
     Session,
@@ -72,6 +72,25 @@ impl Extra {
             Self::Session => 32,
         }
     }
+}
+
+/// Adds a named segment of a path to what [`Extra::Segments`] holds: name, NUL, value, NUL. One that finds
+/// no room, or would look like two, is left out.
+pub fn push_segment(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let room = Extra::Segments.limit().saturating_sub(out.len());
+    if name.len() + value.len() + 2 <= room && !value.contains(&0) {
+        out.extend_from_slice(name.as_bytes());
+        out.push(0);
+        out.extend_from_slice(value);
+        out.push(0);
+    }
+}
+
+/// The names and values that [`Extra::Segments`] holds.
+pub fn segments(bytes: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
+    let mut parts = bytes.split(|b| *b == 0);
+    std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
+        .filter_map(|(name, value)| Some((str::from_utf8(name).ok()?, value)))
 }
 
 /// Parameters and extras.
@@ -401,5 +420,24 @@ mod tests {
         }
         assert_eq!(record.extra(Extra::Audit), None);
         assert_eq!(record.extra(Extra::Session), Some(&[7; 32][..]));
+    }
+
+    #[test]
+    fn named_segments() {
+        let mut held = Vec::new();
+        push_segment(&mut held, "team_id", b"t1");
+        push_segment(&mut held, "forged", b"x\0post_id\0p1");
+        push_segment(&mut held, "rest", &[b'x'; 2048]);
+        push_segment(&mut held, "empty", b"");
+        push_segment(&mut held, "id", b"\xff");
+        let read: Vec<_> = segments(&held).collect();
+        assert_eq!(read, [("team_id", &b"t1"[..]), ("empty", b""), ("id", b"\xff")]);
+        let mut capture = Capture::new(0);
+        while held.len() + 9 <= 2048 {
+            push_segment(&mut held, "i", &[b'x'; 6]);
+        }
+        capture.set_extra(Extra::Segments, &held);
+        assert!(Record::parse(&written(&capture)).unwrap().extra(Extra::Segments).is_some());
+        assert_eq!(segments(b"a\0b").collect::<Vec<_>>(), [("a", &b"b"[..])]);
     }
 }

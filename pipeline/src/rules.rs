@@ -251,6 +251,11 @@ pub struct Segments<'r, 'p> {
 }
 
 impl<'r, 'p> Segments<'r, 'p> {
+    /// The path.
+    pub fn path(&self) -> &'p [u8] {
+        self.path
+    }
+
     /// Where the segment of that name lies in the path.
     pub fn range(&self, name: &str) -> Option<Range<usize>> {
         self.ranges().find(|(n, _)| *n == name).map(|(_, range)| range)

@@ -67,18 +67,13 @@ enum Frame {
 impl Writer {
     fn new(privacy: &Privacy, config: &StreamConfig) -> Self {
         let formatter = Formatter::new(&config.format);
-        let terminator = formatter.terminator().to_vec();
         let frame = match &config.sink {
             Sink::Syslog(syslog) => Frame::Syslog {
                 header: Header::new(&syslog.header),
                 counted: !matches!(syslog.server.transport, Transport::Datagram),
             },
-            Sink::Tcp(_) => Frame::Terminated(terminator),
-            // GELF ends with NUL on a connection only.
-            Sink::File(_) | Sink::Console(_) if terminator == b"\0" => {
-                Frame::Terminated(b"\n".to_vec())
-            }
-            Sink::File(_) | Sink::Console(_) => Frame::Terminated(terminator),
+            Sink::Tcp(_) if config.format.is_gelf() => Frame::Terminated(b"\0".to_vec()),
+            _ => Frame::Terminated(formatter.terminator().to_vec()),
         };
         Self { privacy: privacy.clone(), formatter, frame }
     }
@@ -92,7 +87,7 @@ impl Writer {
             }
             Entry::Drops(drops) => self.framed(
                 out,
-                |header, out| header.drops(out),
+                |header, out| header.drops(&self.formatter.drop_fields(drops), out),
                 |formatter, out| formatter.drops(drops, out),
             ),
         }
@@ -102,7 +97,7 @@ impl Writer {
         let view = self.privacy.view(*record);
         self.framed(
             out,
-            |header, out| header.record(&view, out),
+            |header, out| header.record(record, &self.formatter.fields(&view), out),
             |formatter, out| formatter.record(&view, out),
         );
     }

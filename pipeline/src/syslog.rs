@@ -1,27 +1,33 @@
 //! Messages as RFC 5424 has them, with the record's fields as structured data.
 //!
 //! ```text
-//! <134>1 2026-01-31T23:59:59.999Z host nginx 1234 page_view [tirreno@32473 userName="u1" …] RECORD
+//! <134>1 2026-01-31T23:59:59.999Z host nginx 1234 page_view [tirreno@32473 user="u1" …] RECORD
 //! ```
 //!
 //! This is our own because the crates that write structured data are not maintained (`syslog5424`), or
 //! bring a transport of their own that cannot keep a message until it is confirmed (`syslog-rs`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 
 use chrono::{DateTime, SecondsFormat};
 
 use crate::clock::wall_ms;
-use crate::event::{EventType, Param};
-use crate::privacy::View;
+use crate::event::EventType;
+use crate::format::is_unseen;
+use crate::record::Record;
 
 /// The SD-ID. 32473 is the enterprise number that RFC 5612 sets aside for those who have none.
 pub const SD_ID: &str = "tirreno@32473";
 
-/// The most bytes of APP-NAME, and of HOSTNAME.
+/// The most bytes of APP-NAME, of HOSTNAME, and of an SD-NAME.
 const MAX_TAG: usize = 48;
 const MAX_HOST: usize = 255;
+const MAX_NAME: usize = 32;
+
+/// A record's field: its name and its value.
+pub type Field<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// Names of the facilities; a name's place here is its code.
 const FACILITIES: [&str; 24] = [
@@ -120,34 +126,17 @@ impl Header {
         Self { config: config.clone(), host: host.unwrap_or_else(|| "-".into()) }
     }
 
-    /// Appends what comes before a record.
-    pub fn record(&self, view: &View<'_>, out: &mut Vec<u8>) {
-        let record = view.record();
+    /// Appends what comes before a record whose fields are these.
+    pub fn record(&self, record: &Record<'_>, fields: &[Field<'_>], out: &mut Vec<u8>) {
         let kind = record.kind();
         self.start(Severity::of(kind), record.time_ms(), kind.name(), out);
-        push(out, format_args!("[{SD_ID} eventType=\"{}\"", kind.name()));
-        if record.status() > 0 {
-            push(out, format_args!(" httpCode=\"{}\"", record.status()));
-        }
-        if let Some(ip) = view.ip() {
-            push(out, format_args!(" ipAddress=\"{ip}\""));
-        }
-        for param in Param::ALL {
-            // Those are above.
-            if matches!(param, Param::EventType | Param::HttpCode | Param::IpAddress) {
-                continue;
-            }
-            if let Some(value) = view.get(param) {
-                push(out, format_args!(" {}=\"{}\"", param.name(), Value(&value)));
-            }
-        }
-        push(out, format_args!(" traceId=\"{}\"] ", record.trace()));
+        structured_data(fields, out);
     }
 
-    /// Appends what comes before a record of dropped events.
-    pub fn drops(&self, out: &mut Vec<u8>) {
+    /// Appends what comes before a record of dropped events whose fields are these.
+    pub fn drops(&self, fields: &[Field<'_>], out: &mut Vec<u8>) {
         self.start(Severity::WARN, wall_ms(), "dropped", out);
-        out.extend_from_slice(b"- ");
+        structured_data(fields, out);
     }
 
     fn start(&self, severity: Severity, time_ms: i64, id: &str, out: &mut Vec<u8>) {
@@ -160,25 +149,40 @@ impl Header {
     }
 }
 
+/// An SD-ELEMENT, and the space behind it.
+fn structured_data(fields: &[Field<'_>], out: &mut Vec<u8>) {
+    push(out, format_args!("[{SD_ID}"));
+    for (name, value) in fields.iter().filter(|(name, _)| is_name(name)) {
+        push(out, format_args!(" {name}=\"{}\"", Value(value)));
+    }
+    out.extend_from_slice(b"] ");
+}
+
+/// Whether a text can be an SD-NAME.
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'=' | b']' | b'"');
+    (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(plain)
+}
+
 fn push(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     // Writing to a Vec cannot fail.
     let _ = out.write_fmt(text);
 }
 
-/// A PARAM-VALUE: UTF-8, with the three characters escaped that would end it. What a terminal or a
-/// line-based file could take for more than text, and bytes that are no UTF-8, are U+FFFD.
-struct Value<'a>(&'a [u8]);
+/// A PARAM-VALUE, with the three characters escaped that would end it. What a terminal or a line-based
+/// file could take for more than text is U+FFFD.
+struct Value<'a>(&'a str);
 
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write;
-        for c in String::from_utf8_lossy(self.0).chars() {
+        for c in self.0.chars() {
             match c {
                 '"' | '\\' | ']' => {
                     f.write_char('\\')?;
                     f.write_char(c)?;
                 }
-                c if c.is_control() => f.write_char(char::REPLACEMENT_CHARACTER)?,
+                c if is_unseen(c) => f.write_char(char::REPLACEMENT_CHARACTER)?,
                 c => f.write_char(c)?,
             }
         }
@@ -197,16 +201,17 @@ fn host_name() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::privacy::Privacy;
-    use crate::record::{Capture, Record};
+    use crate::record::Capture;
 
-    fn message(config: HeaderConfig, capture: &Capture<'_>) -> String {
+    fn message(config: HeaderConfig, capture: &Capture<'_>, fields: &[(&str, &str)]) -> String {
         let mut bytes = vec![0; capture.record_len()];
         capture.write(0, &mut bytes);
         let mut header = Header::new(&config);
         header.host = "host".into();
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let mut out = Vec::new();
-        header.record(&Privacy::default().view(Record::parse(&bytes).unwrap()), &mut out);
+        header.record(&Record::parse(&bytes).unwrap(), &fields, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -216,19 +221,14 @@ mod tests {
 
     #[test]
     fn a_message() {
-        let mut capture = Capture::new(1_700_000_000_123);
-        capture.status = 302;
-        capture.ip = Some("192.0.2.7".parse().unwrap());
-        capture.set(Param::UserName, b"u1").unwrap();
-        capture.set(Param::Url, b"/a?b=c").unwrap();
+        let capture = Capture::new(1_700_000_000_123);
+        let fields = [("user", "u1"), ("url", "/a?b=c"), ("no name", ""), ("code", "302")];
         let pid = std::process::id();
         assert_eq!(
-            message(config(), &capture),
+            message(config(), &capture, &fields),
             format!(
                 "<190>1 2023-11-14T22:13:20.123Z host nginx {pid} page_view [tirreno@32473 \
-                 eventType=\"page_view\" httpCode=\"302\" ipAddress=\"192.0.2.7\" \
-                 userName=\"u1\" url=\"/a?b=c\" traceId=\"{}\"] ",
-                "0".repeat(32)
+                 user=\"u1\" url=\"/a?b=c\" code=\"302\"] "
             )
         );
     }
@@ -238,7 +238,7 @@ mod tests {
         let priority = |config, kind| {
             let mut capture = Capture::new(0);
             capture.kind = kind;
-            message(config, &capture).split('>').next().unwrap().to_owned()
+            message(config, &capture, &[]).split('>').next().unwrap().to_owned()
         };
         assert_eq!(priority(config(), EventType::AccountLoginFail), "<188");
         assert_eq!(priority(config(), EventType::AccountLogin), "<189");
@@ -256,14 +256,14 @@ mod tests {
 
     #[test]
     fn no_value_forges_another() {
-        let mut capture = Capture::new(0);
-        let hostile = b"x\" userName=\"root\"] <0>1 - \\\n\0\x1b[31m\xc2\x9b\xff";
-        capture.set(Param::UserName, hostile).unwrap();
-        let message = message(config(), &capture);
-        let value = message.split("userName=\"").nth(1).unwrap();
-        assert!(value.starts_with(
-            "x\\\" userName=\\\"root\\\"\\] <0>1 - \\\\\u{fffd}\u{fffd}\u{fffd}[31m\u{fffd}\u{fffd}\" traceId"
-        ), "{value}");
+        let hostile = "x\" user=\"root\"] <0>1 - \\\n\0\x1b[31m\u{9b}\u{2028}";
+        let message = message(config(), &Capture::new(0), &[("user", hostile)]);
+        let data = message.split_once('[').unwrap().1;
+        assert_eq!(
+            data,
+            "tirreno@32473 user=\"x\\\" user=\\\"root\\\"\\] <0>1 - \\\\\u{fffd}\u{fffd}\u{fffd}[31m\
+             \u{fffd}\u{fffd}\"] "
+        );
     }
 
     #[test]

@@ -4,11 +4,15 @@ use std::rc::Rc;
 
 use nginx_sys::{ngx_conf_t, ngx_http_request_t, ngx_str_t};
 use tirreno_pipeline::event::EventType;
+use tirreno_pipeline::level::Level;
 use tirreno_pipeline::rules::{Methods, Pattern, Rules, StatusKey};
 
 use super::ext::{ConfExt, Place};
 use super::value::{Sourced, Value, is_off};
 use crate::response;
+
+/// The longest name of an audit record.
+const MAX_AUDIT: usize = 100;
 
 /// What a rule says about the requests that it is for.
 pub(crate) struct Rule {
@@ -20,6 +24,10 @@ pub(crate) struct Rule {
     pub(crate) anonymous: Option<bool>,
     /// The names of segments that are secrets.
     pub(crate) redact: Box<[String]>,
+    /// The event's name in audit records; the type's where it is empty.
+    pub(crate) audit: String,
+    /// Its level there; derived where there is none.
+    pub(crate) level: Option<Level>,
     status: Option<StatusKey>,
     condition: Option<Value>,
     place: Place,
@@ -108,6 +116,8 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
         users: Box::default(),
         anonymous: None,
         redact: Box::default(),
+        audit: String::new(),
+        level: None,
         status: None,
         condition: None,
         place: cf.place(),
@@ -154,8 +164,23 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
                 }
                 redact.push(value.to_owned());
             }
-            // For audit records.
-            "audit" | "level" if !value.is_empty() => {}
+            "audit" if !value.is_empty() => {
+                let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
+                if value.len() > MAX_AUDIT || !value.chars().all(plain) {
+                    return Err(format!(
+                        "invalid \"{text}\", it must be at most {MAX_AUDIT} letters, digits, \"_\", \
+                         \"-\", \".\" and \":\""
+                    ));
+                }
+                value.clone_into(&mut rule.audit);
+            }
+            "level" if !value.is_empty() => {
+                let level = Level::parse(value).ok_or_else(|| {
+                    let names = Level::ALL.map(Level::name).join(", ");
+                    format!("invalid \"{text}\", it must be one of {names}, or 100 to 103")
+                });
+                rule.level = Some(level?);
+            }
             _ => {
                 return Err(format!(
                     "invalid \"{text}\", it must be one of \"status=\", \"user=\", \

@@ -203,33 +203,26 @@ fn one_of(names: &str) -> String {
     format!("one of {names}")
 }
 
-/// `name [option=value …]`; the option `hash_key_file` names a file, and the others are the format's.
+/// `name [option=value …]`.
 fn read_format(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<FormatConfig, String> {
     let texts: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
     let mut options = Vec::new();
-    let mut key = None;
-    for (arg, text) in args.iter().zip(&texts).skip(1) {
-        let invalid = || {
+    for text in &texts[1..] {
+        options.push(text.split_once('=').ok_or_else(|| {
             format!("invalid parameter \"{text}\" in \"format\" directive, it must be OPTION=VALUE")
-        };
-        let (option, value) = text.split_once('=').ok_or_else(invalid)?;
-        match arg.strip_prefix(b"hash_key_file=") {
-            Some(path) => {
-                let (path, content) = read_file(cf, path)?;
-                warn_if_public(cf, &path, "a key");
-                let content = content.trim_ascii_end();
-                if content.is_empty() {
-                    return Err(format!("\"{}\" holds no key", path.display()));
-                }
-                key = Some(content.to_vec());
-            }
-            None => options.push((option, value)),
-        }
+        })?);
     }
     let mut format = FormatConfig::parse(&texts[0], &options)
         .map_err(|error| format!("{error} in \"format\" directive"))?;
-    if let Some(key) = key {
-        format.set_hash_key(&key);
+    if format.hash_key_file().is_some() {
+        let path = args.iter().find_map(|arg| arg.strip_prefix(b"hash_key_file="));
+        let (path, key) = read_file(cf, path.unwrap_or_default())?;
+        warn_if_public(cf, &path, "a key");
+        let key = key.trim_ascii_end();
+        if key.is_empty() {
+            return Err(format!("\"{}\" holds no key", path.display()));
+        }
+        format.set_hash_key(key);
     }
     Ok(format)
 }

@@ -1,0 +1,342 @@
+//! What an audit record says, before a format gives names to it.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+
+use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
+use hmac::{Hmac, Mac};
+use serde::Serialize;
+use sha2::Sha256;
+
+use super::{Drops, FormatConfig, rfc3339};
+use crate::event::{EventType, Param};
+use crate::form::{self, TIME_INPUT};
+use crate::level::Level;
+use crate::path;
+use crate::privacy::View;
+use crate::record::{Extra, Record};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Success,
+    /// There was no answer.
+    Attempt,
+    Fail,
+}
+
+impl Outcome {
+    /// A sign-in may fail with a redirect, and only its type says so.
+    fn of(kind: EventType, code: Option<u16>) -> Self {
+        match (code, kind) {
+            (None | Some(CLIENT_CLOSED_REQUEST), _) => Self::Attempt,
+            (_, EventType::AccountLoginFail | EventType::PageError) => Self::Fail,
+            (Some(400..), _) => Self::Fail,
+            _ => Self::Success,
+        }
+    }
+
+    /// As Mattermost says it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Attempt => "attempt",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// The event of a record about dropped events.
+const DROPPED: &str = "audit_records_dropped";
+
+/// The facts of one audit record.
+pub(super) struct Entry<'a> {
+    pub(super) time: DateTime<Utc>,
+    pub(super) level: Level,
+    pub(super) event: Cow<'a, str>,
+    /// Nothing where it is about no request.
+    pub(super) kind: Option<EventType>,
+    pub(super) outcome: Outcome,
+    pub(super) code: Option<u16>,
+    pub(super) user: Option<Cow<'a, str>>,
+    pub(super) session: Option<String>,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) method: Option<Cow<'a, str>>,
+    pub(super) url: Option<String>,
+    pub(super) client: Option<Cow<'a, str>>,
+    pub(super) referer: Option<String>,
+    pub(super) language: Option<Cow<'a, str>>,
+    pub(super) trace: Option<&'a str>,
+    pub(super) segments: Vec<(&'a str, Cow<'a, str>)>,
+    /// What else `tirreno_param` gives, by its name in the format `json`.
+    pub(super) given: Vec<(&'static str, Cow<'a, str>)>,
+    pub(super) cluster_id: Option<&'a str>,
+    pub(super) drops: Option<Drops>,
+}
+
+/// Parameters that only `tirreno_param` gives, with their names in the format `json`.
+const GIVEN: [(Param, &str); 9] = [
+    (Param::EmailAddress, "email_address"),
+    (Param::FirstName, "first_name"),
+    (Param::LastName, "last_name"),
+    (Param::FullName, "full_name"),
+    (Param::PageTitle, "page_title"),
+    (Param::PhoneNumber, "phone_number"),
+    (Param::UserCreated, "user_created"),
+    (Param::Payload, "payload"),
+    (Param::FieldHistory, "field_history"),
+];
+
+/// Names that a segment of a path cannot have as a field: `user_id` is who acts, `target_user_id` to whom.
+const TAKEN: [&str; 32] = [
+    "timestamp",
+    "level",
+    "msg",
+    "event",
+    "type",
+    "status",
+    "code",
+    "user_id",
+    "session_id",
+    "ip_address",
+    "method",
+    "url",
+    "api_path",
+    "client",
+    "referer",
+    "language",
+    "trace_id",
+    "cluster_id",
+    "pinned",
+    // Of Mattermost's.
+    "err",
+    "errors",
+    "channeld",
+    "login_id",
+    "device_id",
+    "user",
+    "user_ids",
+    "remove_user_id",
+    "team",
+    "channel",
+    "post",
+    "patch",
+    "patched",
+];
+
+/// The field of a segment: its own name, behind `target_` where that means something else.
+pub(super) fn segment_field(name: &str) -> Cow<'_, str> {
+    let taken = TAKEN.contains(&name)
+        || GIVEN.iter().any(|(_, given)| *given == name)
+        || name.starts_with("target_")
+        || name.starts_with("dropped");
+    if taken { format!("target_{name}").into() } else { name.into() }
+}
+
+/// The value of a field.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Value<'a> {
+    Text(Cow<'a, str>),
+    Number(u64),
+    Flag(bool),
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn into_text(self) -> Cow<'a, str> {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string().into(),
+            Self::Flag(flag) => flag.to_string().into(),
+        }
+    }
+}
+
+impl<'a, T: Into<Cow<'a, str>>> From<T> for Value<'a> {
+    fn from(text: T) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl<'a> Entry<'a> {
+    /// Of an event.
+    pub(super) fn of(view: &View<'a>, config: &'a FormatConfig) -> Self {
+        let record = view.record();
+        let text = |param: Param| view.get(param).map(|value| fit(value, param.limit()));
+        let url = |param: Param| view.get(param).map(|v| form::uri(&v, param.limit(), false));
+        let code = code(view);
+        let user = text(Param::UserName);
+        let segments = view.segments().filter_map(|(name, value)| {
+            let value = fit(value, usize::MAX);
+            // Mattermost's word for whoever asks.
+            let value = if name == "user_id" && value == "me" { user.clone()? } else { value };
+            Some((name, value))
+        });
+        let event = view.extra(Extra::Audit).map(|name| fit(name, usize::MAX));
+        let given = GIVEN.iter().filter_map(|(param, name)| Some((*name, text(*param)?)));
+        Self {
+            time: time(view, record),
+            level: Level::of(record),
+            event: event.unwrap_or_else(|| record.kind().name().into()),
+            kind: Some(record.kind()),
+            outcome: Outcome::of(record.kind(), code),
+            code,
+            session: view.extra(Extra::Session).map(|s| session_id(&config.session_key, &s)),
+            ip: view.ip(),
+            method: text(Param::HttpMethod),
+            url: url(Param::Url),
+            client: text(Param::UserAgent),
+            referer: url(Param::HttpReferer),
+            language: text(Param::BrowserLanguage),
+            trace: Some(record.trace()),
+            segments: segments.collect(),
+            given: given.collect(),
+            cluster_id: config.cluster_id.as_deref(),
+            drops: None,
+            user,
+        }
+    }
+
+    /// Of events that were dropped.
+    pub(super) fn dropped(drops: &Drops, config: &'a FormatConfig) -> Self {
+        Self {
+            time: from_ms(drops.last_ms),
+            level: Level::Api,
+            event: DROPPED.into(),
+            kind: None,
+            outcome: Outcome::Fail,
+            code: None,
+            user: None,
+            session: None,
+            ip: None,
+            method: None,
+            url: None,
+            client: None,
+            referer: None,
+            language: None,
+            trace: None,
+            segments: Vec::new(),
+            given: Vec::new(),
+            cluster_id: config.cluster_id.as_deref(),
+            drops: Some(*drops),
+        }
+    }
+
+    /// The record in a word or two.
+    pub(super) fn message(&self) -> String {
+        format!("{} {}", self.event, self.outcome.name())
+    }
+
+    /// The URL's path, as the client wrote it.
+    pub(super) fn api_path(&self) -> Option<&str> {
+        let url = self.url.as_deref()?;
+        // It ends at an ASCII character.
+        url.get(path::locate(url.as_bytes())).filter(|path| !path.is_empty())
+    }
+
+    /// The value of a segment of the path.
+    pub(super) fn segment(&self, name: &str) -> Option<&str> {
+        self.segments.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_ref())
+    }
+
+    /// Whether a post is pinned from now on, or is not any more.
+    pub(super) fn pinned(&self) -> Option<bool> {
+        self.segment("post_id").filter(|_| self.outcome == Outcome::Success)?;
+        match self.api_path()?.rsplit('/').find(|segment| !segment.is_empty())? {
+            "pin" => Some(true),
+            "unpin" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// How many events were dropped, and when.
+    pub(super) fn drop_values(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
+        let values = self.drops.map(|drops| {
+            [
+                ("dropped", Value::Number(drops.count)),
+                ("dropped_first", rfc3339(from_ms(drops.first_ms)).into()),
+                ("dropped_last", rfc3339(from_ms(drops.last_ms)).into()),
+            ]
+        });
+        values.into_iter().flatten()
+    }
+
+    /// All but time, level and message, under the names of the format `json`.
+    pub(super) fn fields(&self) -> Vec<(Cow<'a, str>, Value<'a>)> {
+        let mut fields: Vec<(Cow<'a, str>, Value<'a>)> = Vec::with_capacity(24);
+        let mut add = |name: &'static str, value: Option<Value<'a>>| {
+            fields.extend(value.map(|value| (name.into(), value)));
+        };
+        let text = |text: &Option<Cow<'a, str>>| text.clone().map(Value::Text);
+        add("event", Some(self.event.clone().into()));
+        add("type", self.kind.map(|kind| kind.name().into()));
+        add("status", Some(self.outcome.name().into()));
+        add("code", self.code.map(|code| Value::Number(code.into())));
+        add("user_id", text(&self.user));
+        add("session_id", self.session.clone().map(Value::from));
+        add("ip_address", self.ip.map(|ip| ip.to_string().into()));
+        add("method", text(&self.method));
+        add("url", self.url.clone().map(Value::from));
+        add("api_path", self.api_path().map(|path| path.to_owned().into()));
+        add("client", text(&self.client));
+        add("referer", self.referer.clone().map(Value::from));
+        add("language", text(&self.language));
+        add("trace_id", self.trace.map(Value::from));
+        for (name, value) in &self.segments {
+            fields.push((segment_field(name), value.clone().into()));
+        }
+        fields.extend(self.pinned().map(|pinned| ("pinned".into(), Value::Flag(pinned))));
+        fields.extend(self.given.iter().map(|(name, v)| ((*name).into(), v.clone().into())));
+        fields.extend(self.cluster_id.map(|id| ("cluster_id".into(), id.into())));
+        fields.extend(self.drop_values().map(|(name, value)| (name.into(), value)));
+        fields
+    }
+
+    /// The fields, and the level, as texts.
+    pub(super) fn into_texts(self) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
+        let level = ("level".into(), self.level.name().into());
+        let fields = self.fields().into_iter().map(|(name, value)| (name, value.into_text()));
+        std::iter::once(level).chain(fields).collect()
+    }
+}
+
+/// Valid UTF-8 without NUL, of at most `limit` bytes.
+fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
+    match value {
+        Cow::Borrowed(value) => form::text(value, limit),
+        Cow::Owned(value) => form::text(&value, limit).into_owned().into(),
+    }
+}
+
+fn from_ms(ms: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(ms).unwrap_or_default()
+}
+
+/// The given time, or else the request's start. A year has four digits, as every reader expects.
+fn time(view: &View<'_>, record: &Record<'_>) -> DateTime<Utc> {
+    let given = view.get(Param::EventTime).and_then(|given| {
+        let time = NaiveDateTime::parse_from_str(str::from_utf8(&given).ok()?, TIME_INPUT).ok()?;
+        (1000..=9999).contains(&time.year()).then(|| time.and_utc())
+    });
+    given.unwrap_or_else(|| from_ms(record.time_ms()))
+}
+
+fn code(view: &View<'_>) -> Option<u16> {
+    let code = match view.get(Param::HttpCode) {
+        Some(given) => str::from_utf8(&given).ok()?.parse().ok()?,
+        None => view.record().status(),
+    };
+    (code > 0).then_some(code)
+}
+
+fn session_id(key: &Hmac<Sha256>, session: &[u8]) -> String {
+    let hash = key.clone().chain_update(session).finalize().into_bytes();
+    hash.iter().fold(String::with_capacity(2 * hash.len()), |mut hex, byte| {
+        // Writing to a String does not fail.
+        let _: fmt::Result = write!(hex, "{byte:02x}");
+        hex
+    })
+}

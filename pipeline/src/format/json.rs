@@ -1,0 +1,91 @@
+//! The format `json`, and how all formats write JSON.
+
+use std::io;
+
+use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
+
+use super::entry::Entry;
+use super::{Mistake, TimeFormat, escape, flag, is_unseen};
+
+/// Adds a value as JSON in one line to `out`.
+pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) {
+    // Texts, numbers and maps of them always become JSON, and a Vec takes it all.
+    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, Escaping));
+}
+
+/// Escapes also what JSON allows, but a terminal obeys, or a reader takes for the end of a line.
+struct Escaping;
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(is_unseen) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            let mut chars = rest[at..].chars();
+            let mut escaped = String::new();
+            if let Some(char) = chars.next() {
+                escape(char, &mut escaped).map_err(io::Error::other)?;
+            }
+            writer.write_all(escaped.as_bytes())?;
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Its options.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    disable_timestamp: bool,
+    disable_level: bool,
+    disable_msg: bool,
+    disable_fields: bool,
+    timestamp_format: TimeFormat,
+}
+
+/// Their names.
+pub(super) const OPTIONS: [&str; 5] =
+    ["disable_timestamp", "disable_level", "disable_msg", "disable_fields", "timestamp_format"];
+
+impl Options {
+    pub(super) fn set(&mut self, option: &str, value: &str) -> Result<(), Mistake> {
+        match option {
+            "disable_timestamp" => self.disable_timestamp = flag(value)?,
+            "disable_level" => self.disable_level = flag(value)?,
+            "disable_msg" => self.disable_msg = flag(value)?,
+            "disable_fields" => self.disable_fields = flag(value)?,
+            "timestamp_format" => self.timestamp_format = TimeFormat::parse(value)?,
+            _ => return Err(Mistake::Unknown),
+        }
+        Ok(())
+    }
+
+    /// One flat object.
+    pub(super) fn record<'a>(&'a self, entry: &'a Entry<'a>) -> Flat<'a> {
+        Flat { options: self, entry }
+    }
+}
+
+pub(super) struct Flat<'a> {
+    options: &'a Options,
+    entry: &'a Entry<'a>,
+}
+
+impl Serialize for Flat<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { options, entry } = self;
+        let time = || options.timestamp_format.write(entry.time);
+        let head = [
+            (!options.disable_timestamp).then(|| ("timestamp".into(), time().into())),
+            (!options.disable_level).then(|| ("level".into(), entry.level.name().into())),
+            (!options.disable_msg).then(|| ("msg".into(), entry.message().into())),
+        ];
+        let fields = if options.disable_fields { Vec::new() } else { entry.fields() };
+        serializer.collect_map(head.into_iter().flatten().chain(fields))
+    }
+}
