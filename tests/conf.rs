@@ -739,6 +739,7 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
         ("tirreno on off; # here", count("tirreno")),
         ("tirreno_targets; # here", count("tirreno_targets")),
         ("tirreno_user; # here", count("tirreno_user")),
+        ("tirreno_session; # here", count("tirreno_session")),
         ("tirreno_ip; # here", count("tirreno_ip")),
         ("tirreno_param url; # here", count("tirreno_param")),
         ("tirreno_param url a b; # here", count("tirreno_param")),
@@ -795,6 +796,10 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
         (
             "server {\nlocation / {\nif ($http_dnt) {\ntirreno_user $remote_user; # here\n}\n}\n}",
             "\"tirreno_user\" directive is not allowed here".into(),
+        ),
+        (
+            "server {\nlocation / {\nif ($http_dnt) {\ntirreno_session $cookie_s; # here\n}\n}\n}",
+            "\"tirreno_session\" directive is not allowed here".into(),
         ),
         (
             "server {\nlocation / {\nproxy_pass http://127.0.0.1:9;\ntirreno_status; # here\n}\n}",
@@ -977,6 +982,7 @@ fn an_unknown_variable_is_refused_as_everywhere_in_nginx() {
         "tirreno $nothing;",
         "tirreno_user $nothing;",
         "tirreno_user $remote_user a$nothing;",
+        "tirreno_session $cookie_s $nothing;",
         "tirreno_ip ${nothing};",
         "tirreno_param url $host$nothing;",
     ] {

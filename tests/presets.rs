@@ -475,6 +475,8 @@ POST /api/v4/posts                                    401         forged - -
 POST /api/v4/posts?access_token=5ecret                201         ann    page_edit ann
 PUT  /api/v4/posts/p1                                 200         ann    page_edit ann
 PUT  /api/v4/posts/p1/patch                           200         ann    page_edit ann
+POST /api/v4/posts/p1/pin                             200         ann    page_edit ann
+POST /api/v4/posts/p1/unpin                           401         forged - -
 DELETE /api/v4/posts/p1                               200         ann    page_delete ann
 DELETE /api/v4/posts/p1                               403         ann    page_error ann
 DELETE /api/v4/posts/p1                               401         forged - -

@@ -102,6 +102,9 @@ pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
 /// percent-encoded. With `twice`, `%` and `+` are encoded once more, because Tirreno decodes the
 /// Referer once too often.
 pub(crate) fn uri(value: &[u8], limit: usize, twice: bool) -> String {
+    if !twice && value.len() <= limit && value.iter().all(|b| matches!(b, 1..=0x7f)) {
+        return String::from_utf8_lossy(value).into_owned();
+    }
     let percent = if twice { "%25" } else { "%" };
     let mut out = String::with_capacity(value.len());
     let mut piece = String::with_capacity(8);

@@ -12,7 +12,6 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::sync::OnceLock;
 
@@ -216,15 +215,15 @@ impl Formatter {
         }
     }
 
-    /// The record's fields under the names that the format `json` has for them, in its order; for the
-    /// structured data of syslog. Values are valid UTF-8 and may hold any character but NUL.
-    pub fn fields<'a>(&'a self, view: &View<'a>) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
-        Entry::of(view, &self.0).into_texts()
+    /// The record's fields as names and values, which are those of the format `json`, in its order; for
+    /// the structured data of syslog. Values may hold any character but NUL.
+    pub fn fields(&self, view: &View<'_>) -> Vec<(String, String)> {
+        Entry::of(view, &self.0).texts()
     }
 
     /// [`fields`](Self::fields) of the record that says how many events were dropped.
-    pub fn drop_fields(&self, drops: &Drops) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
-        Entry::dropped(drops, &self.0).into_texts()
+    pub fn drop_fields(&self, drops: &Drops) -> Vec<(String, String)> {
+        Entry::dropped(drops, &self.0).texts()
     }
 
     fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {

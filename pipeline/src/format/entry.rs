@@ -1,7 +1,6 @@
 //! What an audit record says, before a format gives names to it.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
@@ -265,41 +264,38 @@ impl<'a> Entry<'a> {
     }
 
     /// All but time, level and message, under the names of the format `json`.
-    pub(super) fn fields(&self) -> Vec<(Cow<'a, str>, Value<'a>)> {
-        let mut fields: Vec<(Cow<'a, str>, Value<'a>)> = Vec::with_capacity(24);
-        let mut add = |name: &'static str, value: Option<Value<'a>>| {
-            fields.extend(value.map(|value| (name.into(), value)));
-        };
-        let text = |text: &Option<Cow<'a, str>>| text.clone().map(Value::Text);
-        add("event", Some(self.event.clone().into()));
-        add("type", self.kind.map(|kind| kind.name().into()));
-        add("status", Some(self.outcome.name().into()));
-        add("code", self.code.map(|code| Value::Number(code.into())));
-        add("user_id", text(&self.user));
-        add("session_id", self.session.clone().map(Value::from));
-        add("ip_address", self.ip.map(|ip| ip.to_string().into()));
-        add("method", text(&self.method));
-        add("url", self.url.clone().map(Value::from));
-        add("api_path", self.api_path().map(|path| path.to_owned().into()));
-        add("client", text(&self.client));
-        add("referer", self.referer.clone().map(Value::from));
-        add("language", text(&self.language));
-        add("trace_id", self.trace.map(Value::from));
-        for (name, value) in &self.segments {
-            fields.push((segment_field(name), value.clone().into()));
-        }
-        fields.extend(self.pinned().map(|pinned| ("pinned".into(), Value::Flag(pinned))));
-        fields.extend(self.given.iter().map(|(name, v)| ((*name).into(), v.clone().into())));
-        fields.extend(self.cluster_id.map(|id| ("cluster_id".into(), id.into())));
-        fields.extend(self.drop_values().map(|(name, value)| (name.into(), value)));
-        fields
+    pub(super) fn fields(&self) -> Vec<(Cow<'_, str>, Value<'_>)> {
+        let head = [
+            ("event", Some(Value::from(&*self.event))),
+            ("type", self.kind.map(|kind| kind.name().into())),
+            ("status", Some(self.outcome.name().into())),
+            ("code", self.code.map(|code| Value::Number(code.into()))),
+            ("user_id", self.user.as_deref().map(Value::from)),
+            ("session_id", self.session.as_deref().map(Value::from)),
+            ("ip_address", self.ip.map(|ip| ip.to_string().into())),
+            ("method", self.method.as_deref().map(Value::from)),
+            ("url", self.url.as_deref().map(Value::from)),
+            ("api_path", self.api_path().map(Value::from)),
+            ("client", self.client.as_deref().map(Value::from)),
+            ("referer", self.referer.as_deref().map(Value::from)),
+            ("language", self.language.as_deref().map(Value::from)),
+            ("trace_id", self.trace.map(Value::from)),
+        ];
+        let segments = self.segments.iter().map(|(n, v)| (segment_field(n), Value::from(&**v)));
+        let pinned = self.pinned().map(|pinned| ("pinned", Value::Flag(pinned)));
+        let given = self.given.iter().map(|(name, value)| (*name, Value::from(&**value)));
+        let cluster_id = self.cluster_id.map(|id| ("cluster_id", id.into()));
+        let tail = pinned.into_iter().chain(given).chain(cluster_id).chain(self.drop_values());
+        let head = head.into_iter().filter_map(|(name, value)| Some((name.into(), value?)));
+        head.chain(segments).chain(tail.map(|(name, value)| (name.into(), value))).collect()
     }
 
-    /// The fields, and the level, as texts.
-    pub(super) fn into_texts(self) -> Vec<(Cow<'a, str>, Cow<'a, str>)> {
+    /// The level and the fields, as texts.
+    pub(super) fn texts(&self) -> Vec<(String, String)> {
         let level = ("level".into(), self.level.name().into());
-        let fields = self.fields().into_iter().map(|(name, value)| (name, value.into_text()));
-        std::iter::once(level).chain(fields).collect()
+        let fields = self.fields().into_iter();
+        let texts = fields.map(|(name, value)| (name.into_owned(), value.into_text().into_owned()));
+        std::iter::once(level).chain(texts).collect()
     }
 }
 
@@ -334,9 +330,6 @@ fn code(view: &View<'_>) -> Option<u16> {
 
 fn session_id(key: &Hmac<Sha256>, session: &[u8]) -> String {
     let hash = key.clone().chain_update(session).finalize().into_bytes();
-    hash.iter().fold(String::with_capacity(2 * hash.len()), |mut hex, byte| {
-        // Writing to a String does not fail.
-        let _: fmt::Result = write!(hex, "{byte:02x}");
-        hex
-    })
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    hash.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
