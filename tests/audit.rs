@@ -210,6 +210,30 @@ fn a_file_gets_the_events_that_are_for_it() {
 }
 
 #[test]
+fn targets_choose_levels() {
+    let bench = Bench::start(
+        "tirreno_target content {
+             type file; path %DIR%/content.log; interval 20ms; events audit-content;
+         }
+         tirreno_target rest {
+             type file; path %DIR%/rest.log; interval 20ms; events !audit-content !page_search;
+         }",
+    );
+    let mut connection = open(bench.nginx.port()).unwrap();
+    for path in ["/posts/1", "/users/2"] {
+        let headers = [("Cookie", "user=u1")];
+        assert_eq!(connection.request("POST", path, &headers, b"").unwrap().status, 200);
+    }
+    assert_eq!((bench.settled("content").captured, bench.settled("rest").captured), (1, 1));
+    let url = |name: &str| {
+        let records = records(&fs::read(bench.path(name)).unwrap());
+        records.iter().map(|record| record["url"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(url("content.log"), ["\"/posts/1\""]);
+    assert_eq!(url("rest.log"), ["\"/users/2\""]);
+}
+
+#[test]
 fn logrotate_may_move_the_file() {
     let bench = Bench::start(FILE);
     for round in 0..3 {

@@ -175,7 +175,8 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         |name: &str| format!("\"{name}\" in \"tirreno_target\" cannot contain variables or \"$\"");
     let no_type = |pattern: &str| {
         format!(
-            "no event type matches \"{pattern}\" in \"events\" directive, the types are {TYPES}"
+            "no event type matches \"{pattern}\" in \"events\" directive, the types are {TYPES}, \
+             and the levels audit-api, audit-content, audit-permissions, audit-cli"
         )
     };
     let unknown = |name: &str| format!("unknown directive \"{name}\" in \"tirreno_target\"");
@@ -1131,9 +1132,9 @@ fn the_configurations_that_people_include_pass() {
             Some("demo.conf") => demo_conf_passes(&text),
             // Those have their own suite.
             _ if file.parent().is_some_and(|directory| directory.ends_with("presets")) => {}
-            Some("mattermost.conf") => {
+            Some(name @ ("mattermost.conf" | "mattermost-audit.conf")) => {
                 let preset = fs::read_to_string(file.with_file_name("presets/mattermost.conf"));
-                mattermost_conf_passes(&text, &preset.unwrap());
+                mattermost_conf_passes(&text, &preset.unwrap(), name == "mattermost-audit.conf");
             }
             _ => panic!("{} has no test", file.display()),
         }
@@ -1173,15 +1174,20 @@ fn demo_conf_passes(text: &str) {
     assert!(ok && said(&output).is_empty(), "{output}");
 }
 
-fn mattermost_conf_passes(text: &str, preset: &str) {
+fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
     let certificates = tempfile::tempdir().unwrap();
     let authority = Authority::new("test");
     let system = certificates.path().join("system.pem");
     authority.write_pem(&system);
     let (certificate, key) = authority.localhost().write(certificates.path(), "mattermost");
     let letsencrypt = |file: &str| format!("/etc/letsencrypt/live/mattermost.example.com/{file}");
+    let audit: &[_] = if has_audit {
+        &[("=/etc/nginx/audit.key", "=key"), (" /var/log/nginx-audit/", " logs/")]
+    } else {
+        &[]
+    };
     let text = replace_all(
-        text,
+        &replace_all(text, audit),
         &[
             (" 80;", " 127.0.0.1:%PORT%;"),
             (" 443 ssl", " 127.0.0.1:%PORT1% ssl"),

@@ -9,8 +9,8 @@ use std::time::Duration;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
-use crate::event::EventTypes;
 use crate::format::FormatConfig;
+use crate::level::Routing;
 use crate::privacy::Privacy;
 use crate::spool::SpoolConfig;
 use crate::syslog;
@@ -44,8 +44,8 @@ pub struct TargetConfig {
     pub name: String,
     /// Its account in the zone, and its bit in a record.
     pub slot: usize,
-    /// The event types that it gets.
-    pub events: EventTypes,
+    /// The events that it gets.
+    pub events: Routing,
     /// The most events that wait in memory.
     pub queue_events: usize,
     /// The most bytes of records that wait in memory.
@@ -65,9 +65,10 @@ pub struct TargetConfig {
 }
 
 impl TargetConfig {
-    /// Whether it writes audit records, which need more of a request than Tirreno's parameters.
+    /// Whether it writes audit records or asks for their levels: both need more of a request than
+    /// Tirreno's parameters.
     pub fn needs_audit(&self) -> bool {
-        matches!(self.destination, Destination::Stream(_))
+        matches!(self.destination, Destination::Stream(_)) || self.events.asks_for_level()
     }
 
     /// The file that it writes.

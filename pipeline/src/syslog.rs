@@ -7,7 +7,6 @@
 //! This is our own because the crates that write structured data are not maintained (`syslog5424`), or
 //! bring a transport of their own that cannot keep a message until it is confirmed (`syslog-rs`).
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 
@@ -27,7 +26,7 @@ const MAX_HOST: usize = 255;
 const MAX_NAME: usize = 32;
 
 /// A record's field: its name and its value.
-pub type Field<'a> = (Cow<'a, str>, Cow<'a, str>);
+pub type Field = (String, String);
 
 /// Names of the facilities; a name's place here is its code.
 const FACILITIES: [&str; 24] = [
@@ -127,14 +126,14 @@ impl Header {
     }
 
     /// Appends what comes before a record whose fields are these.
-    pub fn record(&self, record: &Record<'_>, fields: &[Field<'_>], out: &mut Vec<u8>) {
+    pub fn record(&self, record: &Record<'_>, fields: &[Field], out: &mut Vec<u8>) {
         let kind = record.kind();
         self.start(Severity::of(kind), record.time_ms(), kind.name(), out);
         structured_data(fields, out);
     }
 
     /// Appends what comes before a record of dropped events whose fields are these.
-    pub fn drops(&self, fields: &[Field<'_>], out: &mut Vec<u8>) {
+    pub fn drops(&self, fields: &[Field], out: &mut Vec<u8>) {
         self.start(Severity::WARN, wall_ms(), "dropped", out);
         structured_data(fields, out);
     }
@@ -150,7 +149,7 @@ impl Header {
 }
 
 /// An SD-ELEMENT, and the space behind it.
-fn structured_data(fields: &[Field<'_>], out: &mut Vec<u8>) {
+fn structured_data(fields: &[Field], out: &mut Vec<u8>) {
     push(out, format_args!("[{SD_ID}"));
     for (name, value) in fields.iter().filter(|(name, _)| is_name(name)) {
         push(out, format_args!(" {name}=\"{}\"", Value(value)));
@@ -209,7 +208,7 @@ mod tests {
         let mut header = Header::new(&config);
         header.host = "host".into();
         let fields: Vec<_> =
-            fields.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut out = Vec::new();
         header.record(&Record::parse(&bytes).unwrap(), &fields, &mut out);
         String::from_utf8(out).unwrap()

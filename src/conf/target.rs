@@ -10,7 +10,8 @@ use std::time::Duration;
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use tirreno_pipeline::config::{Destination, Roots, TargetConfig};
-use tirreno_pipeline::event::{EventType, EventTypes};
+use tirreno_pipeline::event::EventType;
+use tirreno_pipeline::level::{Level, Routing};
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::zone::MAX_NAME;
 
@@ -78,7 +79,7 @@ struct Draft {
     seen: Vec<(String, u8, Place)>,
     off: bool,
     kind: Option<(&'static str, u8)>,
-    events: Option<EventTypes>,
+    events: Option<Routing>,
     queue: Option<(usize, usize)>,
     interval: Option<Duration>,
     batch_size: Option<usize>,
@@ -292,7 +293,7 @@ impl Draft {
         Ok(Some(TargetConfig {
             name: name.to_owned(),
             slot: 0,
-            events: self.events.unwrap_or(EventTypes::ALL),
+            events: self.events.unwrap_or(Routing::ALL),
             queue_events,
             queue_bytes,
             interval: self.interval.unwrap_or(Duration::from_secs(1)),
@@ -305,13 +306,15 @@ impl Draft {
     }
 }
 
-fn read_events(args: &[ngx_str_t]) -> Result<EventTypes, String> {
+fn read_events(args: &[ngx_str_t]) -> Result<Routing, String> {
     let patterns: Vec<_> = args.iter().map(|a| a.to_string()).collect();
     let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
-    EventTypes::from_patterns(&patterns).map_err(|pattern| {
+    Routing::from_patterns(&patterns).map_err(|pattern| {
         format!(
-            "no event type matches \"{pattern}\" in \"events\" directive, the types are {}",
-            EventType::ALL.map(EventType::name).join(", ")
+            "no event type matches \"{pattern}\" in \"events\" directive, the types are {}, and the \
+             levels {}",
+            EventType::ALL.map(EventType::name).join(", "),
+            Level::ALL.map(Level::name).join(", ")
         )
     })
 }
