@@ -795,6 +795,45 @@ fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
 }
 
 #[test]
+fn a_slow_receiver_gets_everything_in_order() {
+    let listener = Listener::default();
+    let mut bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type tcp; server 127.0.0.1:{}; interval 20ms; queue 20000 size=64m;
+         }}",
+        listener.port()
+    ));
+    bench.requests(0..1);
+    let mut stream = listener.accept();
+    let ended = Arc::new(AtomicBool::new(false));
+    let reader = thread::spawn({
+        let ended = ended.clone();
+        move || {
+            let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+            loop {
+                match stream.read(&mut part).unwrap() {
+                    0 => return bytes,
+                    read => bytes.extend(&part[..read]),
+                }
+                // Much slower than the events come, as long as they do.
+                if !ended.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    });
+    // More than the sockets' buffers hold.
+    bench.requests(1..15_000);
+    let row = bench.row("audit");
+    assert!(row.pending > 0 && row.dropped == 0, "{row:?}");
+    ended.store(true, SeqCst);
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped), (15_000, 0));
+    bench.nginx.quit();
+    assert_eq!(numbers(&reader.join().unwrap()), (0..15_000).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_server_that_comes_late_gets_everything_over_tls() {
     let authority = Authority::new("test");
     let port = tirreno_tests::ports::free_port();

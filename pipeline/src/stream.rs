@@ -224,12 +224,20 @@ impl Mood {
         self.in_trouble = true;
         shared.ledger.show(shared.slot, State::Retrying, Some(fault));
         shared.ledger.retry(shared.slot);
+        self.say(shared, fault, "events are kept in memory while it lasts", now);
+    }
+
+    fn rejected(&mut self, shared: &Shared, fault: Fault, now: Instant) {
+        shared.ledger.show(shared.slot, State::Ok, Some(fault));
+        self.say(shared, fault, "this event is set aside", now);
+    }
+
+    fn say(&mut self, shared: &Shared, fault: Fault, note: &str, now: Instant) {
         if self.said.is_none_or(|(before, _)| before != fault) {
             self.said = Some((fault, Once::every(REPEAT)));
         }
         if self.said.as_mut().is_some_and(|(_, once)| once.may(now)) {
-            let text = format!("{fault}; events are kept in memory while it lasts");
-            shared.log(Level::Error, &text);
+            shared.log(Level::Error, &format!("{fault}; {note}"));
         }
     }
 
@@ -512,6 +520,10 @@ impl Sender {
                 Ok(Err(fault)) => self.pause(fault),
                 Err(_) => {
                     self.shared.log(Level::Error, "its thread failed and starts again");
+                    // Should one of these be why, it shall not be so for ever.
+                    self.shared.settle(usize::MAX, |ledger, slot, events| {
+                        ledger.dropped(slot, events, DropReason::Internal);
+                    });
                     thread::sleep(RESTART);
                 }
             }
@@ -575,7 +587,7 @@ impl Sender {
             match link.write(&bytes, &go_on) {
                 Ok(()) => {}
                 Err(Fault::TooLong) if link.takes_one() => {
-                    self.mood.failed(&shared, Fault::TooLong, Instant::now());
+                    self.mood.rejected(&shared, Fault::TooLong, Instant::now());
                     shared.settle(1, Ledger::rejected);
                     continue;
                 }
