@@ -7,7 +7,7 @@
 //! again.
 
 use core::ops::Range;
-use core::ptr;
+use core::{ptr, slice};
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
@@ -16,11 +16,12 @@ use nginx_sys::{
     NGX_ERROR, ngx_array_push, ngx_conf_t, ngx_connection_t, ngx_http_get_indexed_variable,
     ngx_http_get_variable_index, ngx_http_handler_pt, ngx_http_output_header_filter_pt,
     ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_request_t, ngx_http_top_header_filter, ngx_int_t,
-    ngx_palloc, ngx_pnalloc, ngx_str_t, ngx_table_elt_t,
+    ngx_palloc, ngx_pnalloc, ngx_pool_t, ngx_str_t, ngx_table_elt_t,
 };
 use ngx::core::Status;
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
+use tirreno_pipeline::accounts::{AccountKey, Accounts};
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::level::Level;
 use tirreno_pipeline::path;
@@ -30,10 +31,10 @@ use tirreno_pipeline::rules::{Rules, Segments};
 use tirreno_pipeline::session;
 use tirreno_pipeline::zone::SkipReason;
 
-use crate::conf::rule::{Rule, RuleSet};
+use crate::conf::rule::{Rule, RuleSet, Unknown, User};
 use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, guarded, response, worker};
+use crate::{TirrenoModule, body, guarded, response, worker};
 
 const SWITCHING_PROTOCOLS: usize = 101;
 
@@ -91,6 +92,7 @@ pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), St
         NEXT_HEADER_FILTER = ngx_http_top_header_filter;
         ngx_http_top_header_filter = Some(header_filter);
     }
+    body::install();
     Ok(())
 }
 
@@ -210,20 +212,18 @@ unsafe fn push(
     // SAFETY: the caller's promise; nginx's strings live while the request does.
     let (mut event, status, target, method) = unsafe {
         let request = &*r;
-        let start = request.start_sec * 1000 + request.start_msec as i64;
         let target = bytes(request.unparsed_uri.data, request.unparsed_uri.len);
-        (Capture::new(start), response::status(request), target, method(request))
+        (Capture::new(start_ms(request)), response::status(request), target, method(request))
     };
     // SAFETY: the caller's promise.
     let refused = location.verifies() && unsafe { response::is_refusal(r, status) };
 
-    // A request that nginx could not read has no target, and no rule is for it.
     let audited = is_audited(main, location);
     let rules = location.rules();
-    let path = if target.is_empty() || rules.is_none() && !audited {
+    let path = if rules.is_none() && !audited {
         None
     } else {
-        below(path::normalize(target, &mut scratch.path), location.event_prefix())
+        path_for_rules(target, location.event_prefix(), &mut scratch.path)
     };
     let matched = rules.zip(path).and_then(|(rules, path)| {
         // SAFETY: the caller's promise.
@@ -252,10 +252,16 @@ unsafe fn push(
         }
     }
     captured.event = Some(event.kind);
+    // SAFETY: as above.
+    let account = found.and_then(|rule| unsafe { Account::named(r, rule, main) });
     if given & Param::UserName.bit() == 0 {
-        let rules_users = found.map(|rule| &*rule.users).filter(|users| !users.is_empty());
         // SAFETY: as above.
-        named = unsafe { user(r, rules_users.unwrap_or(location.users()), refused) };
+        named = unsafe {
+            match found.filter(|rule| !rule.users.is_empty()) {
+                Some(rule) => rules_user(r, rule, account.as_ref(), refused, event.kind),
+                None => user(r, location.users(), refused),
+            }
+        };
     }
     captured.user = ngx_str_t { len: named.len(), data: named.as_ptr().cast_mut() };
     let anonymous = found.and_then(|rule| rule.anonymous).unwrap_or(location.anonymous());
@@ -298,6 +304,9 @@ unsafe fn push(
         }
     }
     event.set(Param::UserName, named)?;
+    if let Some(account) = &account {
+        event.set_extra(Extra::Account, &account.key.tag);
+    }
     let off = Redaction::off();
     let redaction = location.redaction().unwrap_or(&off);
     let find = location.rules().and_then(|rules| rules.redacting.as_ref()).map(|rules| {
@@ -326,6 +335,19 @@ unsafe fn push(
         event.set_extra(Extra::Segments, segments);
     }
     worker::push(&event)
+}
+
+/// The path that rules are for: that of the request line, normalized, below the prefix. A request that
+/// nginx could not read has no target, and no rule is for it.
+pub(crate) fn path_for_rules<'p>(
+    target: &'p [u8],
+    prefix: &[u8],
+    normalized: &'p mut Vec<u8>,
+) -> Option<&'p [u8]> {
+    if target.is_empty() {
+        return None;
+    }
+    below(path::normalize(target, normalized), prefix)
 }
 
 /// Whether one of the targets that a location selects writes audit records.
@@ -379,11 +401,95 @@ unsafe fn user<'r>(r: *mut ngx_http_request_t, users: &[Sourced], refused: bool)
     values.find(|user| !user.is_empty()).unwrap_or_default()
 }
 
+/// The account that the body of a request names.
+struct Account<'r> {
+    name: &'r str,
+    key: AccountKey,
+    accounts: Accounts,
+    pool: *mut ngx_pool_t,
+    /// When the request began, milliseconds since the epoch.
+    time_ms: i64,
+}
+
+impl<'r> Account<'r> {
+    /// # Safety
+    /// As for [`capture`].
+    unsafe fn named(r: *const ngx_http_request_t, rule: &Rule, main: &MainConf) -> Option<Self> {
+        // SAFETY: the caller's promise.
+        let (name, pool, time_ms) = unsafe {
+            let name = rule.body_fields().find_map(|fields| body::account(r, fields))?;
+            (name, (*r).pool, start_ms(&*r))
+        };
+        let accounts = main.zone?.accounts();
+        Some(Self { name, key: accounts.key(name), accounts, pool, time_ms })
+    }
+
+    /// The user whose account it is, or what stands for an unknown one.
+    fn user(&self, unknown: Unknown) -> &'r [u8] {
+        let known = self.accounts.find(&self.key);
+        match (known, unknown) {
+            (Some(id), _) => self.copy(&id),
+            (None, Unknown::Hash) => self.copy(self.key.alias().as_bytes()),
+            (None, Unknown::Send) => self.name.as_bytes(),
+            (None, Unknown::Omit) => &[],
+        }
+    }
+
+    /// Text that lives as long as the request; empty when there is no memory.
+    fn copy(&self, text: &[u8]) -> &'r [u8] {
+        // SAFETY: the pool is the request's, and gives as many bytes.
+        unsafe {
+            let data = ngx_pnalloc(self.pool, text.len()).cast::<u8>();
+            if data.is_null() {
+                return &[];
+            }
+            ptr::copy_nonoverlapping(text.as_ptr(), data, text.len());
+            bytes(data, text.len())
+        }
+    }
+}
+
+/// The first user of a rule that is named. A good login teaches whose the account is that the body
+/// names; a failed one is of whose account it names, also where the application answers 401.
+///
+/// # Safety
+/// As for [`user`].
+unsafe fn rules_user<'r>(
+    r: *mut ngx_http_request_t,
+    rule: &Rule,
+    account: Option<&Account<'r>>,
+    refused: bool,
+    kind: EventType,
+) -> &'r [u8] {
+    for source in &rule.users {
+        let named = match source {
+            // SAFETY: the caller's promise.
+            User::Value(value) => unsafe { user(r, slice::from_ref(value), refused) },
+            User::Body(_) => account.map_or(&[][..], |account| account.user(rule.unknown)),
+        };
+        if named.is_empty() {
+            continue;
+        }
+        if let (User::Value(Sourced { trusted: true, .. }), Some(account)) = (source, account)
+            && kind == EventType::AccountLogin
+        {
+            account.accounts.learn(&account.key, named, account.time_ms);
+        }
+        return named;
+    }
+    &[]
+}
+
+/// The start of a request, in milliseconds since the epoch.
+fn start_ms(request: &ngx_http_request_t) -> i64 {
+    request.start_sec * 1000 + request.start_msec as i64
+}
+
 /// The method in the request line: an internal redirect may have made it GET.
 ///
 /// # Safety
 /// The request's strings live for `'r`.
-unsafe fn method<'r>(request: &ngx_http_request_t) -> &'r [u8] {
+pub(crate) unsafe fn method<'r>(request: &ngx_http_request_t) -> &'r [u8] {
     // SAFETY: the caller's promise.
     let (name, line) = unsafe {
         let (name, line) = (request.method_name, request.request_line);

@@ -64,6 +64,7 @@ fn account(zone: Zone, target: &TargetConfig) -> Value {
         "delivered": totals.delivered,
         "rejected": totals.rejected,
         "dropped": totals.all_dropped(),
+        "withdrawn": totals.withdrawn,
         "pending": totals.pending,
         "retries": totals.retries,
         "last_error": fault.map(|(fault, _)| fault.to_string()),

@@ -2,17 +2,21 @@
 
 use core::ffi::c_void;
 use core::ptr;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nginx_sys::{
     NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_core_conf_t, ngx_int_t, ngx_pagesize,
-    ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_alloc, ngx_slab_pool_t,
+    ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_alloc, ngx_slab_pool_t, ngx_test_config,
 };
 use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
 use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
 use tirreno_pipeline::config::{Destination, Sink, StreamConfig, TargetConfig};
+use tirreno_pipeline::spool::{self, Spool};
 use tirreno_pipeline::zone::Zone;
 
 use crate::access::{User, access, check_file};
@@ -82,6 +86,7 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     for target in &main.targets {
         if let Some(spool) = &target.spool {
             check_directory(&spool.path)?;
+            announce(target, zone)?;
         }
     }
     check_files(main)?;
@@ -93,6 +98,28 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     }
     main.running = Some(main.targets.as_slice().into());
     main.zone = Some(zone);
+    Ok(())
+}
+
+/// Tells the other instance of nginx, during a binary upgrade, that this one captures for the spool, too.
+/// The workers inherit that, and the kernel ends it with the last of them.
+fn announce(target: &TargetConfig, zone: Zone) -> Result<(), String> {
+    static ANNOUNCED: Mutex<BTreeMap<PathBuf, (u64, File)>> = Mutex::new(BTreeMap::new());
+    let (Some(spool), Destination::Tirreno(tirreno)) = (&target.spool, &target.destination) else {
+        return Ok(());
+    };
+    // SAFETY: nginx sets it before it reads the configuration.
+    if unsafe { ngx_test_config } != 0 {
+        return Ok(());
+    }
+    let file = Spool::file(spool, &target.name, &tirreno.endpoint.sensor().to_string());
+    let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
+    let instance = zone.instance();
+    if announced.get(&file).is_none_or(|(known, _)| *known != instance) {
+        let lock = spool::announce(&file, instance)
+            .map_err(|error| format!("spool: \"{}\" cannot be locked: {error}", file.display()))?;
+        announced.insert(file, (instance, lock));
+    }
     Ok(())
 }
 

@@ -179,6 +179,18 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
              and the levels audit-api, audit-content, audit-permissions, audit-cli"
         )
     };
+    let prefix = |value: &str, family: &str, most: &str| {
+        format!(
+            "invalid value \"{value}\" in \"ip_mask\" directive, \
+             the prefix of {family} addresses must be a number from 0 to {most}"
+        )
+    };
+    let required = |name: &str| {
+        format!(
+            "\"{name}\" in \"omit\" directive is required by Tirreno, \
+             see \"ip_mask\" and \"query\" for less of it"
+        )
+    };
     let unknown = |name: &str| format!("unknown directive \"{name}\" in \"tirreno_target\"");
     let ca = |file: &str, what: &str| {
         format!(
@@ -261,6 +273,42 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ),
         ("ssl_trusted_certificate text.pem;", ca("text.pem", "it holds no certificate")),
         ("ssl_trusted_certificate cut.pem;", ca("cut.pem", "it is no valid PEM file")),
+        // Privacy.
+        ("ip_mask 33 56;", prefix("33", "IPv4", "32")),
+        ("ip_mask -1 56;", prefix("-1", "IPv4", "32")),
+        ("ip_mask /24 56;", prefix("/24", "IPv4", "32")),
+        ("ip_mask 24 129;", prefix("129", "IPv6", "128")),
+        ("ip_mask 24 300;", prefix("300", "IPv6", "128")),
+        ("ip_mask 24;", count("ip_mask")),
+        ("ip_mask 24 56 64;", count("ip_mask")),
+        ("ip_mask 24 56;\nip_mask 24 56;", "\"ip_mask\" directive is duplicate".into()),
+        ("query no;", flag("query", "no")),
+        (
+            "omit userName agent;",
+            format!(
+                "unknown parameter \"agent\" in \"omit\" directive, it must be one of {PARAMETERS}"
+            ),
+        ),
+        ("omit userName ipAddress;", required("ipAddress")),
+        ("omit url;", required("url")),
+        ("omit eventTime;", required("eventTime")),
+        (
+            "omit payload payload;",
+            "duplicate parameter \"payload\" in \"omit\" directive".into(),
+        ),
+        ("omit;", count("omit")),
+        ("hash_user;", count("hash_user")),
+        ("hash_user %KEY%;", "\"hash_user\" names no file below \"%PREFIX%/\"".into()),
+        (
+            "hash_user %PREFIX%/none.key;",
+            "\"%PREFIX%/none.key\" cannot be read: No such file or directory (os error 2)".into(),
+        ),
+        ("hash_user empty.key;", "\"hash_user\" is empty, it must hold the key for users".into()),
+        (
+            "hash_user two.key;",
+            "\"hash_user\" must hold the key for users and nothing else, in one line without spaces"
+                .into(),
+        ),
         // Variables.
         ("header X-Gateway $http_x_gateway;", variable("header")),
         ("queue $queue;", variable("queue")),
@@ -375,7 +423,7 @@ fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
         (
             "file",
             "format json hash_key_file=empty.key;",
-            "\"%PREFIX%/empty.key\" holds no key".into(),
+            "\"hash_key_file\" is empty, it must hold the key of session ids".into(),
         ),
     ];
     for (kind, line, message) in rows {
@@ -575,6 +623,35 @@ fn a_key_file_that_everyone_can_read_is_warned_about_until_chmod() {
 }
 
 #[test]
+fn a_key_for_users_that_is_short_or_public_is_warned_about() {
+    let long = "%KEY%".repeat(4);
+    let rows: [(&str, u32, &[&str]); 3] = [
+        (&long, 0o600, &[]),
+        (
+            "%KEY%",
+            0o600,
+            &["[warn] the key of \"hash_user\" is shorter than 32 characters, \
+               make one with \"openssl rand -hex 32\""],
+        ),
+        (
+            &long,
+            0o644,
+            &["[warn] \"%PREFIX%/user.key\" holds the key for users and everyone can read it, \
+               run \"chmod 600 %PREFIX%/user.key\""],
+        ),
+    ];
+    for (key, mode, messages) in rows {
+        let here = if messages.is_empty() { "" } else { HERE };
+        let nginx = configuration(&target(&format!("hash_user user.key; {here}")))
+            .file("user.key", &format!("{key}\n"))
+            .build();
+        let file = nginx.prefix().join("user.key");
+        fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        assert_nginx_says(&nginx, messages);
+    }
+}
+
+#[test]
 fn white_space_after_the_key_in_its_file_does_no_harm() {
     for end in ["", "\n", "\r\n", " \t\n\n"] {
         let http = "tirreno_target { url http://127.0.0.1:9/; api_key_file end.key; }";
@@ -661,6 +738,9 @@ fn values_in_nginxs_syntax_are_accepted() {
         "header X-A 1; header X-A \"two words\"; header Host tirreno.example.com;",
         "header X-Empty \"\";",
         "header \"X-Quoted\" 'a;b{c}';",
+        "ip_mask 24 56;",
+        "ip_mask 0 128; query off; omit userName;",
+        "ip_mask 32 0; query on; omit emailAddress httpCode eventType payload;",
     ];
     for line in lines {
         assert_says(configuration(&target(line)), &[]);

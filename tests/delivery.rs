@@ -1132,6 +1132,7 @@ fn the_status_has_exactly_the_documented_keys_for_each_target() {
         "delivered",
         "rejected",
         "dropped",
+        "withdrawn",
         "pending",
         "retries",
         "last_error",

@@ -1265,7 +1265,7 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
     let path = |path: &str, what: &str| format!("invalid path \"{path}\", {what}");
     let key = |key: &str| {
         format!(
-            "invalid \"{key}\", it must be one of \"status=\", \"user=\", \"anonymous=\", \
+            "invalid \"{key}\", it must be one of \"status=\", \"user=\", \"unknown=\", \"anonymous=\", \
              \"redact=\", \"audit=\", \"level=\", \"if=\""
         )
     };

@@ -246,12 +246,14 @@ impl Load {
     /// Between two requests of one client.
     const GAP: Duration = Duration::from_millis(8);
 
-    /// With users that stay the same when a client connects again, or not: `moves`.
-    fn start(port: u16, moves: bool) -> Self {
+    /// After so many requests a client connects again, maybe to another worker.
+    const MOVES: usize = 4;
+
+    fn start(port: u16) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let client = |id| {
             let ended = ended.clone();
-            thread::spawn(move || Self::run(port, id, moves, &ended))
+            thread::spawn(move || Self::run(port, id, &ended))
         };
         Self { clients: (0..Self::CLIENTS).map(client).collect(), ended }
     }
@@ -263,9 +265,9 @@ impl Load {
     }
 
     /// Makes one request after another, none of them twice.
-    fn run(port: u16, id: usize, moves: bool, ended: &AtomicBool) -> BTreeSet<usize> {
+    fn run(port: u16, id: usize, ended: &AtomicBool) -> BTreeSet<usize> {
         let mut answered = BTreeSet::new();
-        let (mut connection, mut connections) = (None, 0);
+        let mut connection = None;
         let mut due = Instant::now();
         for n in 0.. {
             thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -273,16 +275,15 @@ impl Load {
             if ended.load(SeqCst) {
                 break;
             }
-            let Some(mut open) = connection.take().or_else(|| {
-                connections += usize::from(!moves);
-                open(port).ok()
-            }) else {
+            let Some(mut open) = connection.take().or_else(|| open(port).ok()) else {
                 continue;
             };
             let number = id + n * Self::CLIENTS;
             let path = format!("/{number}");
-            let cookie = format!("user=c{id}-{connections}-{}", n % 3);
-            let Ok(answer) = open.request("GET", &path, &[("Cookie", &cookie)], b"") else {
+            let cookie = format!("user=c{id}-{}", n % 3);
+            let last = if n % Self::MOVES == 0 { "close" } else { "keep-alive" };
+            let headers = [("Cookie", &*cookie), ("Connection", last)];
+            let Ok(answer) = open.request("GET", &path, &headers, b"") else {
                 continue;
             };
             assert_eq!(answer.status, 200);
@@ -337,7 +338,7 @@ fn under_load_no_fault_loses_anything() {
 
     let mut bench = Bench::start("");
     let started = Instant::now();
-    let load = Load::start(bench.nginx.port(), true);
+    let load = Load::start(bench.nginx.port());
     let mut kills = 0;
     for (i, fault) in faults.iter().enumerate() {
         // Spread over the time, with a different distance each.
@@ -510,8 +511,7 @@ fn killing_all_processes_loses_the_last_moments_at_most() {
 #[test]
 fn two_masters_share_the_spool() {
     let mut bench = Bench::start_with("", Builder::daemon);
-    // Each master's deliverer commits by itself: between the two there is no order.
-    let load = Load::start(bench.nginx.port(), false);
+    let load = Load::start(bench.nginx.port());
     bench.sensor.wait_stored(300, SOON).unwrap();
     let old = bench.nginx.master_pid();
     let new = bench.nginx.usr2();

@@ -58,7 +58,7 @@ pub struct TargetConfig {
     pub shutdown_timeout: Duration,
     /// Where what is not delivered is kept.
     pub spool: Option<SpoolConfig>,
-    /// What it does not get to know.
+    /// What it is not to know.
     pub privacy: Privacy,
     /// Where its events go.
     pub destination: Destination,
@@ -255,6 +255,9 @@ pub struct TirrenoConfig {
     pub rate: Option<f64>,
     /// Whether 200 means success.
     pub accept_200: bool,
+    /// How long a failed login waits for a good one that follows, as with a second factor; zero: it
+    /// does not wait.
+    pub login_fail_delay: Duration,
 }
 
 /// The URL of a sensor and of its key check.

@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use chrono::{DateTime, NaiveDateTime};
 
 use crate::event::{EventType, Param};
-use crate::record::{NO_ADDRESS, Record};
+use crate::privacy::View;
+use crate::record::NO_ADDRESS;
 
 /// How Tirreno writes a time, always in UTC.
 pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
@@ -19,16 +20,16 @@ pub(crate) const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
 /// The largest `httpCode` that Tirreno's database takes.
 const MAX_CODE: u16 = 32767;
 
-/// The form of an event.
-pub fn encode(record: &Record<'_>) -> String {
+/// The form of an event, as its target sees it.
+pub fn encode(view: &View<'_>) -> String {
     let mut pairs: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(Param::COUNT);
-    let has_user = record.get(Param::UserName).is_some();
+    let has_user = view.get(Param::UserName).is_some();
     for param in Param::ALL {
         // Tirreno names an account that comes with an address alone by the address's hash.
         if param == Param::EmailAddress && !has_user {
             continue;
         }
-        if let Some(value) = value(record, param) {
+        if let Some(value) = value(view, param) {
             pairs.push((param.name(), value));
         }
     }
@@ -36,31 +37,35 @@ pub fn encode(record: &Record<'_>) -> String {
 }
 
 /// The user as the form has it.
-pub fn user(record: &Record<'_>) -> Option<String> {
-    value(record, Param::UserName).map(Cow::into_owned)
+pub fn user(view: &View<'_>) -> Option<String> {
+    value(view, Param::UserName).map(Cow::into_owned)
 }
 
-fn value<'a>(record: &Record<'a>, param: Param) -> Option<Cow<'a, str>> {
-    let given = record.get(param);
+fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
+    if view.omits(param) {
+        return None;
+    }
+    let given = view.get(param);
+    let bytes = given.as_deref();
     match param {
-        Param::IpAddress => {
-            let given = given.and_then(parse_ip);
-            Some(given.or(record.ip()).unwrap_or(NO_ADDRESS).to_string().into())
-        }
-        Param::Url => Some(uri(given.unwrap_or_default(), param.limit(), false).into()),
-        Param::HttpReferer => given.map(|v| uri(v, param.limit(), true).into()),
-        Param::EventTime => Some(given.and_then(time).unwrap_or_else(|| start(record)).into()),
-        Param::UserCreated => given.and_then(time).map(Into::into),
+        Param::IpAddress => Some(view.ip().unwrap_or(NO_ADDRESS).to_string().into()),
+        Param::Url => Some(uri(bytes.unwrap_or_default(), param.limit(), false).into()),
+        Param::HttpReferer => bytes.map(|v| uri(v, param.limit(), true).into()),
+        Param::EventTime => Some(bytes.and_then(time).unwrap_or_else(|| start(view)).into()),
+        Param::UserCreated => bytes.and_then(time).map(Into::into),
         // A code of 400 and above would make it a `page_error`, whatever its type.
-        Param::HttpCode if record.kind() == EventType::AccountLoginFail => None,
-        Param::HttpCode => code(given, record.status()),
-        Param::EventType => Some(record.kind().name().into()),
-        _ => given.map(|v| text(v, param.limit())),
+        Param::HttpCode if view.record().kind() == EventType::AccountLoginFail => None,
+        Param::HttpCode => code(bytes, view.record().status()),
+        Param::EventType => Some(view.record().kind().name().into()),
+        _ => match given? {
+            Cow::Borrowed(given) => Some(text(given, param.limit())),
+            Cow::Owned(given) => Some(text(&given, param.limit()).into_owned().into()),
+        },
     }
 }
 
-fn start(record: &Record<'_>) -> String {
-    DateTime::from_timestamp_millis(record.time_ms())
+fn start(view: &View<'_>) -> String {
+    DateTime::from_timestamp_millis(view.record().time_ms())
         .unwrap_or_default()
         .format(TIME_FORMAT)
         .to_string()
@@ -132,7 +137,8 @@ pub(crate) fn uri(value: &[u8], limit: usize, twice: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Capture;
+    use crate::privacy::Privacy;
+    use crate::record::{Capture, Record};
 
     fn pairs(params: &[(Param, &[u8])], kind: EventType, status: u16) -> Vec<(String, String)> {
         let mut capture = Capture::new(1_700_000_000_007);
@@ -144,7 +150,9 @@ mod tests {
         }
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
-        serde_urlencoded::from_str(&encode(&Record::parse(&bytes).unwrap())).unwrap()
+        let privacy = Privacy::default();
+        let view = privacy.view(Record::parse(&bytes).unwrap());
+        serde_urlencoded::from_str(&encode(&view)).unwrap()
     }
 
     fn one(param: Param, value: &[u8]) -> Option<String> {

@@ -116,7 +116,7 @@ impl Lane {
 
     fn send(&mut self, outbound: &mut dyn Outbound) {
         let Some(event) = &self.head else { return };
-        let post = event.content.post();
+        let post = event.content.post(self.shared.privacy());
         let sent = Instant::now();
         let answer = outbound.post(&post, self.shared.limit());
         let attempt = Attempt {

@@ -13,15 +13,20 @@
 //! - [`record`] is the layout of one record, [`event`] the vocabulary of Tirreno's events.
 //! - [`path`] normalizes a request's path, [`rules`] finds the rule that it matches, [`redact`] hides
 //!   the secrets in its URL.
-//! - [`form`] makes an event's POST body out of a record, [`mod@format`] an audit record; [`level`] says
-//!   what that is about, [`session`] what stands for its session's token.
+//! - [`body`] reads the account that a login's body names, [`accounts`] learns whose it is.
+//! - [`privacy`] is a record as one target sees it; [`form`] makes an event's POST body out of that,
+//!   [`mod@format`] an audit record; [`level`] says what that is about, [`session`] what stands for its
+//!   session's token.
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
 //! - [`stream`] is a target that takes formatted records ([`format`](mod@format), [`syslog`]): its [`queue`], and
 //!   the [`file`](mod@file) that the collector writes, or the [`link`] that a thread writes to.
+//! - [`login`] tells which failed login was only the first half of a good one.
 //! - [`journal`] carries messages to nginx's error log.
 
+pub mod accounts;
+pub mod body;
 pub mod clock;
 pub mod config;
 pub mod cookie;
@@ -36,6 +41,7 @@ pub mod journal;
 pub mod lane;
 pub mod level;
 pub mod link;
+pub mod login;
 pub mod path;
 pub mod privacy;
 pub mod queue;

@@ -77,6 +77,21 @@ pub(crate) fn decode(
     })
 }
 
+/// Undoes one percent-encoding, too; with each byte's place in `bytes`, and in the end that of their end.
+pub(crate) fn decode_with_places(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
+    let (mut decoded, mut places) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let digit = |ahead| hex(bytes.get(at + ahead).copied());
+        let escape = (*byte == b'%').then(|| Some(digit(1)? << 4 | digit(2)?)).flatten();
+        decoded.push(escape.unwrap_or(*byte));
+        places.push(at);
+        at += if escape.is_some() { 3 } else { 1 };
+    }
+    places.push(at);
+    (decoded, places)
+}
+
 fn hex(digit: Option<u8>) -> Option<u8> {
     // A hexadecimal digit is below 16.
     char::from(digit?).to_digit(16).map(|value| value as u8)

@@ -184,7 +184,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Writes the record; `out` has [`record_len`](Self::record_len) bytes.
-    pub(crate) fn write(&self, stamp: u64, out: &mut [u8]) {
+    pub fn write(&self, stamp: u64, out: &mut [u8]) {
         let (family, address) = match self.ip {
             None => (0, [0; 16]),
             Some(IpAddr::V4(v4)) => (4, v4.to_ipv6_mapped().octets()),

@@ -7,27 +7,34 @@
 //!
 //! Any elected deliverer may append, also those of two masters during a binary upgrade. Only the
 //! holder of a file lock beside the database, which the kernel gives on when the holder dies, sends.
+//! Each commits when its own interval is over, so that the order of commits is not that of capture:
+//! what is sent is ordered by the time of capture, and while another instance of nginx captures too,
+//! what it may not have committed yet is waited for.
 //!
 //! Administrators may look into it with `sqlite3`; the tables are documented in the README.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use crate::clock::wall_ms;
+use crate::clock::{monotonic_ns, wall_ms};
 use crate::form;
-use crate::record::Record;
+use crate::login::Attempt;
+use crate::privacy::View;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
+/// How often opening is tried until then.
+const RETRY: Duration = Duration::from_millis(10);
 /// What a row takes beside its form: key, index, time, user. The triggers below have it too.
 const ROW_OVERHEAD: u64 = 200;
 /// The most rejected events that are kept to be looked at.
@@ -44,8 +51,13 @@ CREATE TABLE IF NOT EXISTS pending (
     type     TEXT NOT NULL,
     user     TEXT,
     user_key INTEGER NOT NULL,
-    body     TEXT NOT NULL
+    body     TEXT NOT NULL,
+    stamp    INTEGER NOT NULL DEFAULT 0,
+    due      INTEGER NOT NULL DEFAULT 0,
+    attempt  INTEGER
 ) STRICT;
+CREATE INDEX IF NOT EXISTS pending_order ON pending (stamp);
+CREATE INDEX IF NOT EXISTS pending_attempts ON pending (attempt) WHERE attempt IS NOT NULL;
 CREATE INDEX IF NOT EXISTS pending_pages ON pending (id) WHERE type LIKE 'page\\_%' ESCAPE '\\';
 CREATE TABLE IF NOT EXISTS rejected (
     id       INTEGER PRIMARY KEY,
@@ -105,6 +117,12 @@ impl SpoolError {
         self.0.sqlite_error_code() == Some(ErrorCode::DiskFull)
     }
 
+    /// Whether another connection holds the database.
+    fn is_busy(&self) -> bool {
+        let code = self.0.sqlite_error_code();
+        matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+    }
+
     /// Whether the database is damaged, and not only in the way of something.
     pub fn is_corrupt(&self) -> bool {
         matches!(
@@ -141,8 +159,10 @@ impl fmt::Display for SpoolError {
 /// A spooled event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Its place in the order of capture.
+    /// Its key.
     pub id: u64,
+    /// When it was captured, on the spool's own clock.
+    pub stamp: Stamp,
     /// The trace id.
     pub trace: String,
     /// When it was captured, milliseconds since the epoch.
@@ -153,6 +173,29 @@ pub struct Stored {
     pub body: String,
 }
 
+/// A time on a spool's clock, in nanoseconds: near that of the wall, but it never goes back, whatever
+/// happens to the wall's, and is the same for all processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stamp(i64);
+
+impl Stamp {
+    /// Later than any event.
+    pub const END: Self = Self(i64::MAX);
+
+    /// The time that long after.
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span.as_nanos() as i64))
+    }
+
+    /// The time that long before.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span.as_nanos() as i64))
+    }
+}
+
+/// A place in the order of capture: behind the event of that time and key.
+pub type Cursor = (Stamp, u64);
+
 /// The counters that live in the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -161,6 +204,8 @@ pub struct SpoolTotals {
     pub delivered: u64,
     pub rejected: u64,
     pub dropped: u64,
+    /// Failed logins that were the first half of a good one. They are not among the collected.
+    pub withdrawn: u64,
     pub pending: u64,
     /// Bytes of the pending events.
     pub bytes: u64,
@@ -175,6 +220,10 @@ pub struct Appended {
     pub dropped: u64,
 }
 
+/// What the next good login withdraws: the latest failed one of the same attempt that still waits.
+const WITHDRAW: &str = "DELETE FROM pending WHERE id =
+    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 ORDER BY stamp DESC, id DESC LIMIT 1)";
+
 /// The right to send what is in a spool.
 #[derive(Debug)]
 pub struct Sender {
@@ -188,6 +237,8 @@ pub struct Spool {
     config: SpoolConfig,
     /// Another number after each change by another program or process.
     version: i64,
+    /// What the spool's clock is ahead of the machine's monotonic one, in nanoseconds.
+    epoch: i64,
 }
 
 impl Spool {
@@ -222,16 +273,29 @@ impl Spool {
     /// # Errors
     /// It cannot be used now.
     pub fn open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
-        // SQLite gives its other files the mode of this one.
-        let _ = OpenOptions::new().create(true).append(true).mode(0o600).open(file);
+        // Where two processes make it at the same time, SQLite gives one of them up at once.
+        let until = Instant::now() + BUSY;
+        loop {
+            match Self::try_open(config, file) {
+                Err(error) if error.is_busy() && Instant::now() < until => thread::sleep(RETRY),
+                result => return result,
+            }
+        }
+    }
+
+    fn try_open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
+        // SQLite gives its other files the mode of this one. One that is there is not opened: closing
+        // it would end this process's locks on it.
+        let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
         let db = Connection::open(file)?;
         db.busy_timeout(BUSY)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
         db.execute_batch(SCHEMA)?;
-        let mut spool = Self { db, config: config.clone(), version: 0 };
+        let mut spool = Self { db, config: config.clone(), version: 0, epoch: 0 };
         spool.number()?;
+        spool.epoch = spool.set_clock()?;
         spool.reconcile()?;
         spool.version = spool.version()?;
         Ok(spool)
@@ -252,6 +316,34 @@ impl Spool {
         }
         tx.commit()?;
         Ok(())
+    }
+
+    /// Reads the spool's clock, which is set anew after each boot: later than all that is there.
+    fn set_clock(&mut self) -> Result<i64, SpoolError> {
+        let boot = boot_number();
+        let tx = self.begin()?;
+        if read_total(&tx, "boot")? != boot {
+            let now = monotonic_ns() as i64;
+            let newest = tx.query_row("SELECT max(stamp) FROM pending", [], |row| row.get(0))?;
+            let newest: Option<i64> = newest;
+            let wall = wall_ms().saturating_mul(1_000_000);
+            let epoch = wall.max(newest.map_or(0, |stamp| stamp + 1)) - now;
+            set_total(&tx, "epoch", epoch.max(0) as u64)?;
+            set_total(&tx, "boot", boot)?;
+        }
+        let epoch = read_total(&tx, "epoch")? as i64;
+        tx.commit()?;
+        Ok(epoch)
+    }
+
+    /// The time of a monotonic stamp on the spool's clock.
+    fn stamp(&self, monotonic_ns: u64) -> Stamp {
+        Stamp(self.epoch.saturating_add(monotonic_ns as i64))
+    }
+
+    /// The time on the spool's clock.
+    pub fn now(&self) -> Stamp {
+        self.stamp(monotonic_ns())
     }
 
     fn version(&self) -> Result<i64, SpoolError> {
@@ -299,37 +391,37 @@ impl Spool {
         self.db.transaction_with_behavior(TransactionBehavior::Immediate)
     }
 
-    /// Commits a batch. A record that is in the spool already, because a deliverer died between its
-    /// commit and freeing the ring, is not stored again.
+    /// Commits a batch, as the target sees it; failed logins wait for `delay` before they can be read.
+    /// A record that is in the spool already, because a deliverer died between its commit and freeing
+    /// the ring, is not stored again.
     ///
     /// # Errors
     /// Nothing of it is stored.
-    pub fn append(&mut self, records: &[Record<'_>]) -> Result<Appended, SpoolError> {
-        let config = self.config.clone();
+    pub fn append(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        let result = self.insert(records, &config);
+        let result = self.insert(events, delay);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         result
     }
 
-    fn insert(
-        &mut self,
-        records: &[Record<'_>],
-        config: &SpoolConfig,
-    ) -> Result<Appended, SpoolError> {
+    fn insert(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
+        let (config, epoch, now) = (self.config.clone(), self.epoch, self.now());
         let tx = self.begin()?;
         let mut result = Appended::default();
         let mut bytes = read_total(&tx, "bytes")?;
-        let mut refused = 0;
+        let (mut refused, mut withdrawn) = (0, 0);
         {
             let mut insert = tx.prepare_cached(
-                "INSERT OR IGNORE INTO pending (trace_id, captured, type, user, user_key, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT OR IGNORE INTO pending
+                 (trace_id, captured, type, user, user_key, body, stamp, due, attempt)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?;
-            for record in records {
-                let body = form::encode(record);
+            let mut withdraw = tx.prepare_cached(WITHDRAW)?;
+            for view in events {
+                let record = view.record();
+                let body = form::encode(view);
                 let size = body.len() as u64 + ROW_OVERHEAD;
                 let page = record.kind().is_page();
                 let room = |bytes: u64| {
@@ -345,13 +437,27 @@ impl Spool {
                     refused += 1;
                     continue;
                 }
+                let stamp = Stamp(epoch.saturating_add(record.stamp() as i64));
+                let (due, failed) = match Attempt::of(record) {
+                    Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
+                        (stamp.after(delay), Some(attempt as i64))
+                    }
+                    Some(Attempt::Good(attempt)) => {
+                        withdrawn += withdraw.execute(params![attempt as i64, now.0])? as u64;
+                        (Stamp::default(), None)
+                    }
+                    _ => (Stamp::default(), None),
+                };
                 let new = insert.execute(params![
                     record.trace(),
                     time_text(record.time_ms()),
                     record.kind().name(),
-                    form::user(record),
+                    form::user(view),
                     record.user_key() as i64,
                     body,
+                    stamp.0,
+                    due.0,
+                    failed,
                 ])?;
                 if new == 1 {
                     bytes += size;
@@ -361,21 +467,32 @@ impl Spool {
         }
         result.dropped += refused;
         add_total(&tx, "collected", result.stored + refused)?;
+        if withdrawn > 0 {
+            let collected = read_total(&tx, "collected")?;
+            set_total(&tx, "collected", collected.saturating_sub(withdrawn))?;
+            add_total(&tx, "withdrawn", withdrawn)?;
+        }
         add_total(&tx, "dropped", result.dropped)?;
         tx.commit()?;
         Ok(result)
     }
 
-    /// At most `most` events after `id`, in order, and not more than `bytes` of forms (but one).
+    /// At most `most` events behind the cursor, in order of capture, and not more than `bytes` of forms
+    /// (but one).
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Result<Vec<Stored>, SpoolError> {
+    pub fn load(
+        &self,
+        (stamp, id): Cursor,
+        most: usize,
+        bytes: usize,
+    ) -> Result<Vec<Stored>, SpoolError> {
         let mut select = self.db.prepare_cached(
-            "SELECT id, trace_id, captured, user_key, body FROM pending
-             WHERE id > ?1 ORDER BY id LIMIT ?2",
+            "SELECT id, trace_id, captured, user_key, body, stamp FROM pending
+             WHERE (stamp, id) > (?1, ?2) AND due <= ?4 ORDER BY stamp, id LIMIT ?3",
         )?;
-        let mut rows = select.query(params![after as i64, most as i64])?;
+        let mut rows = select.query(params![stamp.0, id as i64, most as i64, self.now().0])?;
         let (mut events, mut size) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let body: String = row.get(4)?;
@@ -386,6 +503,7 @@ impl Spool {
             let captured: String = row.get(2)?;
             events.push(Stored {
                 id: row.get(0)?,
+                stamp: Stamp(row.get(5)?),
                 trace: row.get(1)?,
                 time_ms: time_ms(&captured),
                 user: row.get::<_, i64>(3)? as u64,
@@ -485,10 +603,8 @@ impl fmt::Debug for Spool {
 impl Sender {
     /// Takes the right to send from the spool in `file`, if nobody has it.
     pub fn try_lock(file: &Path) -> Option<Self> {
-        let path = file.with_extension("lock");
-        let made = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
         // On a file system that has become read-only the lock is still held by somebody.
-        let Ok(lock) = made.or_else(|_| File::open(&path)) else {
+        let Ok(lock) = lock_file(file).or_else(|_| File::open(file.with_extension("lock"))) else {
             return Some(Self { lock: None });
         };
         // SAFETY: the descriptor is open.
@@ -500,6 +616,57 @@ impl Sender {
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
+}
+
+/// Where in the lock's file an instance of nginx says that it captures: each has a byte of its own.
+fn byte_of(instance: u64) -> libc::off_t {
+    // The first byte stays free, so that there is something before each.
+    (instance >> 1).max(1) as libc::off_t
+}
+
+/// A lock on `len` bytes from `start` on; 0: all the rest.
+fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
+    // SAFETY: zeros are a valid lock.
+    let mut lock = unsafe { std::mem::zeroed::<libc::flock>() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    (lock.l_start, lock.l_len) = (start, len);
+    lock
+}
+
+fn lock_file(file: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(file.with_extension("lock"))
+}
+
+/// Says that an instance of nginx, a master and its workers, captures for the spool in `file`, while
+/// any process has the returned file or inherited it.
+///
+/// # Errors
+/// The lock beside the database cannot be made.
+pub fn announce(file: &Path, instance: u64) -> std::io::Result<File> {
+    let lock = lock_file(file)?;
+    // A master that is root makes it for its workers.
+    if let Some(owner) = file.parent().and_then(|directory| fs::metadata(directory).ok()) {
+        let _ = fchown(&lock, Some(owner.uid()), Some(owner.gid()));
+    }
+    let own = bytes_lock(byte_of(instance), 1);
+    // SAFETY: the descriptor is open, the structure is initialized.
+    match unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_OFD_SETLK, &own) } {
+        0 => Ok(lock),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Whether an instance of nginx other than this one captures for the spool in `file`.
+pub fn is_shared(file: &Path, instance: u64) -> bool {
+    let Ok(lock) = lock_file(file) else { return false };
+    let own = byte_of(instance);
+    [(0, own), (own + 1, 0)].into_iter().any(|(start, len)| {
+        let mut found = bytes_lock(start, len);
+        // SAFETY: the descriptor is open, the structure is initialized.
+        let rc = unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_OFD_GETLK, &mut found) };
+        rc == 0 && found.l_type != libc::F_UNLCK as libc::c_short
+    })
 }
 
 /// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that
@@ -538,6 +705,7 @@ fn totals(db: &Connection) -> Result<SpoolTotals, rusqlite::Error> {
         delivered: get("delivered")?,
         rejected: get("rejected")?,
         dropped: get("dropped")?,
+        withdrawn: get("withdrawn")?,
         pending: get("pending")?,
         bytes: get("bytes")?,
     })
@@ -597,6 +765,13 @@ fn drop_where(
     Ok((count, bytes))
 }
 
+/// Another number for each boot of the machine; containers have that of their host.
+fn boot_number() -> u64 {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(1)
+}
+
 fn time_text(ms: i64) -> String {
     DateTime::from_timestamp_millis(ms).unwrap_or_default().format(form::TIME_FORMAT).to_string()
 }
@@ -610,8 +785,14 @@ fn time_ms(text: &str) -> i64 {
 mod tests {
     use super::*;
     use crate::event::{EventType, Param};
-    use crate::record::Capture;
+    use crate::privacy::Privacy;
+    use crate::record::{Capture, Extra, Record};
+    use std::net::IpAddr;
+    use std::sync::LazyLock;
     use tempfile::TempDir;
+
+    const DELAY: Duration = Duration::from_secs(3600);
+    const START: Cursor = (Stamp(0), 0);
 
     struct Bench {
         dir: TempDir,
@@ -654,15 +835,21 @@ mod tests {
 
         fn append(&mut self, spool: &mut Spool, kind: EventType, count: usize) -> Appended {
             let events: Vec<_> = (0..count).map(|_| self.event(kind)).collect();
-            let records: Vec<_> = events.iter().map(|e| Record::parse(e).unwrap()).collect();
-            spool.append(&records).unwrap()
+            let views: Vec<_> = events.iter().map(|e| view(e)).collect();
+            spool.append(&views, DELAY).unwrap()
         }
+    }
+
+    /// As a target sees it that may know all.
+    fn view(bytes: &[u8]) -> View<'_> {
+        static PRIVACY: LazyLock<Privacy> = LazyLock::new(Privacy::default);
+        PRIVACY.view(Record::parse(bytes).unwrap())
     }
 
     fn adds_up(spool: &Spool) -> SpoolTotals {
         let t = spool.totals().unwrap();
         assert_eq!(t.collected, t.delivered + t.rejected + t.dropped + t.pending, "{t:?}");
-        let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
+        let there = spool.load(START, usize::MAX, usize::MAX).unwrap();
         assert_eq!(there.len() as u64, t.pending);
         let bytes = there.iter().map(|e| e.body.len() as u64 + ROW_OVERHEAD).sum::<u64>();
         assert_eq!(bytes, t.bytes);
@@ -674,14 +861,14 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 5);
-        let first = spool.load(0, 2, usize::MAX).unwrap();
+        let first = spool.load(START, 2, usize::MAX).unwrap();
         assert_eq!(first.len(), 2);
         assert!(first[0].body.contains("url=%2F0") && first[1].body.contains("url=%2F1"));
         spool.delivered(first[0].id).unwrap();
         spool.rejected(first[1].id, "answered 403").unwrap();
         drop(spool);
         let spool = bench.open();
-        let rest = spool.load(0, 10, usize::MAX).unwrap();
+        let rest = spool.load(START, 10, usize::MAX).unwrap();
         assert_eq!(rest.len(), 3);
         assert!(rest[0].body.contains("url=%2F2") && rest[0].id > first[1].id);
         let t = adds_up(&spool);
@@ -694,10 +881,90 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         let event = bench.event(EventType::PageView);
-        let record = Record::parse(&event).unwrap();
-        assert_eq!(spool.append(&[record, record]).unwrap().stored, 1);
-        assert_eq!(spool.append(&[record]).unwrap().stored, 0);
+        let view = view(&event);
+        assert_eq!(spool.append(&[view, view], DELAY).unwrap().stored, 1);
+        assert_eq!(spool.append(&[view], DELAY).unwrap().stored, 0);
         assert_eq!(adds_up(&spool).collected, 1);
+    }
+
+    #[test]
+    fn the_order_is_that_of_capture() {
+        let mut bench = Bench::new();
+        let (mut one, mut other) = (bench.open(), bench.open());
+        let (first, second) = (bench.event(EventType::PageView), bench.event(EventType::PageView));
+        other.append(&[view(&second)], DELAY).unwrap();
+        one.append(&[view(&first)], DELAY).unwrap();
+        let there = one.load(START, 10, usize::MAX).unwrap();
+        assert!(there[0].body.contains("url=%2F0&") && there[1].body.contains("url=%2F1&"));
+        let behind = one.load((there[0].stamp, there[0].id), 10, usize::MAX).unwrap();
+        assert_eq!(behind, there[1..]);
+    }
+
+    #[test]
+    fn the_clock_goes_on_after_a_boot() {
+        let mut bench = Bench::new();
+        let mut spool = bench.open();
+        bench.append(&mut spool, EventType::PageView, 1);
+        // The wall's clock was an hour ahead, and this is another boot.
+        let ahead = spool.now().0 + 3_600_000_000_000;
+        spool.db.execute("UPDATE pending SET stamp = ?1", [ahead]).unwrap();
+        set_total(&spool.db, "boot", 0).unwrap();
+        let again = bench.open();
+        assert!(again.now().0 > ahead);
+        assert_eq!(bench.open().epoch, again.epoch);
+    }
+
+    #[test]
+    fn a_good_login_withdraws_the_failed_one_before_it() {
+        let mut bench = Bench::new();
+        let spool = bench.open();
+        let mut writer = bench.open();
+        let mut login = |kind, account: [u8; 8], ip: [u8; 4]| {
+            let url = format!("/{}", bench.next);
+            let mut capture = Capture::new(wall_ms());
+            (capture.kind, capture.ip) = (kind, Some(IpAddr::from(ip)));
+            capture.status = if kind == EventType::AccountLogin { 200 } else { 401 };
+            capture.trace = format!("{:032x}", bench.next).into_bytes().try_into().unwrap();
+            capture.set(Param::Url, url.as_bytes()).unwrap();
+            capture.set_extra(Extra::Account, &account);
+            bench.next += 1;
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(monotonic_ns(), &mut bytes);
+            writer.append(&[view(&bytes)], DELAY).unwrap();
+        };
+        let (here, there) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        login(EventType::AccountLoginFail, [1; 8], here);
+        login(EventType::AccountLoginFail, [1; 8], here);
+        login(EventType::AccountLoginFail, [2; 8], here);
+        login(EventType::AccountLoginFail, [1; 8], there);
+        login(EventType::AccountLogin, [1; 8], here);
+        let totals = spool.totals().unwrap();
+        assert_eq!((totals.collected, totals.pending, totals.withdrawn), (4, 4, 1));
+        // The failed ones wait.
+        let ready = spool.load(START, 10, usize::MAX).unwrap();
+        assert_eq!(ready.len(), 1);
+        spool.db.execute("UPDATE pending SET due = 0", []).unwrap();
+        let urls = ["%2F0&", "%2F2&", "%2F3&", "%2F4&"];
+        let all = spool.load(START, 10, usize::MAX).unwrap();
+        assert!(all.iter().zip(urls).all(|(event, url)| event.body.contains(url)), "{all:?}");
+        login(EventType::AccountLogin, [1; 8], here);
+        assert_eq!(spool.totals().unwrap().withdrawn, 1);
+    }
+
+    #[test]
+    fn another_instance_is_seen_while_it_lives() {
+        let bench = Bench::new();
+        let file = bench.file();
+        assert!(!is_shared(&file, 7_000));
+        let own = announce(&file, 7_000).unwrap();
+        assert!(!is_shared(&file, 7_000) && is_shared(&file, 9_000) && is_shared(&file, 5_000));
+        let other = announce(&file, 9_000).unwrap();
+        assert!(is_shared(&file, 7_000));
+        drop(other);
+        assert!(!is_shared(&file, 7_000));
+        // The right to send is another lock.
+        assert!(Sender::try_lock(&file).is_some());
+        drop(own);
     }
 
     #[test]
@@ -705,10 +972,10 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 1);
-        let first = spool.load(0, 1, usize::MAX).unwrap().remove(0);
+        let first = spool.load(START, 1, usize::MAX).unwrap().remove(0);
         spool.delivered(first.id).unwrap();
         bench.append(&mut spool, EventType::PageView, 1);
-        assert!(spool.load(first.id, 1, usize::MAX).unwrap()[0].id > first.id);
+        assert!(spool.load(START, 1, usize::MAX).unwrap()[0].id > first.id);
     }
 
     #[test]
@@ -725,7 +992,7 @@ mod tests {
             assert_eq!(logins.stored, 20, "{when_full:?}");
             let t = adds_up(&spool);
             assert!(t.bytes <= 100_000);
-            let there = spool.load(0, usize::MAX, usize::MAX).unwrap();
+            let there = spool.load(START, usize::MAX, usize::MAX).unwrap();
             let count = |kind| there.iter().filter(|e| e.body.contains(kind)).count();
             assert_eq!(count("account_login"), 40);
             let oldest = there.iter().any(|e| e.body.contains("url=%2F20&"));
@@ -748,7 +1015,7 @@ mod tests {
         let mut bench = Bench::new();
         let mut spool = bench.open();
         bench.append(&mut spool, EventType::PageView, 3);
-        let second = spool.load(0, 2, usize::MAX).unwrap()[1].id;
+        let second = spool.load(START, 2, usize::MAX).unwrap()[1].id;
         spool.db.execute("DELETE FROM pending WHERE id = ?1", [second as i64]).unwrap();
         drop(spool);
         assert_eq!(adds_up(&bench.open()).dropped, 1);
@@ -762,8 +1029,8 @@ mod tests {
         capture.set(Param::UserName, b"find-me-if-you-can").unwrap();
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
-        spool.append(&[Record::parse(&bytes).unwrap()]).unwrap();
-        let id = spool.load(0, 1, usize::MAX).unwrap()[0].id;
+        spool.append(&[view(&bytes)], DELAY).unwrap();
+        let id = spool.load(START, 1, usize::MAX).unwrap()[0].id;
         spool.delivered(id).unwrap();
         spool.tidy().unwrap();
         for file in fs::read_dir(bench.dir.path()).unwrap() {

@@ -1,15 +1,17 @@
 //! A target's spool as its threads use it: opened when it can be, set aside when it is damaged, and
 //! done without while it does not work.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::wall_ms;
 use crate::journal::{Journal, Level, Once};
-use crate::record::Record;
+use crate::privacy::View;
 use crate::spool::{
-    Appended, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stored, set_aside,
+    Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stamp, Stored,
+    is_shared, set_aside,
 };
 use crate::zone::Fault;
 
@@ -34,6 +36,8 @@ pub struct Store {
     config: SpoolConfig,
     target: String,
     file: PathBuf,
+    /// The zone's, which tells this instance of nginx from others.
+    instance: u64,
     label: String,
     journal: Journal,
     inner: Mutex<Inner>,
@@ -47,7 +51,7 @@ struct Inner {
     greeted: bool,
     tried: Option<Instant>,
     /// Outcomes that could not be written yet.
-    unwritten: Vec<(u64, Outcome)>,
+    unwritten: BTreeMap<u64, Outcome>,
     expired: Option<Instant>,
     /// Whether something was deleted since the last tidying.
     untidy: bool,
@@ -61,6 +65,7 @@ impl Store {
         config: &SpoolConfig,
         name: &str,
         url: &str,
+        instance: u64,
         label: &str,
         journal: &Journal,
     ) -> Self {
@@ -68,6 +73,7 @@ impl Store {
             file: Spool::file(config, name, url),
             config: config.clone(),
             target: name.to_owned(),
+            instance,
             label: label.to_owned(),
             journal: journal.clone(),
             inner: Mutex::new(Inner {
@@ -75,7 +81,7 @@ impl Store {
                 sender: None,
                 greeted: false,
                 tried: None,
-                unwritten: Vec::new(),
+                unwritten: BTreeMap::new(),
                 expired: None,
                 untidy: true,
                 said: Once::every(REPEAT),
@@ -104,13 +110,14 @@ impl Store {
         self.lock().sender = None;
     }
 
-    /// Commits a batch; nothing when the spool does not work now.
-    pub fn append(&self, records: &[Record<'_>]) -> Option<Appended> {
-        self.with(|spool| spool.append(records))
+    /// Commits a batch, in which failed logins wait for `delay`; nothing when the spool does not work
+    /// now.
+    pub fn append(&self, events: &[View<'_>], delay: Duration) -> Option<Appended> {
+        self.with(|spool| spool.append(events, delay))
     }
 
-    /// Events after `id`; nothing when they cannot be read now. A full disk does not matter.
-    pub fn load(&self, after: u64, most: usize, bytes: usize) -> Option<Vec<Stored>> {
+    /// Events behind the cursor; nothing when they cannot be read now. A full disk does not matter.
+    pub fn load(&self, after: Cursor, most: usize, bytes: usize) -> Option<Vec<Stored>> {
         if let Some(spool) = &self.lock().spool
             && let Ok(events) = spool.load(after, most, bytes)
         {
@@ -119,10 +126,25 @@ impl Store {
         self.with(|spool| spool.load(after, most, bytes))
     }
 
+    /// What was captured before that time is in the spool by now, where each instance of nginx needs at
+    /// most `span` for it; asked for after loading.
+    pub fn complete_before(&self, span: Duration) -> Stamp {
+        if !is_shared(&self.file, self.instance) {
+            return Stamp::END;
+        }
+        let inner = self.lock();
+        inner.spool.as_ref().map_or(Stamp::END, |spool| spool.now().before(span))
+    }
+
+    /// Whether what became of an event is known, and only not written yet.
+    pub fn is_settled(&self, id: u64) -> bool {
+        self.lock().unwritten.contains_key(&id)
+    }
+
     /// Writes what became of an event. Should the spool not work, that is written later; killed
     /// before, the event is sent again.
     pub fn settle(&self, id: u64, outcome: Outcome) {
-        self.lock().unwritten.push((id, outcome));
+        self.lock().unwritten.insert(id, outcome);
         self.with(|_| Ok(()));
     }
 
@@ -185,12 +207,12 @@ impl Store {
                 }
                 None => inner.spool.insert(Spool::open(&self.config, &self.file)?),
             };
-            while let Some((id, outcome)) = inner.unwritten.last() {
-                match outcome {
-                    Outcome::Delivered => spool.delivered(*id)?,
-                    Outcome::Rejected(fault) => spool.rejected(*id, &fault.to_string())?,
+            while let Some(first) = inner.unwritten.first_entry() {
+                match first.get() {
+                    Outcome::Delivered => spool.delivered(*first.key())?,
+                    Outcome::Rejected(fault) => spool.rejected(*first.key(), &fault.to_string())?,
                 }
-                inner.unwritten.pop();
+                first.remove();
                 inner.untidy = true;
             }
             use_it(spool)

@@ -15,7 +15,10 @@ use crate::gate::{Book, EventId, Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Post, Tirreno};
 use crate::journal::{Journal, Level, Once};
 use crate::lane::Lane;
+use crate::login::Attempt;
+use crate::privacy::Privacy;
 use crate::record::{MIN_RECORD, Record};
+use crate::spool::{Cursor, Stored};
 use crate::store::Store;
 use crate::zone::{DropReason, Ledger, Zone};
 
@@ -26,6 +29,10 @@ const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 4 << 20;
 /// … read so many at a time.
 const CHUNK: usize = 512;
+/// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
+const COMMIT: Duration = Duration::from_secs(1);
+/// How often events are looked for that were committed behind later ones.
+const LOOK_BACK: Duration = Duration::from_secs(1);
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_millis(250);
 /// Over this time a rate of events is measured …
@@ -59,12 +66,15 @@ pub enum Content {
 }
 
 impl Content {
-    /// What is sent.
-    pub fn post(&self) -> Post<'_> {
+    /// What is sent to a target with this `privacy`; of the spool, what was put into it.
+    pub fn post(&self, privacy: &Privacy) -> Post<'_> {
         match self {
             Self::Stored { trace, body } => Post { trace, body: body.as_str().into() },
             Self::Record(bytes) => match Record::parse(bytes) {
-                Some(record) => Post { trace: record.trace(), body: form::encode(&record).into() },
+                Some(record) => {
+                    let body = form::encode(&privacy.view(record));
+                    Post { trace: record.trace(), body: body.into() }
+                }
                 None => Post { trace: "", body: "".into() },
             },
         }
@@ -101,6 +111,7 @@ pub struct Shared {
     /// When this target gives up, once it stops.
     deadline: Mutex<Option<Instant>>,
     timeout: Duration,
+    privacy: Privacy,
     store: Option<Arc<Store>>,
     /// The most events that can be held, apart from those that wait for the spool.
     most: usize,
@@ -154,6 +165,11 @@ impl Shared {
         self.len() * 2 >= self.most
     }
 
+    /// What the target is not to know.
+    pub fn privacy(&self) -> &Privacy {
+        &self.privacy
+    }
+
     /// How long an attempt may take that starts now.
     pub fn limit(&self) -> Duration {
         let left = lock(&self.deadline).map(|d| d.saturating_duration_since(Instant::now()));
@@ -193,13 +209,18 @@ impl Shared {
 /// The collector's side of a target.
 pub struct Target {
     config: TargetConfig,
+    login_fail_delay: Duration,
     label: String,
     shared: Arc<Shared>,
     store: Option<Arc<Store>>,
     /// Events that could not be spooled yet. They are held.
     unspooled: VecDeque<Event>,
-    /// The key of the last event that was read from the spool.
-    last_loaded: u64,
+    /// Failed logins in memory, until when each waits for a good one, and which. They are held.
+    failed: VecDeque<(Instant, u64, Event)>,
+    /// How far the spool was read.
+    loaded: Cursor,
+    /// When it was last read from the start.
+    looked_back: Instant,
     /// Whether the connections have all that is in the spool.
     caught_up: bool,
     /// What the spool had no room for, or was too old, since it was last said.
@@ -242,7 +263,8 @@ impl Target {
         let now = Instant::now();
         let url = tirreno.endpoint.sensor().to_string();
         let spool = config.spool.as_ref();
-        let store = spool.map(|s| Arc::new(Store::new(s, &config.name, &url, &label, journal)));
+        let store = spool
+            .map(|s| Arc::new(Store::new(s, &config.name, &url, zone.instance(), &label, journal)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
             gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
@@ -254,21 +276,26 @@ impl Target {
             leaving: AtomicBool::new(false),
             deadline: Mutex::new(None),
             timeout: tirreno.timeout,
+            privacy: config.privacy.clone(),
             store: store.clone(),
             most: if store.is_some() { WINDOW } else { config.queue_events },
         });
         let connections = tirreno.connections;
+        let login_fail_delay = tirreno.login_fail_delay;
         let connect = connect.unwrap_or_else(|| {
             let addresses = Addresses::default();
             Arc::new(move || Box::new(Tirreno::new(tirreno.clone(), addresses.clone())) as _)
         });
         let mut target = Self {
             config: config.clone(),
+            login_fail_delay,
             label,
             shared: shared.clone(),
             store,
             unspooled: VecDeque::new(),
-            last_loaded: 0,
+            failed: VecDeque::new(),
+            loaded: Cursor::default(),
+            looked_back: now,
             caught_up: false,
             spool_dropped: 0,
             spool_expired: 0,
@@ -323,10 +350,33 @@ impl Target {
             return;
         }
         let event = Event { id, user: record.user_key(), content: Content::Record(bytes.clone()) };
-        if self.store.is_some() {
-            self.unspooled.push_back(event);
-        } else {
-            self.send(event);
+        let delay = self.login_fail_delay;
+        match Attempt::of(record) {
+            _ if self.store.is_some() => self.unspooled.push_back(event),
+            Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
+                self.failed.push_back((Instant::now() + delay, attempt, event));
+            }
+            Some(Attempt::Good(attempt)) => {
+                self.withdraw(attempt);
+                self.send(event);
+            }
+            _ => self.send(event),
+        }
+    }
+
+    /// A login was good: the failed one directly before it was only its first half.
+    fn withdraw(&mut self, attempt: u64) {
+        let before = self.failed.iter().rposition(|(_, failed, _)| *failed == attempt);
+        if let Some((.., event)) = before.and_then(|place| self.failed.remove(place)) {
+            self.shared.release(&event);
+            self.ledger.withdrawn(self.config.slot);
+        }
+    }
+
+    /// Sends the failed logins that have waited until `now`.
+    fn send_failed(&mut self, now: Instant) {
+        while self.failed.front().is_some_and(|(due, ..)| *due <= now) {
+            self.failed.pop_front().into_iter().for_each(|(.., event)| self.send(event));
         }
     }
 
@@ -345,8 +395,11 @@ impl Target {
     pub fn spool(&mut self, batch: &[Record<'_>]) -> bool {
         let Some(store) = &self.store else { return false };
         let slot = self.config.slot;
-        let ours: Vec<_> =
-            batch.iter().filter(|record| record.targets() & (1 << slot) != 0).copied().collect();
+        let ours: Vec<_> = batch
+            .iter()
+            .filter(|record| record.targets() & (1 << slot) != 0)
+            .map(|record| self.config.privacy.view(*record))
+            .collect();
         if ours.is_empty() {
             return true;
         }
@@ -354,7 +407,9 @@ impl Target {
         if !self.unspooled.is_empty() {
             return false;
         }
-        let Some(appended) = store.append(&ours) else { return false };
+        let Some(appended) = store.append(&ours, self.login_fail_delay) else {
+            return false;
+        };
         self.spool_dropped += appended.dropped;
         self.measured.1 += ours.len() as u64;
         self.caught_up = false;
@@ -363,13 +418,19 @@ impl Target {
 
     /// Moves events between memory, spool and connections, as there is room and the spool works.
     pub fn feed(&mut self) {
+        self.send_failed(Instant::now());
         let Some(store) = self.store.clone() else { return };
         self.spool_unspooled(&store);
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
-            // The deliverer of another master may have added some.
             let in_lanes = self.shared.len().saturating_sub(self.unspooled.len()) as u64;
-            self.caught_up &= totals.pending <= in_lanes;
+            if self.caught_up && totals.pending > in_lanes {
+                // The deliverer of another master has added some, behind the cursor or before it.
+                self.caught_up = false;
+                if self.looked_back.elapsed() >= LOOK_BACK {
+                    (self.loaded, self.looked_back) = (Cursor::default(), Instant::now());
+                }
+            }
         }
         if store.may_send() {
             while !self.caught_up {
@@ -379,19 +440,19 @@ impl Target {
                 if room == 0 || bytes == 0 && in_lanes > 0 {
                     break;
                 }
-                let Some(events) = store.load(self.last_loaded, room, bytes) else {
+                let Some(events) = store.load(self.loaded, room, bytes) else {
                     // It cannot even be read: what is in memory need not wait for it.
                     self.send_unspooled();
                     break;
                 };
                 self.caught_up = events.is_empty();
+                let complete = store.complete_before(self.config.interval + COMMIT);
                 for stored in events {
-                    self.last_loaded = stored.id;
-                    let content = Content::Stored { trace: stored.trace, body: stored.body };
-                    let id = EventId::Stored(stored.id);
-                    lock(&self.shared.held).insert(id, stored.time_ms);
-                    self.shared.bytes.fetch_add(content.size(), Relaxed);
-                    self.send(Event { id, user: stored.user, content });
+                    if stored.stamp >= complete {
+                        return;
+                    }
+                    self.loaded = (stored.stamp, stored.id);
+                    self.send_stored(&store, stored);
                 }
             }
             if self.caught_up {
@@ -401,6 +462,19 @@ impl Target {
             // Nobody can be asked who sends: what is in memory is known to this process only.
             self.send_unspooled();
         }
+    }
+
+    /// Hands over what was read from the spool, unless it was read before.
+    fn send_stored(&mut self, store: &Store, stored: Stored) {
+        let id = EventId::Stored(stored.id);
+        let content = Content::Stored { trace: stored.trace, body: stored.body };
+        // In this order: what is settled is held until that is noted.
+        if lock(&self.shared.held).contains_key(&id) || store.is_settled(stored.id) {
+            return;
+        }
+        lock(&self.shared.held).insert(id, stored.time_ms);
+        self.shared.bytes.fetch_add(content.size(), Relaxed);
+        self.send(Event { id, user: stored.user, content });
     }
 
     fn spool_unspooled(&mut self, store: &Store) {
@@ -414,8 +488,10 @@ impl Target {
                 Content::Record(bytes) => Record::parse(bytes),
                 Content::Stored { .. } => None,
             })
+            .map(|record| self.config.privacy.view(record))
             .collect();
-        let Some(appended) = store.append(&records) else { return };
+        let delay = self.login_fail_delay;
+        let Some(appended) = store.append(&records, delay) else { return };
         self.spool_dropped += appended.dropped;
         self.caught_up = false;
         self.ledger.moved_to_spool(self.config.slot, records.len() as u32);
@@ -509,6 +585,9 @@ impl Target {
             self.shared.leaving.store(true, Relaxed);
         }
         self.send_unspooled();
+        while let Some((.., event)) = self.failed.pop_front() {
+            self.send(event);
+        }
         self.lanes.clear();
         self.shared.gate().last_chance(Instant::now());
         self.shared.wake();

@@ -22,9 +22,11 @@
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::mem::size_of;
+use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
+use crate::accounts::{Accounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::spool::SpoolTotals;
 
@@ -39,6 +41,9 @@ const MAX_COURIERS: usize = 64;
 /// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
 /// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
 const SEGMENT: usize = 64 * 1024;
+/// For how many accounts there is room, and what share of the zone that is.
+const LEARNED: RangeInclusive<usize> = 64..=16_384;
+const LEARNED_SHARE: usize = 16;
 const MAGIC: u64 = u64::from_be_bytes(*b"tirreno1");
 
 /// Why an event was given up.
@@ -233,7 +238,11 @@ impl std::fmt::Display for Fault {
 #[repr(C)]
 struct Head {
     magic: AtomicU64,
+    instance: AtomicU64,
+    /// The key of hashes that leave no process's memory but for events.
+    secret: [AtomicU64; 4],
     segments: AtomicU32,
+    learned: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
     accounts: [Account; MAX_TARGETS],
@@ -248,6 +257,7 @@ struct Account {
     collected: AtomicU64,
     delivered: AtomicU64,
     rejected: AtomicU64,
+    withdrawn: AtomicU64,
     retries: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
     state: AtomicU32,
@@ -268,6 +278,7 @@ struct StoredCounters {
     delivered: AtomicU64,
     rejected: AtomicU64,
     dropped: AtomicU64,
+    withdrawn: AtomicU64,
     pending: AtomicU64,
     bytes: AtomicU64,
     /// Why events were set aside, a packed fault each, and how many of them are kept.
@@ -417,6 +428,7 @@ pub const SEGMENT_SIZE: usize = SEGMENT;
 #[derive(Clone, Copy)]
 pub struct Zone {
     head: &'static Head,
+    learned: &'static [Learned],
     segments: &'static [Segment],
 }
 
@@ -435,7 +447,8 @@ impl Zone {
     /// The least number of bytes for `workers` workers: two segments for each, so that a reload finds
     /// room, and the head.
     pub fn min_size(workers: usize) -> usize {
-        size_of::<Head>() + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT
+        let learned = LEARNED.start() * size_of::<Learned>();
+        size_of::<Head>() + learned + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT
     }
 
     /// Formats `len` bytes of zeros at `start`. Nothing is touched but the head, so unused segments
@@ -446,15 +459,23 @@ impl Zone {
     /// and stays mapped while the process lives.
     pub unsafe fn format(start: *mut u8, len: usize) -> Option<Self> {
         let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
-        let first = Self::first_segment(head);
+        let learned =
+            (len / LEARNED_SHARE / size_of::<Learned>()).clamp(*LEARNED.start(), *LEARNED.end());
+        let (_, first) = Self::parts(head, learned);
         let segments = (start as usize + len).checked_sub(first as usize)? / SEGMENT;
-        if segments == 0 {
+        let mut secret = [0; 32];
+        if segments == 0 || getrandom::fill(&mut secret).is_err() {
             return None;
         }
         // SAFETY: the caller's promise; `head` and the segments lie inside, aligned.
         unsafe {
             (*head).election.init();
             (*head).segments.store(segments as u32, Relaxed);
+            (*head).learned.store(learned as u32, Relaxed);
+            (*head).instance.store(monotonic_ns(), Relaxed);
+            for (word, bytes) in (*head).secret.iter().zip(secret.as_chunks().0) {
+                word.store(u64::from_ne_bytes(*bytes), Relaxed);
+            }
             (*head).magic.store(MAGIC, Release);
             Self::attach(start)
         }
@@ -465,22 +486,44 @@ impl Zone {
     /// # Safety
     /// As for [`format`](Self::format).
     pub unsafe fn attach(start: *mut u8) -> Option<Self> {
-        let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
-        let first = Self::first_segment(head);
+        let place = start.wrapping_add(start.align_offset(64)).cast::<Head>();
         // SAFETY: the caller's promise.
         unsafe {
-            let head: &'static Head = &*head;
+            let head: &'static Head = &*place;
             if head.magic.load(Acquire) != MAGIC {
                 return None;
             }
-            let count = head.segments.load(Relaxed) as usize;
-            Some(Self { head, segments: std::slice::from_raw_parts(first, count) })
+            let segments = head.segments.load(Relaxed) as usize;
+            let learned = head.learned.load(Relaxed) as usize;
+            let (first_learned, first_segment) = Self::parts(place, learned);
+            Some(Self {
+                head,
+                learned: std::slice::from_raw_parts(first_learned, learned),
+                segments: std::slice::from_raw_parts(first_segment, segments),
+            })
         }
     }
 
-    fn first_segment(head: *mut Head) -> *const Segment {
-        let end = head.wrapping_add(1).cast::<u8>();
-        end.wrapping_add(end.align_offset(64)).cast()
+    /// Where what follows the head begins, with room for so many learned accounts.
+    fn parts(head: *mut Head, learned: usize) -> (*const Learned, *const Segment) {
+        let first = head.wrapping_add(1).cast::<Learned>();
+        let end = first.wrapping_add(learned).cast::<u8>();
+        (first, end.wrapping_add(end.align_offset(64)).cast())
+    }
+
+    /// What is known of accounts.
+    pub fn accounts(&self) -> Accounts {
+        let mut secret = [0; 32];
+        for (bytes, word) in secret.as_chunks_mut().0.iter_mut().zip(&self.head.secret) {
+            *bytes = word.load(Relaxed).to_ne_bytes();
+        }
+        Accounts::new(secret, self.learned)
+    }
+
+    /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
+    /// machine runs.
+    pub fn instance(&self) -> u64 {
+        self.head.instance.load(Relaxed)
     }
 
     pub(crate) fn segments(&self) -> &'static [Segment] {
@@ -529,21 +572,21 @@ impl Zone {
 
     /// A worker counts a record that it has published.
     pub fn count_captured(&self, targets: u32) {
-        for account in self.accounts(targets) {
+        for account in self.books(targets) {
             account.captured.0.fetch_add(1, Relaxed);
         }
     }
 
     /// A worker counts a record for which there was no segment.
     pub fn count_zone_full(&self, targets: u32) {
-        for account in self.accounts(targets) {
+        for account in self.books(targets) {
             account.captured.0.fetch_add(1, Relaxed);
             account.collected.fetch_add(1, Relaxed);
             account.dropped[DropReason::ZoneFull as usize].fetch_add(1, Relaxed);
         }
     }
 
-    fn accounts(&self, targets: u32) -> impl Iterator<Item = &'static Account> {
+    fn books(&self, targets: u32) -> impl Iterator<Item = &'static Account> {
         let head = self.head;
         (0..MAX_TARGETS).filter(move |t| targets & (1 << t) != 0).map(move |t| &head.accounts[t])
     }
@@ -571,18 +614,21 @@ impl Zone {
             delivered: account.stored.delivered.load(Relaxed),
             rejected: account.stored.rejected.load(Relaxed),
             dropped: account.stored.dropped.load(Relaxed),
+            withdrawn: account.stored.withdrawn.load(Relaxed),
             pending: account.stored.pending.load(Relaxed),
             bytes: account.stored.bytes.load(Relaxed),
         };
         let spooled = account.spooled.load(Relaxed);
+        let withdrawn = account.withdrawn.load(Relaxed);
         let fault = Fault::unpack(account.fault.load(Relaxed));
         let oldest_ms = account.oldest_ms.load(Relaxed) as i64;
         Totals {
             state: State::from_number(account.state.load(Relaxed)),
-            captured: stored.collected + captured.saturating_sub(spooled),
+            captured: stored.collected + captured.saturating_sub(spooled + withdrawn),
             delivered: stored.delivered + account.delivered.load(Relaxed),
             rejected: stored.rejected + account.rejected.load(Relaxed),
             dropped,
+            withdrawn: stored.withdrawn + withdrawn,
             pending: stored.pending + captured.saturating_sub(collected) + held,
             stored,
             set_aside: account
@@ -651,6 +697,8 @@ pub struct Totals {
     pub rejected: u64,
     /// By [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
+    /// Failed logins that were the first half of a good one. They are not among the captured.
+    pub withdrawn: u64,
     /// In segments, queued, in the spool, or in flight.
     pub pending: u64,
     /// What the spool counts; the others include it, except `dropped`.
@@ -732,6 +780,7 @@ impl Ledger {
         stored.delivered.store(totals.delivered, Relaxed);
         stored.rejected.store(totals.rejected, Relaxed);
         stored.dropped.store(totals.dropped, Relaxed);
+        stored.withdrawn.store(totals.withdrawn, Relaxed);
         stored.pending.store(totals.pending, Relaxed);
         stored.bytes.store(totals.bytes, Relaxed);
     }
@@ -764,6 +813,12 @@ impl Ledger {
     pub fn dropped(&self, slot: usize, n: u32, reason: DropReason) {
         self.held(slot).fetch_sub(n, Relaxed);
         self.account(slot).dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// A held event is none.
+    pub fn withdrawn(&self, slot: usize) {
+        self.held(slot).fetch_sub(1, Relaxed);
+        self.account(slot).withdrawn.fetch_add(1, Relaxed);
     }
 
     /// An attempt has to be repeated.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use nginx_sys::{ngx_conf_t, ngx_http_request_t, ngx_str_t};
+use tirreno_pipeline::body::Fields;
 use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::level::Level;
 use tirreno_pipeline::rules::{Methods, Pattern, Rules, StatusKey};
@@ -19,7 +20,9 @@ pub(crate) struct Rule {
     /// The event's type; nothing where such a request is none.
     pub(crate) event: Option<EventType>,
     /// Replace `tirreno_user`, if there are any.
-    pub(crate) users: Box<[Sourced]>,
+    pub(crate) users: Box<[User]>,
+    /// What becomes of an account that a body names and that nothing is known of.
+    pub(crate) unknown: Unknown,
     /// Whether it is an event also without a user; the location says so where the rule does not.
     pub(crate) anonymous: Option<bool>,
     /// The names of segments that are secrets.
@@ -33,6 +36,21 @@ pub(crate) struct Rule {
     place: Place,
 }
 
+/// Where a rule's user comes from.
+pub(crate) enum User {
+    Value(Sourced),
+    /// The account that the request's body names.
+    Body(Fields),
+}
+
+/// `unknown=`: people type passwords where their name belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    Hash,
+    Send,
+    Omit,
+}
+
 /// A rule with what finds it.
 pub(crate) type Entry = (Methods, Pattern, Rc<Rule>);
 
@@ -42,6 +60,8 @@ pub(crate) struct RuleSet {
     pub(crate) rules: Rules<Rc<Rule>>,
     /// Those of them that have secret segments, if any.
     pub(crate) redacting: Option<Rules<Rc<Rule>>>,
+    /// Those of them that ask for the body, if any.
+    pub(crate) bodies: Option<Rules<Rc<Rule>>>,
 }
 
 impl Rule {
@@ -60,6 +80,14 @@ impl Rule {
         }
     }
 
+    /// The fields of the body that it asks for.
+    pub(crate) fn body_fields(&self) -> impl Iterator<Item = &Fields> {
+        self.users.iter().filter_map(|user| match user {
+            User::Value(_) => None,
+            User::Body(fields) => Some(fields),
+        })
+    }
+
     fn is_unconditional(&self) -> bool {
         self.status.is_none() && self.condition.is_none()
     }
@@ -70,11 +98,14 @@ impl RuleSet {
     pub(crate) fn new(own: &[Entry], outer: Option<&Rc<Self>>) -> Option<Rc<Self>> {
         let outer = outer.map_or(&[][..], |outer| &outer.entries);
         let entries = [own, outer].concat();
-        let redacting = entries.iter().filter(|(.., rule)| !rule.redact.is_empty()).cloned();
-        let redacting: Vec<_> = redacting.collect();
-        let redacting = (!redacting.is_empty()).then(|| Rules::new(redacting));
-        let rules = Rules::new(entries.clone());
-        (!entries.is_empty()).then(|| Rc::new(Self { entries, rules, redacting }))
+        let some = |wanted: fn(&Rule) -> bool| {
+            let some: Vec<_> = entries.iter().filter(|(.., rule)| wanted(rule)).cloned().collect();
+            (!some.is_empty()).then(|| Rules::new(some))
+        };
+        let redacting = some(|rule| !rule.redact.is_empty());
+        let bodies = some(|rule| rule.body_fields().next().is_some());
+        let rules = some(|_| true)?;
+        Some(Rc::new(Self { entries, rules, redacting, bodies }))
     }
 
     /// Whether any request of a rule can have a user, or needs none.
@@ -114,6 +145,7 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
     let mut rule = Rule {
         event,
         users: Box::default(),
+        unknown: Unknown::Hash,
         anonymous: None,
         redact: Box::default(),
         audit: String::new(),
@@ -146,10 +178,24 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
                     .map_err(|error| format!("invalid \"{text}\", {error}"))?;
                 rule.status = Some(status);
             }
-            "user" if value.starts_with("body:") => {
-                return Err(format!("invalid \"{text}\", request bodies are not read"));
+            "user" => users.push(match value.strip_prefix("body:") {
+                Some(names) => User::Body(
+                    Fields::parse(names).map_err(|error| format!("invalid \"{text}\", {error}"))?,
+                ),
+                None => User::Value(Sourced::new(compile("user")?, rest.as_bytes())),
+            }),
+            "unknown" => {
+                rule.unknown = match value {
+                    "hash" => Unknown::Hash,
+                    "send" => Unknown::Send,
+                    "omit" => Unknown::Omit,
+                    _ => {
+                        return Err(format!(
+                            "invalid \"{text}\", it must be \"hash\", \"send\" or \"omit\""
+                        ));
+                    }
+                };
             }
-            "user" => users.push(Sourced::new(compile("user")?, rest.as_bytes())),
             "if" if !value.is_empty() => rule.condition = Some(compile("condition")?),
             "anonymous" => {
                 rule.anonymous = match value {
@@ -184,12 +230,15 @@ pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, Str
             _ => {
                 return Err(format!(
                     "invalid \"{text}\", it must be one of \"status=\", \"user=\", \
-                     \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"if=\""
+                     \"unknown=\", \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"if=\""
                 ));
             }
         }
     }
     rule.users = users.into();
+    if seen.iter().any(|name| name == "unknown") && rule.body_fields().next().is_none() {
+        return Err("\"unknown=\" needs \"user=body:FIELD\"".into());
+    }
     rule.redact = redact.into();
     Ok((methods, pattern, Rc::new(rule)))
 }

@@ -4,7 +4,7 @@ use core::ffi::{c_char, c_void};
 use core::{fmt, ptr};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
@@ -18,6 +18,7 @@ use tirreno_pipeline::zone::MAX_NAME;
 use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
 use crate::guarded;
 
+mod privacy;
 mod stream;
 mod tirreno;
 
@@ -38,7 +39,7 @@ const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
 /// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
-const PARAMETERS: [(&str, usize, usize, u8); 31] = [
+const PARAMETERS: [(&str, usize, usize, u8); 36] = [
     ("include", 1, 1, ANY),
     ("type", 1, 1, ANY),
     ("events", 1, usize::MAX, ANY),
@@ -46,6 +47,10 @@ const PARAMETERS: [(&str, usize, usize, u8); 31] = [
     ("interval", 1, 1, ANY),
     ("batch_size", 1, 1, ANY),
     ("shutdown_timeout", 1, 1, ANY),
+    ("ip_mask", 2, 2, ANY),
+    ("hash_user", 1, 1, ANY),
+    ("omit", 1, usize::MAX, ANY),
+    ("query", 1, 1, ANY),
     ("url", 1, 1, TIRRENO),
     ("api_key", 1, 1, TIRRENO),
     ("api_key_file", 1, 1, TIRRENO),
@@ -54,6 +59,7 @@ const PARAMETERS: [(&str, usize, usize, u8); 31] = [
     ("connections", 1, 1, TIRRENO),
     ("rate", 1, 1, TIRRENO),
     ("accept_200", 1, 1, TIRRENO),
+    ("login_fail_delay", 1, 1, TIRRENO),
     ("spool", 1, 4, TIRRENO),
     ("ssl_trusted_certificate", 1, 1, TIRRENO | SYSLOG | TCP),
     ("ssl_verify", 1, 1, TIRRENO | SYSLOG | TCP),
@@ -84,6 +90,7 @@ struct Draft {
     interval: Option<Duration>,
     batch_size: Option<usize>,
     shutdown_timeout: Option<Duration>,
+    privacy: Privacy,
     tls: Tls,
     tirreno: tirreno::Draft,
     stream: stream::Draft,
@@ -261,6 +268,9 @@ impl Draft {
                 self.tls.trusted = Some(roots);
             }
             "ssl_verify" => self.tls.verify = Some(value.flag()?),
+            "ip_mask" | "hash_user" | "omit" | "query" => {
+                privacy::set(&mut self.privacy, cf, name, args)?;
+            }
             _ if types & TIRRENO != 0 => self.tirreno.set(cf, name, args)?,
             _ => self.stream.set(cf, name, args)?,
         }
@@ -300,7 +310,7 @@ impl Draft {
             batch_size: self.batch_size.unwrap_or(512),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
             spool,
-            privacy: Privacy::default(),
+            privacy: self.privacy,
             destination,
         }))
     }
@@ -327,12 +337,45 @@ fn read_file(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>),
     Ok((path, content))
 }
 
-/// A secret that everyone can read is none.
-fn warn_if_public(cf: &mut ngx_conf_t, path: &Path, what: &str) {
-    if fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
+/// The content of a file that holds `what`, named by the directive `name`.
+fn read_key(
+    cf: &mut ngx_conf_t,
+    path: ngx_str_t,
+    name: &str,
+    what: &str,
+) -> Result<String, String> {
+    let (path, key) = read_file(cf, path).map_err(|error| hide_key(cf, path, name, error))?;
+    if fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
         let path = path.display();
         cf.warn(format_args!(
             "\"{path}\" holds {what} and everyone can read it, run \"chmod 600 {path}\""
         ));
     }
+    Ok(String::from_utf8_lossy(&key).into_owned())
+}
+
+/// A name without a file may be the key itself, written where its file's path belongs: only an
+/// absolute path is repeated.
+fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, name: &str, error: String) -> String {
+    match cf.full_name(path) {
+        Some(full) if !path.as_bytes().starts_with(b"/") && !full.exists() => {
+            let full = full.to_string_lossy();
+            let directory = full.strip_suffix(&*path.to_string()).unwrap_or_default();
+            format!("\"{name}\" names no file below \"{directory}\"")
+        }
+        _ => error,
+    }
+}
+
+fn checked_key<'k>(key: &'k str, name: &str, what: &str) -> Result<&'k str, String> {
+    let key = key.trim_ascii_end();
+    if key.is_empty() {
+        return Err(format!("\"{name}\" is empty, it must hold {what}"));
+    }
+    if !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(format!(
+            "\"{name}\" must hold {what} and nothing else, in one line without spaces"
+        ));
+    }
+    Ok(key)
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File, Permissions};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -431,6 +431,24 @@ impl Nginx {
     /// How many descriptors the process has open.
     pub fn open_files(&self, pid: u32) -> usize {
         numbered(&PathBuf::from(format!("/proc/{pid}/fd"))).len()
+    }
+
+    /// What nginx's processes have in shared memory.
+    pub fn shared_memory(&self) -> Vec<u8> {
+        let process = Path::new("/proc").join(self.master_pid().to_string());
+        let maps = fs::read_to_string(process.join("maps")).expect("nginx runs");
+        let memory = File::open(process.join("mem")).expect("nginx's memory");
+        let mut all = Vec::new();
+        for map in maps.lines().filter(|line| line.contains(" rw-s ")) {
+            let (start, rest) = map.split_once('-').expect("a range");
+            let end = rest.split(' ').next().expect("a range");
+            let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).expect("a number"));
+            let mut bytes = vec![0; (end - start) as usize];
+            memory.read_exact_at(&mut bytes, start).expect("nginx's memory");
+            all.append(&mut bytes);
+        }
+        assert!(!all.is_empty(), "no shared memory in {maps}");
+        all
     }
 
     /// The error log.

@@ -11,7 +11,7 @@ use tirreno_pipeline::format::FormatConfig;
 use tirreno_pipeline::link::tls_config;
 use tirreno_pipeline::syslog::{Facility, HeaderConfig, Severity};
 
-use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, read_file, warn_if_public};
+use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, Place, parse_size, parse_time_ms};
 
 /// Of a file, before it is rotated.
@@ -216,13 +216,9 @@ fn read_format(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<FormatConfig, 
         .map_err(|error| format!("{error} in \"format\" directive"))?;
     if format.hash_key_file().is_some() {
         let path = args.iter().find_map(|arg| arg.strip_prefix(b"hash_key_file="));
-        let (path, key) = read_file(cf, path.unwrap_or_default())?;
-        warn_if_public(cf, &path, "a key");
-        let key = key.trim_ascii_end();
-        if key.is_empty() {
-            return Err(format!("\"{}\" holds no key", path.display()));
-        }
-        format.set_hash_key(key);
+        let (name, what) = ("hash_key_file", "the key of session ids");
+        let key = read_key(cf, path.unwrap_or_default(), name, what)?;
+        format.set_hash_key(checked_key(&key, name, what)?.as_bytes());
     }
     Ok(format)
 }

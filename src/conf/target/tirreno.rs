@@ -7,9 +7,11 @@ use nginx_sys::{ngx_conf_t, ngx_str_t};
 use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
 use tirreno_pipeline::spool::{SpoolConfig, WhenFull};
 
-use super::{Argument, Tls, read_file, warn_if_public};
+use super::{Argument, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
 
+/// What `api_key` and `api_key_file` hold.
+const API_KEY: &str = "the API key";
 const MAX_CONNECTIONS: usize = 64;
 const MIN_SPOOL: usize = 1 << 20;
 
@@ -23,6 +25,7 @@ pub(super) struct Draft {
     connections: Option<usize>,
     rate: Option<Option<f64>>,
     accept_200: Option<bool>,
+    login_fail_delay: Option<Duration>,
     pub(super) spool: Option<SpoolConfig>,
 }
 
@@ -46,8 +49,12 @@ impl Draft {
                 if self.api_key.is_some() {
                     return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
                 }
-                let key = if name == "api_key" { arg.to_string() } else { read_key(cf, arg)? };
-                self.api_key = Some(checked_key(&key, name)?);
+                let key = if name == "api_key" {
+                    arg.to_string()
+                } else {
+                    read_key(cf, arg, name, API_KEY)?
+                };
+                self.api_key = Some(Secret::new(checked_key(&key, name, API_KEY)?));
             }
             "header" => {
                 let (header, value) = (arg.to_string(), args[1].to_string());
@@ -76,6 +83,7 @@ impl Draft {
                 self.rate = Some(rate.ok_or_else(|| value.invalid(must))?);
             }
             "accept_200" => self.accept_200 = Some(value.flag()?),
+            "login_fail_delay" => self.login_fail_delay = Some(value.time(0)?),
             _ => {}
         }
         Ok(())
@@ -104,6 +112,7 @@ impl Draft {
             connections: self.connections.unwrap_or(1),
             rate: self.rate.flatten(),
             accept_200: self.accept_200.unwrap_or(false),
+            login_fail_delay: self.login_fail_delay.unwrap_or(Duration::from_secs(60)),
         })
     }
 }
@@ -161,36 +170,4 @@ fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, St
         }
     }
     Ok(spool)
-}
-
-fn read_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<String, String> {
-    let (path, key) = read_file(cf, path).map_err(|error| hide_key(cf, path, error))?;
-    warn_if_public(cf, &path, "the API key");
-    Ok(String::from_utf8_lossy(&key).into_owned())
-}
-
-/// A name without a file may be the key itself, written where its file's path belongs: only an
-/// absolute path is repeated.
-fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, error: String) -> String {
-    match cf.full_name(path) {
-        Some(full) if !path.as_bytes().starts_with(b"/") && !full.exists() => {
-            let full = full.to_string_lossy();
-            let directory = full.strip_suffix(&*path.to_string()).unwrap_or_default();
-            format!("\"api_key_file\" names no file below \"{directory}\"")
-        }
-        _ => error,
-    }
-}
-
-fn checked_key(key: &str, name: &str) -> Result<Secret, String> {
-    let key = key.trim_ascii_end();
-    if key.is_empty() {
-        return Err(format!("\"{name}\" is empty, it must hold the API key"));
-    }
-    if !key.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!(
-            "\"{name}\" must hold the API key and nothing else, in one line without spaces"
-        ));
-    }
-    Ok(Secret::new(key))
 }

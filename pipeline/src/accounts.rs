@@ -1,0 +1,185 @@
+//! Whose account a name is: learned from good logins, for the failed ones.
+//!
+//! The table lies in the shared zone and holds no name, only a keyed hash of it, and the user's id. It
+//! takes no lock: an entry that was torn by two writers, or by the death of one, does not match its own
+//! checksum, and is as good as empty until the next login.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering::*};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// The longest user id that is learned, in bytes.
+pub const MAX_ID: usize = 64;
+
+/// Where an account may be in the table.
+const WAYS: usize = 8;
+/// Words of an entry: two of the key, the time and the length, the id, the checksum.
+const WORDS: usize = 4 + MAX_ID / 8;
+
+/// An account's name, hashed with the zone's key. Case and white space around a name do not count:
+/// people's do not either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccountKey {
+    /// What records have in [`Extra::Account`](crate::record::Extra::Account).
+    pub tag: [u8; 8],
+    place: [u64; 2],
+    alias: [u8; 8],
+}
+
+impl AccountKey {
+    /// What stands for a name that is not known and not to be sent.
+    pub fn alias(&self) -> String {
+        format!("unknown-{:016x}", u64::from_be_bytes(self.alias))
+    }
+}
+
+/// A place in the table.
+#[repr(C)]
+pub struct Learned([AtomicU64; WORDS]);
+
+impl Learned {
+    fn checksum(words: &[u64]) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        words.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The entry, unless it is empty or torn.
+    fn read(&self) -> Option<[u64; WORDS]> {
+        let words = self.0.each_ref().map(|word| word.load(Relaxed));
+        let (checksum, rest) = words.split_last()?;
+        (Self::checksum(rest) == *checksum).then_some(words)
+    }
+
+    fn write(&self, mut words: [u64; WORDS]) {
+        if let Some((checksum, rest)) = words.split_last_mut() {
+            *checksum = Self::checksum(rest);
+        }
+        self.0.iter().zip(words).for_each(|(place, word)| place.store(word, Relaxed));
+    }
+}
+
+/// The table, and the key of its hashes.
+pub struct Accounts {
+    secret: Zeroizing<[u8; 32]>,
+    table: &'static [Learned],
+}
+
+impl Accounts {
+    /// `table` is shared by all processes that have the same `secret`.
+    pub(crate) fn new(secret: [u8; 32], table: &'static [Learned]) -> Self {
+        Self { secret: secret.into(), table }
+    }
+
+    /// The key of an account's name.
+    pub fn key(&self, name: &str) -> AccountKey {
+        // A key of any length is good.
+        let mac = Hmac::<Sha256>::new_from_slice(&*self.secret);
+        let digest = mac.map(|mac| {
+            let name = Zeroizing::new(name.trim().to_lowercase());
+            mac.chain_update(name.as_bytes()).finalize().into_bytes()
+        });
+        let digest: [u8; 32] = digest.map_or([0; 32], Into::into);
+        let [tag, a, b, alias] = [0, 1, 2, 3].map(|i| digest.as_chunks::<8>().0[i]);
+        AccountKey { tag, place: [a, b].map(u64::from_ne_bytes), alias }
+    }
+
+    /// A good login of that account was `id`'s. An id over [`MAX_ID`] is not learned.
+    pub fn learn(&self, key: &AccountKey, id: &[u8], now_ms: i64) {
+        if id.is_empty() || id.len() > MAX_ID || self.table.is_empty() {
+            return;
+        }
+        let mut words = [0; WORDS];
+        words[..2].copy_from_slice(&key.place);
+        // The milliseconds leave the lowest byte to the length.
+        words[2] = (now_ms as u64) << 8 | id.len() as u64;
+        for (word, bytes) in words[3..].iter_mut().zip(id.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(whole);
+        }
+        // Its own place, or an empty one, or that of the login that was longest ago.
+        let worth = |place: &&Learned| match place.read() {
+            Some(known) if known[..2] == key.place => 0,
+            Some(known) => known[2].max(2),
+            None => 1,
+        };
+        if let Some(place) = self.ways(key).min_by_key(worth) {
+            place.write(words);
+        }
+    }
+
+    /// The user whose account it is, if that is known.
+    pub fn find(&self, key: &AccountKey) -> Option<Vec<u8>> {
+        let words = self.ways(key).filter_map(Learned::read).find(|w| w[..2] == key.place)?;
+        let len = usize::from(words[2] as u8);
+        let id: Vec<u8> = words[3..WORDS - 1].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        id.get(..len).map(<[u8]>::to_vec)
+    }
+
+    fn ways(&self, key: &AccountKey) -> impl Iterator<Item = &'static Learned> {
+        let (table, first) = (self.table, key.place[0] as usize);
+        (0..WAYS.min(table.len())).map(move |i| &table[first.wrapping_add(i) % table.len()])
+    }
+}
+
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Accounts").field("table", &self.table.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zone::{Zone, anonymous};
+
+    #[test]
+    fn what_is_learned_is_found_by_all() {
+        let zone = anonymous(1 << 20).unwrap();
+        let (one, other) = (zone.accounts(), zone.accounts());
+        let key = one.key("Ann@Example.com");
+        assert_eq!(other.find(&key), None);
+        one.learn(&key, b"4yqk5pwc", 1);
+        assert_eq!(other.find(&other.key(" ann@example.COM ")), Some(b"4yqk5pwc".to_vec()));
+        assert_eq!(other.find(&other.key("bob")), None);
+        one.learn(&key, &[b'x'; MAX_ID], 2);
+        assert_eq!(other.find(&key), Some(vec![b'x'; MAX_ID]));
+        one.learn(&key, &[b'y'; MAX_ID + 1], 3);
+        assert_eq!(other.find(&key), Some(vec![b'x'; MAX_ID]));
+    }
+
+    #[test]
+    fn another_zone_has_another_key() {
+        let [a, b] = [(); 2].map(|()| anonymous(1 << 20).unwrap().accounts().key("ann").alias());
+        assert_ne!(a, b);
+        assert_eq!(a.len(), "unknown-".len() + 16);
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_forgets_the_oldest() {
+        let accounts = anonymous(Zone::min_size(1)).unwrap().accounts();
+        let keys: Vec<_> = (0..10_000).map(|i| accounts.key(&format!("user{i}"))).collect();
+        for (i, key) in keys.iter().enumerate() {
+            accounts.learn(key, format!("id{i}").as_bytes(), i as i64);
+            assert_eq!(accounts.find(key), Some(format!("id{i}").into_bytes()));
+        }
+        let known = keys.iter().filter(|key| accounts.find(key).is_some()).count();
+        assert!(known <= accounts.table.len() && known > accounts.table.len() / 2, "{known}");
+    }
+
+    #[test]
+    fn a_torn_entry_is_none() {
+        let accounts = anonymous(1 << 20).unwrap().accounts();
+        let key = accounts.key("ann");
+        accounts.learn(&key, b"id", 1);
+        let entry = accounts.ways(&key).find(|entry| entry.read().is_some()).unwrap();
+        entry.0[3].fetch_add(1, Relaxed);
+        assert_eq!(accounts.find(&key), None);
+        accounts.learn(&key, b"id", 2);
+        assert_eq!(accounts.find(&key), Some(b"id".to_vec()));
+    }
+}

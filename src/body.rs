@@ -1,0 +1,206 @@
+//! The request body filter: reads the account that a login names, where a rule asks for it.
+
+use core::ffi::c_void;
+use core::{ptr, slice};
+
+use nginx_sys::{
+    ngx_buf_t, ngx_chain_t, ngx_http_request_body_filter_pt, ngx_http_request_t,
+    ngx_http_top_request_body_filter, ngx_int_t, ngx_pool_cleanup_add,
+};
+use ngx::core::Status;
+use ngx::http::HttpModuleLocationConf;
+use tirreno_pipeline::body::{Fields, MAX_BODY, Values};
+use zeroize::Zeroizing;
+
+use crate::conf::value::bytes;
+use crate::{TirrenoModule, capture, guarded};
+
+/// The next filter of nginx's chain, set while the configuration is read.
+static mut NEXT_BODY_FILTER: ngx_http_request_body_filter_pt = None;
+
+/// What is read of a request's body. It belongs to the request's pool, and not to the module's place in
+/// the request: that is emptied by an internal redirect, as to an error page.
+struct Body {
+    fields: Fields,
+    /// What came so far, where the body comes in pieces. Its memory is never moved, so that nothing of
+    /// it is left behind.
+    pieces: Zeroizing<Vec<u8>>,
+    state: State,
+}
+
+enum State {
+    Reading,
+    TooLong,
+    Read(Values),
+}
+
+/// Puts the filter into nginx's chain.
+pub(crate) fn install() {
+    // SAFETY: nginx reads the configuration in one thread.
+    unsafe {
+        NEXT_BODY_FILTER = ngx_http_top_request_body_filter;
+        ngx_http_top_request_body_filter = Some(filter);
+    }
+}
+
+/// The first of the fields of the request's body that has a value.
+///
+/// # Safety
+/// `r` is a request that nginx is processing; the text lives while it does.
+pub(crate) unsafe fn account<'r>(r: *const ngx_http_request_t, fields: &Fields) -> Option<&'r str> {
+    // SAFETY: the caller's promise.
+    match unsafe { find(r).map(|body| &body.state) } {
+        Some(State::Read(values)) => values.first(fields),
+        _ => None,
+    }
+}
+
+unsafe extern "C" fn filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -> ngx_int_t {
+    // SAFETY: nginx passes a request and a part of its body; this is its event loop.
+    unsafe {
+        guarded((), || read(r, chain));
+        match NEXT_BODY_FILTER {
+            Some(next) => next(r, chain),
+            None => Status::NGX_OK.into(),
+        }
+    }
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing, `chain` is null or a part of its body.
+unsafe fn read(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
+    // SAFETY: the caller's promise; nothing else refers to the body's state meanwhile.
+    unsafe {
+        if (*r).main != r {
+            return;
+        }
+        let body = match find(r) {
+            Some(body) => Some(body),
+            None => wanted(&*r).and_then(|fields| attach(r, fields)),
+        };
+        if let Some(body) = body {
+            body.add(chain);
+        }
+    }
+}
+
+/// The fields that the rules for the request ask for, if any do.
+///
+/// # Safety
+/// The request's strings live while it does.
+unsafe fn wanted(request: &ngx_http_request_t) -> Option<Fields> {
+    let location = TirrenoModule::location_conf(request)?;
+    if location.enabled().is_none_or(|enabled| enabled.is_constant_off())
+        || request.headers_in.content_length_n > MAX_BODY as i64
+    {
+        return None;
+    }
+    let rules = location.rules()?.bodies.as_ref()?;
+    let mut fields: Option<Fields> = None;
+    // SAFETY: the caller's promise.
+    let (method, target) = unsafe {
+        let target = request.unparsed_uri;
+        (capture::method(request), bytes(target.data, target.len))
+    };
+    let mut path = Vec::new();
+    let path = capture::path_for_rules(target, location.event_prefix(), &mut path)?;
+    rules.first(method, path, |rule, _| {
+        for more in rule.body_fields() {
+            fields = Some(fields.take().map_or_else(|| more.clone(), |known| known.with(more)));
+        }
+        false
+    });
+    fields
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn find<'r>(r: *const ngx_http_request_t) -> Option<&'r mut Body> {
+    // SAFETY: the caller's promise; what `detach` frees was made by `attach`.
+    unsafe {
+        let mut cleanup = (*(*r).pool).cleanup;
+        while let Some(entry) = cleanup.as_ref() {
+            if entry.handler.is_some_and(|handler| ptr::fn_addr_eq(handler, DETACH)) {
+                return entry.data.cast::<Body>().as_mut();
+            }
+            cleanup = entry.next;
+        }
+    }
+    None
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn attach<'r>(r: *mut ngx_http_request_t, fields: Fields) -> Option<&'r mut Body> {
+    // SAFETY: the caller's promise; the pool calls `detach` at its end.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*r).pool, 0).as_mut()?;
+        let body = Body { fields, pieces: Zeroizing::default(), state: State::Reading };
+        cleanup.data = Box::into_raw(Box::new(body)).cast();
+        cleanup.handler = Some(DETACH);
+        cleanup.data.cast::<Body>().as_mut()
+    }
+}
+
+const DETACH: unsafe extern "C" fn(*mut c_void) = detach;
+
+unsafe extern "C" fn detach(body: *mut c_void) {
+    // SAFETY: the pool passes what `attach` has put there, once.
+    guarded((), || drop(unsafe { Box::from_raw(body.cast::<Body>()) }));
+}
+
+impl Body {
+    /// # Safety
+    /// `chain` is null or a part of the body.
+    unsafe fn add(&mut self, mut chain: *const ngx_chain_t) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            while let Some(link) = chain.as_ref() {
+                let Some(buf) = link.buf.as_ref() else { return };
+                self.add_part(content(buf), buf.last_buf() == 1);
+                chain = link.next;
+            }
+        }
+    }
+
+    /// Reads the body once it is whole: where it comes in one part, from where nginx has it.
+    fn add_part(&mut self, part: Option<&[u8]>, last: bool) {
+        if !matches!(self.state, State::Reading) {
+            return;
+        }
+        match part {
+            Some(part) if self.pieces.len() + part.len() <= MAX_BODY => {
+                if last && self.pieces.is_empty() {
+                    self.state = State::Read(Values::read(part, &self.fields));
+                    return;
+                }
+                if self.pieces.capacity() == 0 {
+                    self.pieces.reserve_exact(MAX_BODY);
+                }
+                self.pieces.extend_from_slice(part);
+            }
+            _ => self.state = State::TooLong,
+        }
+        if last && matches!(self.state, State::Reading) {
+            self.state = State::Read(Values::read(&self.pieces, &self.fields));
+        }
+        if !matches!(self.state, State::Reading) {
+            self.pieces = Zeroizing::default();
+        }
+    }
+}
+
+/// A buffer's bytes; nothing where they are in a file.
+///
+/// # Safety
+/// The buffer is valid.
+unsafe fn content(buf: &ngx_buf_t) -> Option<&[u8]> {
+    if buf.temporary() == 0 && buf.memory() == 0 && buf.mmap() == 0 {
+        return (buf.in_file() == 0).then_some(&[]);
+    }
+    // SAFETY: nginx's buffers have their bytes between these two.
+    unsafe {
+        let len = usize::try_from(buf.last.offset_from(buf.pos)).ok()?;
+        Some(if len == 0 { &[] } else { slice::from_raw_parts(buf.pos, len) })
+    }
+}
