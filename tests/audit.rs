@@ -234,6 +234,41 @@ fn targets_choose_levels() {
 }
 
 #[test]
+fn a_target_shows_only_what_it_may_know() {
+    let rsyslog = Rsyslog::start(&Input::Tcp);
+    let privacy = "ip_mask 8 16; hash_user user.key; omit userAgent; query off;";
+    let bench = Bench::start_with(
+        &format!(
+            "tirreno_target plain {{ type file; path %DIR%/plain.log; interval 20ms; }}
+             tirreno_target masked {{
+                 type file; path %DIR%/masked.log; interval 20ms; {privacy}
+             }}
+             tirreno_target siem {{
+                 type syslog; server 127.0.0.1:{}; transport tcp; interval 20ms; {privacy}
+             }}",
+            rsyslog.port()
+        ),
+        |builder| builder.file("user.key", &"k".repeat(64)),
+    );
+    let mut connection = open(bench.nginx.port()).unwrap();
+    let headers = [("Cookie", "user=somebody"), ("User-Agent", "an agent")];
+    connection.request("GET", "/7?q=word", &headers, b"").unwrap();
+    for target in ["plain", "masked", "siem"] {
+        assert_eq!(bench.settled(target).delivered, 1);
+    }
+    let plain = fs::read_to_string(bench.path("plain.log")).unwrap();
+    let masked = fs::read_to_string(bench.path("masked.log")).unwrap();
+    let message = &rsyslog.wait_messages(1)[0];
+    let siem = format!("{} {}", message.text, message.data);
+    for secret in ["somebody", "an agent", "word", "127.0.0.1"] {
+        assert!(plain.contains(secret), "{plain}");
+        assert!(!masked.contains(secret), "{masked}");
+        assert!(!siem.contains(secret), "{siem}");
+    }
+    assert!(masked.contains("127.0.0.0") && siem.contains("127.0.0.0"), "{masked}{siem}");
+}
+
+#[test]
 fn logrotate_may_move_the_file() {
     let bench = Bench::start(FILE);
     for round in 0..3 {
