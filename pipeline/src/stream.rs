@@ -534,14 +534,12 @@ impl Sender {
         let now = Instant::now();
         self.backoff.failed(now);
         self.mood.failed(&self.shared, fault, now);
-        let mut had_deadline = self.shared.is_stopping();
+        let was_stopping = self.shared.is_stopping();
         loop {
             let left = self.backoff.left(Instant::now());
-            if left.is_zero() || self.shared.state().closed {
-                return;
-            }
-            // A pause is cut short for one more attempt when the process stops.
-            if !mem::replace(&mut had_deadline, self.shared.is_stopping()) && had_deadline {
+            // A process that stops has one more attempt at once.
+            let is_over = left.is_zero() || self.shared.is_stopping() && !was_stopping;
+            if is_over || self.shared.state().closed {
                 return;
             }
             self.shared.wait(left.min(IDLE));
