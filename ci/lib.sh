@@ -133,3 +133,16 @@ unpack_debian_nginx() {
     unpack "$directory" "nginx=$version" "nginx-dev=$version" || return
     echo "$directory/usr/sbin/nginx"
 }
+
+# Prints a directory with receivers for the tests, unpacked from Debian's packages.
+debian_receivers() {
+    local directory=$CARGO_TARGET_DIR/debian-receivers
+    local packages=(rsyslog rsyslog-openssl libestr0 libfastjson4 logrotate libpopt0)
+    if ! unpack "$directory" "${packages[@]}"; then
+        ((EUID == 0)) || die "rsyslog and logrotate cannot be downloaded. Run
+  sudo apt-get update"
+        apt_update || die "apt-get update failed"
+        unpack "$directory" "${packages[@]}" || die "rsyslog and logrotate cannot be downloaded"
+    fi
+    echo "$directory"
+}

@@ -275,7 +275,7 @@ unsafe fn push(
         let derive = || Level::derive(event.kind, method, path.unwrap_or_default(), agent);
         found.and_then(|rule| rule.level).unwrap_or_else(derive)
     });
-    event.targets = targets(main, location, event.kind);
+    event.targets = targets(main, location, event.kind, level.unwrap_or(Level::Api));
     if event.targets == 0 || !worker::is_ready() {
         return Err(NoEvent::NoTarget);
     }
@@ -520,13 +520,13 @@ fn secret_segments(
     });
 }
 
-/// The accounts of the targets that get an event of that type.
-fn targets(main: &MainConf, location: &LocationConf, kind: EventType) -> u32 {
+/// The accounts of the targets that get an event of that type and level.
+fn targets(main: &MainConf, location: &LocationConf, kind: EventType, level: Level) -> u32 {
     let selected = location.targets();
     main.targets
         .iter()
         .enumerate()
-        .filter(|(i, target)| selected & (1 << i) != 0 && target.events.contains(kind))
+        .filter(|(i, target)| selected & (1 << i) != 0 && target.events.contains(kind, level))
         .fold(0, |targets, (_, target)| targets | 1 << target.slot)
 }
 

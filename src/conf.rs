@@ -496,6 +496,14 @@ handler!(cmd_target, MainConf, |cf, main, args| {
     }
     match target::read(cf, &name) {
         Ok(target) => {
+            let file = target.as_ref().and_then(TargetConfig::file);
+            let is_same = |known: &&TargetConfig| known.file().is_some() && known.file() == file;
+            if let Some(known) = main.targets.iter().find(is_same) {
+                return cf.error(format_args!(
+                    "target \"{name}\" has the same \"path\" as target \"{}\"",
+                    known.name
+                ));
+            }
             main.names.push(name);
             main.targets.extend(target);
             NGX_CONF_OK

@@ -58,7 +58,7 @@ fn account(zone: Zone, target: &TargetConfig) -> Value {
     let totals = zone.totals(target.slot);
     let fault = totals.last_fault;
     let mut account = json!({
-        "type": "tirreno",
+        "type": target.destination.type_name(),
         "state": totals.state.name(),
         "captured": totals.captured,
         "delivered": totals.delivered,

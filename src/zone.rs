@@ -3,24 +3,23 @@
 use core::ffi::c_void;
 use core::{mem, ptr};
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::fs::File;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nginx_sys::{
-    NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_int_t, ngx_log_t, ngx_pagesize,
+    NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_t, ngx_core_conf_t, ngx_int_t, ngx_log_t, ngx_pagesize,
     ngx_shared_memory_add, ngx_shm_zone_t, ngx_slab_alloc, ngx_slab_pool_t, ngx_test_config,
 };
 use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
 use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
+use tirreno_pipeline::config::{Destination, Sink, StreamConfig};
 use tirreno_pipeline::spool::{self, Spool};
 use tirreno_pipeline::zone::Zone;
 
+use crate::access::{User, access, check_file};
 use crate::conf::MainConf;
 use crate::{TirrenoModule, guarded};
 
@@ -89,6 +88,8 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
             check_directory(&spool.path)?;
         }
     }
+    check_files(main)?;
+    warn_of_consoles(main);
     for target in &mut main.targets {
         target.slot = zone.open_account(&target.name).map_err(|_| {
             "too many targets were configured since nginx started: restart it".to_owned()
@@ -109,8 +110,11 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
     let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut before = mem::take(&mut *announced);
     for target in &main.targets {
-        let Some(spool) = &target.spool else { continue };
-        let url = target.tirreno.endpoint.sensor().to_string();
+        let (Some(spool), Destination::Tirreno(tirreno)) = (&target.spool, &target.destination)
+        else {
+            continue;
+        };
+        let url = tirreno.endpoint.sensor().to_string();
         let place = (Spool::file(spool, &target.name, &url), zone.instance());
         let lock = match before.remove(&place) {
             Some(lock) => Ok(lock),
@@ -134,20 +138,49 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
 /// nginx has made the directory and given it to the workers' user; whether it can be written to is
 /// another matter.
 fn check_directory(path: &Path) -> Result<(), String> {
-    let usable = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).and_then(|c| {
-        // SAFETY: the path ends with NUL.
-        match unsafe { libc::access(c.as_ptr(), libc::W_OK | libc::X_OK) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+    access(path, libc::W_OK | libc::X_OK)
+        .map_err(|error| format!("spool: \"{}\" cannot be used: {error}", path.display()))
+}
+
+/// Files that workers write and rename: nginx does not make their directories.
+fn check_files(main: &MainConf) -> Result<(), String> {
+    let user = core_conf(main).and_then(User::of);
+    let files = main.targets.iter().filter_map(|target| match &target.destination {
+        Destination::Stream(StreamConfig { sink: Sink::File(file), .. }) => Some((target, file)),
+        _ => None,
     });
-    usable.map_err(|error| format!("spool: \"{}\" cannot be used: {error}", path.display()))
+    for (target, file) in files {
+        check_file(&file.path, user.as_ref())
+            .map_err(|error| format!("target \"{}\": {error} in {}", target.name, file.place))?;
+    }
+    Ok(())
+}
+
+/// A daemon has no output.
+fn warn_of_consoles(main: &MainConf) {
+    if core_conf(main).is_some_and(|core| core.daemon == 0) {
+        return;
+    }
+    let is_console = |target: &&TargetConfig| target.destination.type_name() == "console";
+    for target in main.targets.iter().filter(is_console) {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            ngx_cycle_log().as_ptr(),
+            "tirreno: target \"{}\" of type \"console\" writes to nowhere without \"daemon off\"",
+            target.name
+        );
+    }
 }
 
 /// `worker_processes` of the configuration that is being put into force.
 fn worker_processes(main: &MainConf) -> usize {
+    let core = core_conf(main);
+    core.map_or(1, |core| usize::try_from(core.worker_processes).unwrap_or(1).max(1))
+}
+
+/// nginx's own settings in the configuration that is being put into force.
+fn core_conf(main: &MainConf) -> Option<&ngx_core_conf_t> {
     // SAFETY: the cycle that this configuration belongs to; its core module is set up by now.
     let cycle = unsafe { main.cycle.as_ref() };
-    let core = cycle.and_then(NgxCoreModule::main_conf);
-    core.map_or(1, |core| usize::try_from(core.worker_processes).unwrap_or(1).max(1))
+    cycle.and_then(NgxCoreModule::main_conf)
 }

@@ -175,7 +175,8 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         |name: &str| format!("\"{name}\" in \"tirreno_target\" cannot contain variables or \"$\"");
     let no_type = |pattern: &str| {
         format!(
-            "no event type matches \"{pattern}\" in \"events\" directive, the types are {TYPES}"
+            "no event type matches \"{pattern}\" in \"events\" directive, the types are {TYPES}, \
+             and the levels audit-api, audit-content, audit-permissions, audit-cli"
         )
     };
     let prefix = |value: &str, family: &str, most: &str| {
@@ -237,7 +238,8 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("ssl_verify ON;", flag("ssl_verify", "ON")),
         (
             "type http;",
-            "invalid value \"http\" in \"type\" directive, it must be \"tirreno\" or \"none\""
+            "invalid value \"http\" in \"type\" directive, it must be \"tirreno\", \"file\", \
+             \"console\", \"syslog\", \"tcp\" or \"none\""
                 .into(),
         ),
         ("events login;", no_type("login")),
@@ -345,6 +347,153 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         let message = format!("[emerg] {message}");
         assert_says(configuration(&target(&format!("{line} {HERE}"))), &[&message]);
     }
+}
+
+#[test]
+fn a_parameter_of_another_type_is_refused_where_it_stands() {
+    let file = "type file; path %PREFIX%/audit.log;";
+    let rows = [
+        (file, "url http://127.0.0.1:9/;", "url", "file"),
+        (file, "spool spool;", "spool", "file"),
+        (file, "server 127.0.0.1:9;", "server", "file"),
+        (file, "ssl_verify off;", "ssl_verify", "file"),
+        ("type console;", "path audit.log;", "path", "console"),
+        ("type syslog; server 127.0.0.1;", "out stdout;", "out", "syslog"),
+        ("type tcp; server 127.0.0.1:9;", "tag nginx;", "tag", "tcp"),
+        ("type tcp; server 127.0.0.1:9;", "max_size 1m;", "max_size", "tcp"),
+        ("url http://127.0.0.1:9/; api_key %KEY%;", "format json;", "format", "tirreno"),
+    ];
+    for (others, line, name, kind) in rows {
+        let message =
+            format!("[emerg] \"{name}\" does not belong into a target of type \"{kind}\"");
+        for lines in [format!("{others}\n{line} {HERE}"), format!("{line} {HERE}\n{others}")] {
+            assert_says(configuration(&format!("tirreno_target {{\n{lines}\n}}")), &[&message]);
+        }
+    }
+}
+
+#[test]
+fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
+    let value = |name: &str, value: &str, must: &str| {
+        format!("invalid value \"{value}\" in \"{name}\" directive, it must be {must}")
+    };
+    let size = "a size with a unit, \"k\", \"m\" or \"g\", like \"100m\", or \"off\"";
+    let age = "a time with a unit, \"s\", \"m\", \"h\", \"d\", \"w\", \"M\" or \"y\", like \"1d\", \
+               or \"off\"";
+    let server = "like \"host:port\" or \"unix:/path\"";
+    let tag = "1 to 48 printable ASCII characters, no space";
+    let facilities = "one of kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, \
+                      authpriv, ftp, ntp, audit, alert, clock, local0, local1, local2, local3, \
+                      local4, local5, local6, local7";
+    let severities = "one of emerg, alert, crit, error, warn, notice, info, debug";
+    let rows = [
+        ("file", "max_size 100;", value("max_size", "100", size)),
+        ("file", "max_size 0m;", value("max_size", "0m", size)),
+        ("file", "max_size much;", value("max_size", "much", size)),
+        ("file", "rotate 1;", value("rotate", "1", age)),
+        ("file", "rotate daily;", value("rotate", "daily", age)),
+        ("file", "max_age 30;", value("max_age", "30", age)),
+        ("file", "max_age 0d;", value("max_age", "0d", age)),
+        (
+            "file",
+            "max_backups -1;",
+            value("max_backups", "-1", "a number up to 1000000; 0 keeps all"),
+        ),
+        ("file", "compress gzip;", value("compress", "gzip", "\"on\" or \"off\"")),
+        ("file", "path %PREFIX%;", value("path", "%PREFIX%", "a file, not a directory")),
+        ("console", "out file;", value("out", "file", "\"stdout\" or \"stderr\"")),
+        ("syslog", "server 127.0.0.1:0;", value("server", "127.0.0.1:0", server)),
+        ("syslog", "server unix:log;", value("server", "unix:log", server)),
+        ("tcp", "server ::1:9;", value("server", "::1:9", server)),
+        ("tcp", "transport http;", value("transport", "http", "\"udp\", \"tcp\" or \"tls\"")),
+        ("syslog", "facility local8;", value("facility", "local8", facilities)),
+        ("syslog", "severity warning;", value("severity", "warning", severities)),
+        ("syslog", "tag \"a b\";", value("tag", "a b", tag)),
+        ("file", "path;", "invalid number of arguments in \"path\" directive".into()),
+        (
+            "file",
+            "path /var/log/$host;",
+            "\"path\" in \"tirreno_target\" cannot contain variables or \"$\"".into(),
+        ),
+        (
+            "file",
+            "format json indent;",
+            "invalid parameter \"indent\" in \"format\" directive, it must be OPTION=VALUE".into(),
+        ),
+        (
+            "file",
+            "format json hash_key_file=empty.key;",
+            "\"hash_key_file\" is empty, it must hold the key of session ids".into(),
+        ),
+    ];
+    for (kind, line, message) in rows {
+        let http = format!("tirreno_target {{\ntype {kind};\n{line} {HERE}\n}}");
+        assert_says(configuration(&http), &[&format!("[emerg] {message}")]);
+    }
+}
+
+#[test]
+fn a_stream_target_that_lacks_something_is_refused_where_it_begins() {
+    let rows = [
+        (
+            "type file;",
+            "target \"audit\" has no \"path\", add it like \"path /var/log/audit/nginx.log;\"",
+        ),
+        ("type tcp;", "target \"audit\" has no \"server\", add it like \"server HOST:PORT;\""),
+        (
+            "type tcp; server localhost;",
+            "the \"server\" of target \"audit\" has no port, add it like \"localhost:601\"",
+        ),
+        (
+            "type tcp; server unix:/dev/log;",
+            "target \"audit\" needs a connection: \"transport\" must be \"tcp\" or \"tls\", and \
+             \"server\" like \"HOST:PORT\"",
+        ),
+        (
+            "type tcp; server localhost:9; transport udp;",
+            "target \"audit\" needs a connection: \"transport\" must be \"tcp\" or \"tls\", and \
+             \"server\" like \"HOST:PORT\"",
+        ),
+        (
+            "type syslog; server unix:/dev/log; transport tcp;",
+            "target \"audit\" has a local socket as its \"server\": remove \"transport\"",
+        ),
+        (
+            "type syslog; server localhost; ssl_verify off;",
+            "target \"audit\" has \"ssl_trusted_certificate\" or \"ssl_verify\", which need \
+             \"transport tls\"",
+        ),
+    ];
+    for (lines, message) in rows {
+        let http = format!("tirreno_target audit {{ {HERE}\n{lines}\n}}");
+        assert_says(configuration(&http), &[&format!("[emerg] {message}")]);
+    }
+}
+
+#[test]
+fn a_file_belongs_to_one_target() {
+    let target =
+        |name: &str, end: &str| format!("tirreno_target {name} {{ type file; path a.log; }}{end}");
+    let http = format!("{}\n{}", target("a", ""), target("b", HERE));
+    let message = "[emerg] target \"b\" has the same \"path\" as target \"a\"";
+    assert_says(configuration(&http), &[message]);
+}
+
+#[test]
+fn a_file_in_a_directory_that_does_not_exist_is_refused_where_it_stands() {
+    let http = format!("tirreno_target audit {{\ntype file;\npath none/audit.log; {HERE}\n}}");
+    let message = "[emerg] tirreno: target \"audit\": the directory \"%PREFIX%/none\" does not \
+                   exist, make it";
+    assert_says(configuration(&http), &[message]);
+}
+
+#[test]
+fn a_console_of_a_daemon_is_warned_about() {
+    let http = "tirreno_target audit { type console; }";
+    assert_says(configuration(http), &[]);
+    let message = "[warn] tirreno: target \"audit\" of type \"console\" writes to nowhere without \
+                   \"daemon off\"";
+    assert_says(configuration(http).daemon(), &[message]);
 }
 
 #[test]
@@ -1063,9 +1212,9 @@ fn the_configurations_that_people_include_pass() {
             Some("demo.conf") => demo_conf_passes(&text),
             // Those have their own suite.
             _ if file.parent().is_some_and(|directory| directory.ends_with("presets")) => {}
-            Some("mattermost.conf") => {
+            Some(name @ ("mattermost.conf" | "mattermost-audit.conf")) => {
                 let preset = fs::read_to_string(file.with_file_name("presets/mattermost.conf"));
-                mattermost_conf_passes(&text, &preset.unwrap());
+                mattermost_conf_passes(&text, &preset.unwrap(), name == "mattermost-audit.conf");
             }
             _ => panic!("{} has no test", file.display()),
         }
@@ -1105,15 +1254,20 @@ fn demo_conf_passes(text: &str) {
     assert!(ok && said(&output).is_empty(), "{output}");
 }
 
-fn mattermost_conf_passes(text: &str, preset: &str) {
+fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
     let certificates = tempfile::tempdir().unwrap();
     let authority = Authority::new("test");
     let system = certificates.path().join("system.pem");
     authority.write_pem(&system);
     let (certificate, key) = authority.localhost().write(certificates.path(), "mattermost");
     let letsencrypt = |file: &str| format!("/etc/letsencrypt/live/mattermost.example.com/{file}");
+    let audit: &[_] = if has_audit {
+        &[("=/etc/nginx/audit.key", "=key"), (" /var/log/nginx-audit/", " logs/")]
+    } else {
+        &[]
+    };
     let text = replace_all(
-        text,
+        &replace_all(text, audit),
         &[
             (" 80;", " 127.0.0.1:%PORT%;"),
             (" 443 ssl", " 127.0.0.1:%PORT1% ssl"),

@@ -1,15 +1,19 @@
 //! What the threads need to know, read from nginx's configuration by the module.
 
 use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
-use crate::event::EventTypes;
+use crate::format::FormatConfig;
+use crate::level::Routing;
 use crate::privacy::Privacy;
 use crate::spool::SpoolConfig;
+use crate::syslog;
 
 /// A value that never appears in a message: an API key, a header.
 #[derive(Clone, PartialEq, Eq)]
@@ -40,8 +44,8 @@ pub struct TargetConfig {
     pub name: String,
     /// Its account in the zone, and its bit in a record.
     pub slot: usize,
-    /// The event types that it gets.
-    pub events: EventTypes,
+    /// The events that it gets.
+    pub events: Routing,
     /// The most events that wait in memory.
     pub queue_events: usize,
     /// The most bytes of records that wait in memory.
@@ -57,14 +61,177 @@ pub struct TargetConfig {
     /// What it is not to know.
     pub privacy: Privacy,
     /// Where its events go.
-    pub tirreno: TirrenoConfig,
+    pub destination: Destination,
 }
 
 impl TargetConfig {
-    /// Whether it writes audit records, which need more of a request than Tirreno's parameters.
+    /// Whether it writes audit records or asks for their levels: both need more of a request than
+    /// Tirreno's parameters.
     pub fn needs_audit(&self) -> bool {
-        false
+        matches!(self.destination, Destination::Stream(_)) || self.events.asks_for_level()
     }
+
+    /// The file that it writes.
+    pub fn file(&self) -> Option<&Path> {
+        match &self.destination {
+            Destination::Stream(StreamConfig { sink: Sink::File(file), .. }) => Some(&file.path),
+            _ => None,
+        }
+    }
+}
+
+/// Where a target's events go.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A Tirreno server, an event a request.
+    Tirreno(TirrenoConfig),
+    /// A stream of formatted records.
+    Stream(StreamConfig),
+}
+
+impl Destination {
+    /// The parameter `type`.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Tirreno(_) => "tirreno",
+            Self::Stream(stream) => match stream.sink {
+                Sink::File(_) => "file",
+                Sink::Console(_) => "console",
+                Sink::Syslog(_) => "syslog",
+                Sink::Tcp(_) => "tcp",
+            },
+        }
+    }
+}
+
+/// A stream of formatted records.
+#[derive(Clone, Debug)]
+pub struct StreamConfig {
+    /// How a record is written.
+    pub format: FormatConfig,
+    /// Where they go.
+    pub sink: Sink,
+}
+
+/// What takes a stream of records.
+#[derive(Clone, Debug)]
+pub enum Sink {
+    /// A file that is rotated.
+    File(FileConfig),
+    /// nginx's own output.
+    Console(Console),
+    /// A syslog server, or the machine's.
+    Syslog(SyslogConfig),
+    /// A server that takes records one after another.
+    Tcp(ServerConfig),
+}
+
+/// A file that is rotated.
+#[derive(Clone, Debug)]
+pub struct FileConfig {
+    /// Its path.
+    pub path: PathBuf,
+    /// Where that stands in the configuration, for messages.
+    pub place: String,
+    /// It is rotated before it has more bytes than this.
+    pub max_size: Option<u64>,
+    /// It is rotated at each multiple of this time since the epoch.
+    pub rotate: Option<Duration>,
+    /// Backups older than this are deleted.
+    pub max_age: Option<Duration>,
+    /// The most backups that are kept.
+    pub max_backups: Option<usize>,
+    /// Whether backups are compressed.
+    pub compress: bool,
+}
+
+/// nginx's own output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Console {
+    Stdout,
+    Stderr,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A host's name or address, and a port.
+    Host(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Reads `host:port`, `[address]:port` or `unix:path`; `port` is used where there is none.
+    ///
+    /// # Errors
+    /// What it must be.
+    pub fn parse(text: &str, port: Option<u16>) -> Result<Self, &'static str> {
+        const MUST: &str = "like \"host:port\" or \"unix:/path\"";
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(MUST) };
+        }
+        let (host, given) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or(MUST)?)),
+            None => match text.rsplit_once(':') {
+                Some((host, given)) => (host, Some(given)),
+                None => (text, None),
+            },
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let is_v6 = text.starts_with('[');
+        if is_v6 && host.parse::<Ipv6Addr>().is_err()
+            || !is_v6 && (host.is_empty() || !host.chars().all(plain))
+        {
+            return Err(MUST);
+        }
+        let port = match given {
+            Some(given) => given.parse().ok().filter(|port| *port > 0),
+            None => port,
+        };
+        Ok(Self::Host(host.to_owned(), port.ok_or(MUST)?))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Host(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// How records get to a server.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// A datagram each; over a local socket too.
+    Datagram,
+    /// One connection.
+    Tcp,
+    /// One connection with TLS.
+    Tls(Arc<rustls::ClientConfig>),
+}
+
+/// A server that takes records.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub address: Address,
+    /// How records get there.
+    pub transport: Transport,
+}
+
+/// A syslog server.
+#[derive(Clone, Debug)]
+pub struct SyslogConfig {
+    /// The server.
+    pub server: ServerConfig,
+    /// What its messages say beside the record.
+    pub header: syslog::HeaderConfig,
 }
 
 /// A Tirreno server.
@@ -286,6 +453,23 @@ mod tests {
         ] {
             assert_eq!(Endpoint::parse(url).unwrap_err(), error, "{url}");
         }
+    }
+
+    #[test]
+    fn addresses() {
+        let parse = |text| Address::parse(text, None).map(|address| address.to_string());
+        for good in ["localhost:514", "192.0.2.1:1", "[::1]:65535", "unix:/dev/log"] {
+            assert_eq!(parse(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "host", ":1", "host:", "host:0", "host:65536", "::1:1", "[::1]", "[x]:1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        for bad in ["unix:", "unix:log", "a b:1", "http://a:1", "[::1]x:1", "[::1]1"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        let with_port = |text| Address::parse(text, Some(514)).unwrap().to_string();
+        assert_eq!(with_port("localhost"), "localhost:514");
+        assert_eq!(with_port("[::1]"), "[::1]:514");
     }
 
     #[test]

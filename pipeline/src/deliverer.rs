@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use std::{io, mem, ptr};
 
 use crate::clock::monotonic_ns;
-use crate::config::TargetConfig;
+use crate::config::{Console, Destination, Sink, TargetConfig};
 use crate::gate::EventId;
 use crate::journal::{Journal, Level};
 use crate::record::Record;
 use crate::ring::Collector;
+use crate::stream::Stream;
 use crate::target::{Connect, Target};
 use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
 
@@ -125,7 +126,7 @@ impl Deliverer {
             thread::Builder::new().name("tirreno".into()).spawn(move || {
                 lower_priority(NICE);
                 if setup.own_files {
-                    leave_file_table();
+                    leave_file_table(&setup.targets);
                 }
                 Worker { setup, control: &inner }.run();
                 *inner.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -214,7 +215,7 @@ impl Worker<'_> {
         let _leave = Leave(ledger);
         let mut running = Vec::new();
         for (target, reported) in targets.iter().zip(before) {
-            match Target::start(target, connect.clone(), (*zone, ledger), reported, journal) {
+            match Running::start(target, connect.clone(), (*zone, ledger), reported, journal) {
                 Ok(target) => running.push(target),
                 Err(error) => {
                     journal.log(Level::Error, format!("a thread cannot be started: {error}"));
@@ -252,7 +253,7 @@ impl Worker<'_> {
                 break;
             }
             collection.collect_if_due();
-            collection.targets.iter_mut().for_each(Target::feed);
+            collection.targets.iter_mut().for_each(Running::feed);
             thread::park_timeout(POLL);
         }
         drop(term);
@@ -261,9 +262,9 @@ impl Worker<'_> {
     }
 
     /// Tries to deliver what the targets hold, each within its `shutdown_timeout`.
-    fn finish(&self, mut targets: Vec<Target>) {
+    fn finish(&self, mut targets: Vec<Running>) {
         let left = Instant::now();
-        let deadline = |target: &Target| {
+        let deadline = |target: &Running| {
             let timeout = target.shutdown_timeout();
             // The process may be told to exit now at any time.
             let stop = self.control.stop().map(|stop| stop.deadline(timeout));
@@ -272,7 +273,7 @@ impl Worker<'_> {
         targets.iter_mut().for_each(|target| target.stop(deadline(target)));
         while !targets.is_empty() {
             let now = Instant::now();
-            let is_over = |t: &mut Target| t.is_done() || now >= deadline(t);
+            let is_over = |t: &mut Running| t.is_done() || now >= deadline(t);
             targets.extract_if(.., is_over).for_each(|target| target.finish(now));
             if !targets.is_empty() {
                 thread::park_timeout(POLL_FINISHING);
@@ -290,12 +291,112 @@ impl Drop for Leave {
     }
 }
 
+/// What became of a target's part of a batch before the segments are freed.
+enum Committed {
+    /// Nothing: it goes into the target's queue.
+    No,
+    /// It is in the target's spool.
+    Spooled,
+    /// It is where it belongs.
+    Delivered,
+}
+
+/// A target of either kind.
+enum Running {
+    Tirreno(Box<Target>),
+    Stream(Box<Stream>),
+}
+
+impl Running {
+    fn start(
+        config: &TargetConfig,
+        connect: Option<Arc<Connect>>,
+        accounts: (Zone, Ledger),
+        reported: [u64; DropReason::ALL.len()],
+        journal: &Journal,
+    ) -> io::Result<Self> {
+        Ok(match &config.destination {
+            Destination::Tirreno(tirreno) => Self::Tirreno(Box::new(Target::start(
+                config, tirreno, connect, accounts, reported, journal,
+            )?)),
+            Destination::Stream(stream) => {
+                let stream = Stream::start(config, stream, accounts, reported, journal)?;
+                Self::Stream(Box::new(stream))
+            }
+        })
+    }
+
+    fn slot(&self) -> usize {
+        match self {
+            Self::Tirreno(target) => target.slot(),
+            Self::Stream(stream) => stream.slot(),
+        }
+    }
+
+    fn commit(&mut self, batch: &[Record<'_>]) -> Committed {
+        let (is_committed, how) = match self {
+            Self::Tirreno(target) => (target.spool(batch), Committed::Spooled),
+            Self::Stream(stream) => (stream.write(batch), Committed::Delivered),
+        };
+        if is_committed { how } else { Committed::No }
+    }
+
+    fn offer(&mut self, id: EventId, bytes: &Arc<[u8]>, record: &Record<'_>) {
+        match self {
+            Self::Tirreno(target) => target.offer(id, bytes, record),
+            Self::Stream(stream) => stream.offer(bytes, record),
+        }
+    }
+
+    fn feed(&mut self) {
+        match self {
+            Self::Tirreno(target) => target.feed(),
+            Self::Stream(stream) => stream.feed(),
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        match self {
+            Self::Tirreno(target) => target.tick(now),
+            Self::Stream(stream) => stream.tick(),
+        }
+    }
+
+    fn stop(&mut self, deadline: Instant) {
+        match self {
+            Self::Tirreno(target) => target.stop(deadline),
+            Self::Stream(stream) => stream.stop(deadline),
+        }
+    }
+
+    fn is_done(&mut self) -> bool {
+        match self {
+            Self::Tirreno(target) => target.is_done(),
+            Self::Stream(stream) => stream.is_done(),
+        }
+    }
+
+    fn finish(self, deadline: Instant) {
+        match self {
+            Self::Tirreno(target) => target.finish(deadline),
+            Self::Stream(stream) => stream.finish(),
+        }
+    }
+
+    fn shutdown_timeout(&self) -> Duration {
+        match self {
+            Self::Tirreno(target) => target.shutdown_timeout(),
+            Self::Stream(stream) => stream.shutdown_timeout(),
+        }
+    }
+}
+
 /// The way from the segments to the targets' queues.
 struct Collection {
     collector: Collector,
     zone: Zone,
     ledger: Ledger,
-    targets: Vec<Target>,
+    targets: Vec<Running>,
     journal: Journal,
     interval_ns: u64,
     batch_size: usize,
@@ -308,7 +409,7 @@ impl Collection {
     fn new(
         zone: Zone,
         ledger: Ledger,
-        targets: Vec<Target>,
+        targets: Vec<Running>,
         journal: Journal,
         configs: &[TargetConfig],
     ) -> Self {
@@ -360,20 +461,24 @@ impl Collection {
             }
             // The collector has parsed each: none is left out here.
             let records: Vec<_> = batch.records.iter().filter_map(|r| Record::parse(r)).collect();
-            let mut spooled = 0;
+            let mut committed = [const { Committed::No }; MAX_TARGETS];
             for target in &mut self.targets {
-                spooled |= u32::from(target.spool(&records)) << target.slot();
+                committed[target.slot()] = target.commit(&records);
             }
             self.collector.commit(progress);
-            for (slot, count) in batch.per_target.iter().enumerate() {
-                match spooled & (1 << slot) {
-                    _ if *count == 0 => {}
-                    0 => self.ledger.collected(slot, *count),
-                    _ => self.ledger.spooled(slot, *count),
+            let mut queued = 0;
+            for (slot, count) in batch.per_target.iter().enumerate().filter(|(_, n)| **n > 0) {
+                match committed[slot] {
+                    Committed::No => {
+                        self.ledger.collected(slot, *count);
+                        queued |= 1 << slot;
+                    }
+                    Committed::Spooled => self.ledger.spooled(slot, *count),
+                    Committed::Delivered => self.ledger.written(slot, *count),
                 }
             }
             for (bytes, record) in batch.records.iter().zip(&records) {
-                self.hand_over(bytes, record, !spooled);
+                self.hand_over(bytes, record, queued);
             }
             if batch.records.len() < self.batch_size {
                 return;
@@ -381,7 +486,7 @@ impl Collection {
         }
     }
 
-    /// Queues a record for those `targets` of its own that have not spooled it.
+    /// Queues a record for those of its targets that are among `targets`.
     fn hand_over(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>, targets: u32) {
         self.next_id += 1;
         let targets = record.targets() & targets;
@@ -426,7 +531,14 @@ pub(crate) fn lower_priority(by: i32) {
 /// event loop's. Linux then spares the event loop two atomic operations with each system call, and no
 /// connection or listening socket can be kept open by a thread. Kernels before 5.9 cannot: there
 /// nothing changes.
-fn leave_file_table() {
+fn leave_file_table(targets: &[TargetConfig]) {
+    let is_console = |wanted| {
+        targets.iter().any(|target| match &target.destination {
+            Destination::Stream(stream) => matches!(stream.sink, Sink::Console(c) if c == wanted),
+            Destination::Tirreno(_) => false,
+        })
+    };
+    let kept = [false, is_console(Console::Stdout), is_console(Console::Stderr)];
     // SAFETY: the thread has opened nothing yet, and its table is its own before anything is closed.
     // The structure is initialized by the call that fills it.
     unsafe {
@@ -437,11 +549,11 @@ fn leave_file_table() {
         }
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         // nginx's standard error is its error log: after a rotation the old file would stay open here.
-        for standard in 0..3 {
+        for (standard, keep) in (0..).zip(kept) {
             let mut about = mem::zeroed::<libc::stat>();
             let is_file = libc::fstat(standard, &mut about) == 0
                 && about.st_mode & libc::S_IFMT == libc::S_IFREG;
-            if is_file && null >= 0 {
+            if is_file && !keep && null >= 0 {
                 libc::dup2(null, standard);
             }
         }

@@ -117,6 +117,11 @@ impl FormatConfig {
         Ok(Self { format, cluster_id, hash_key_file, session_key })
     }
 
+    /// Whether a record ends with NUL on a connection, as Graylog expects it of GELF.
+    pub fn is_gelf(&self) -> bool {
+        matches!(self.format, Format::Gelf { .. })
+    }
+
     /// The file that holds the key of session ids.
     pub fn hash_key_file(&self) -> Option<&str> {
         self.hash_key_file.as_deref()
@@ -280,7 +285,7 @@ fn rfc3339(time: DateTime<Utc>) -> String {
 
 /// Whether a character does something to a terminal, a line or the text around it instead of being seen:
 /// controls, line and paragraph separators, changes of direction.
-fn is_unseen(char: char) -> bool {
+pub(crate) fn is_unseen(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -117,14 +117,14 @@ impl Book {
     fn delivered(&self, id: EventId) {
         match (id, &self.store) {
             (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Delivered),
-            _ => self.ledger.delivered(self.slot),
+            _ => self.ledger.delivered(self.slot, 1),
         }
     }
 
     fn rejected(&self, id: EventId, fault: Fault) {
         match (id, &self.store) {
             (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Rejected(fault)),
-            _ => self.ledger.rejected(self.slot),
+            _ => self.ledger.rejected(self.slot, 1),
         }
     }
 

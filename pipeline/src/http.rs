@@ -18,6 +18,7 @@ use ureq::{Agent, Error, Timeout};
 
 use crate::config::TirrenoConfig;
 use crate::gate::{Answer, KeyAnswer};
+use crate::link::tls_fault;
 use crate::zone::Fault;
 
 /// How long addresses of a host are used before it is looked up again.
@@ -236,16 +237,6 @@ fn fault(error: &Error) -> Fault {
                 .and_then(|inner| inner.downcast_ref())
                 .map_or(Fault::ConnectionBroken, tls_fault),
         },
-        _ => Fault::ConnectionBroken,
-    }
-}
-
-/// A server that does not speak TLS at all has no certificate to complain about.
-fn tls_fault(error: &rustls::Error) -> Fault {
-    match error {
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-            Fault::Certificate
-        }
         _ => Fault::ConnectionBroken,
     }
 }

@@ -5,6 +5,7 @@
 //! ```text
 //! worker:     Capture ──▶ Producer ──▶ Zone (segments in shared memory)
 //! deliverer:  Zone ──▶ Collector ──▶ Target (queue, gate) ──▶ Lane ──▶ Outbound (HTTP)
+//!                               └──▶ Stream (queue) ──▶ RotatedFile, or Sender ──▶ Link
 //! ```
 //!
 //! - [`zone`] is the shared memory: the election of the one deliverer, the accounts, the segments.
@@ -19,6 +20,8 @@
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
+//! - [`stream`] is a target that takes formatted records ([`format`](mod@format), [`syslog`]): its [`queue`], and
+//!   the [`file`](mod@file) that the collector writes, or the [`link`] that a thread writes to.
 //! - [`login`] tells which failed login was only the first half of a good one.
 //! - [`journal`] carries messages to nginx's error log.
 
@@ -29,6 +32,7 @@ pub mod config;
 pub mod cookie;
 pub mod deliverer;
 pub mod event;
+pub mod file;
 pub mod form;
 pub mod format;
 pub mod gate;
@@ -36,9 +40,11 @@ pub mod http;
 pub mod journal;
 pub mod lane;
 pub mod level;
+pub mod link;
 pub mod login;
 pub mod path;
 pub mod privacy;
+pub mod queue;
 pub mod rate;
 pub mod record;
 pub mod redact;
@@ -47,5 +53,7 @@ pub mod rules;
 pub mod session;
 pub mod spool;
 pub mod store;
+pub mod stream;
+pub mod syslog;
 pub mod target;
 pub mod zone;

@@ -9,7 +9,7 @@ use std::{io, thread};
 
 use crossbeam_channel::{Sender, bounded};
 
-use crate::config::TargetConfig;
+use crate::config::{TargetConfig, TirrenoConfig};
 use crate::form;
 use crate::gate::{Book, EventId, Gate, GateConfig};
 use crate::http::{Addresses, Outbound, Post, Tirreno};
@@ -213,6 +213,7 @@ impl Shared {
 /// The collector's side of a target.
 pub struct Target {
     config: TargetConfig,
+    login_fail_delay: Duration,
     label: String,
     shared: Arc<Shared>,
     store: Option<Arc<Store>>,
@@ -251,12 +252,13 @@ impl Target {
     /// A thread cannot be started.
     pub fn start(
         config: &TargetConfig,
+        tirreno: &TirrenoConfig,
         connect: Option<Arc<Connect>>,
         (zone, ledger): (Zone, Ledger),
         reported: [u64; DropReason::ALL.len()],
         journal: &Journal,
     ) -> io::Result<Self> {
-        let tirreno = Arc::new(config.tirreno.clone());
+        let tirreno = Arc::new(tirreno.clone());
         let label = format!("target \"{}\" {}", config.name, tirreno.endpoint.sensor());
         let gate = GateConfig {
             label: label.clone(),
@@ -285,12 +287,14 @@ impl Target {
             most: if store.is_some() { WINDOW } else { config.queue_events },
         });
         let connections = tirreno.connections;
+        let login_fail_delay = tirreno.login_fail_delay;
         let connect = connect.unwrap_or_else(|| {
             let addresses = Addresses::default();
             Arc::new(move || Box::new(Tirreno::new(tirreno.clone(), addresses.clone())) as _)
         });
         let mut target = Self {
             config: config.clone(),
+            login_fail_delay,
             label,
             shared: shared.clone(),
             store,
@@ -355,7 +359,7 @@ impl Target {
             return;
         }
         let event = Event { id, user: record.user_key(), content: Content::Record(bytes.clone()) };
-        let delay = self.config.tirreno.login_fail_delay;
+        let delay = self.login_fail_delay;
         match Attempt::of(record) {
             _ if self.store.is_some() => self.unspooled.push_back(event),
             Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
@@ -422,7 +426,7 @@ impl Target {
         if !self.unspooled.is_empty() {
             return false;
         }
-        let Some(appended) = store.append(&ours, self.config.tirreno.login_fail_delay) else {
+        let Some(appended) = store.append(&ours, self.login_fail_delay) else {
             return false;
         };
         self.spool_dropped += appended.dropped;
@@ -516,7 +520,7 @@ impl Target {
             })
             .map(|record| self.config.privacy.view(record))
             .collect();
-        let delay = self.config.tirreno.login_fail_delay;
+        let delay = self.login_fail_delay;
         let Some(appended) = store.append(&records, delay) else { return };
         self.spool_dropped += appended.dropped;
         self.ledger.moved_to_spool(self.config.slot, records.len() as u32);

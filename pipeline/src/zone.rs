@@ -151,6 +151,13 @@ pub enum Fault {
     TimedOut,
     Certificate,
     HostUnreachable,
+    DiskFull,
+    PermissionDenied,
+    ReadOnly,
+    NotFound,
+    Busy,
+    TooLong,
+    InputOutput,
 }
 
 impl Fault {
@@ -165,6 +172,13 @@ impl Fault {
             Self::TimedOut => (7, 0),
             Self::Certificate => (8, 0),
             Self::HostUnreachable => (9, 0),
+            Self::DiskFull => (10, 0),
+            Self::PermissionDenied => (11, 0),
+            Self::ReadOnly => (12, 0),
+            Self::NotFound => (13, 0),
+            Self::Busy => (14, 0),
+            Self::TooLong => (15, 0),
+            Self::InputOutput => (16, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -186,6 +200,13 @@ impl Fault {
             7 => Self::TimedOut,
             8 => Self::Certificate,
             9 => Self::HostUnreachable,
+            10 => Self::DiskFull,
+            11 => Self::PermissionDenied,
+            12 => Self::ReadOnly,
+            13 => Self::NotFound,
+            14 => Self::Busy,
+            15 => Self::TooLong,
+            16 => Self::InputOutput,
             _ => return None,
         })
     }
@@ -203,6 +224,13 @@ impl std::fmt::Display for Fault {
             Self::TimedOut => f.write_str("timed out"),
             Self::Certificate => f.write_str("certificate not accepted"),
             Self::HostUnreachable => f.write_str("host unreachable"),
+            Self::DiskFull => f.write_str("disk full"),
+            Self::PermissionDenied => f.write_str("permission denied"),
+            Self::ReadOnly => f.write_str("read-only file system"),
+            Self::NotFound => f.write_str("no such file or directory"),
+            Self::Busy => f.write_str("held by another process"),
+            Self::TooLong => f.write_str("message too long"),
+            Self::InputOutput => f.write_str("input/output error"),
         }
     }
 }
@@ -762,16 +790,23 @@ impl Ledger {
         self.held(slot).load(Relaxed)
     }
 
-    /// A held event was accepted.
-    pub fn delivered(&self, slot: usize) {
-        self.held(slot).fetch_sub(1, Relaxed);
-        self.account(slot).delivered.fetch_add(1, Relaxed);
+    /// `n` events went from the segments to where they belong.
+    pub fn written(&self, slot: usize, n: u32) {
+        let account = self.account(slot);
+        account.collected.fetch_add(u64::from(n), Relaxed);
+        account.delivered.fetch_add(u64::from(n), Relaxed);
     }
 
-    /// A held event is refused for good.
-    pub fn rejected(&self, slot: usize) {
-        self.held(slot).fetch_sub(1, Relaxed);
-        self.account(slot).rejected.fetch_add(1, Relaxed);
+    /// `n` held events were accepted.
+    pub fn delivered(&self, slot: usize, n: u32) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).delivered.fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// `n` held events are refused for good.
+    pub fn rejected(&self, slot: usize, n: u32) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).rejected.fetch_add(u64::from(n), Relaxed);
     }
 
     /// `n` held events are given up.

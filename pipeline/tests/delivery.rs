@@ -9,12 +9,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tirreno_pipeline::clock::wall_ms;
-use tirreno_pipeline::config::{Endpoint, Secret, TargetConfig, TirrenoConfig};
+use tirreno_pipeline::config::{Destination, Endpoint, Secret, TargetConfig, TirrenoConfig};
 use tirreno_pipeline::deliverer::{Deliverer, Setup};
-use tirreno_pipeline::event::{EventTypes, Param};
+use tirreno_pipeline::event::Param;
 use tirreno_pipeline::gate::{Answer, KeyAnswer};
 use tirreno_pipeline::http::{Outbound, Post};
 use tirreno_pipeline::journal::{Reader, journal};
+use tirreno_pipeline::level::Routing;
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::ring::Producer;
@@ -78,7 +79,7 @@ impl Bench {
         let target = TargetConfig {
             name: "t".into(),
             slot,
-            events: EventTypes::ALL,
+            events: Routing::ALL,
             queue_events: 10_000,
             queue_bytes: 16 << 20,
             interval: Duration::from_millis(1),
@@ -86,7 +87,7 @@ impl Bench {
             shutdown_timeout: Duration::from_secs(30),
             spool: None,
             privacy: Privacy::default(),
-            tirreno: TirrenoConfig {
+            destination: Destination::Tirreno(TirrenoConfig {
                 endpoint: Endpoint::parse("http://localhost/sensor/").unwrap(),
                 api_key: Secret::new("k"),
                 headers: Vec::new(),
@@ -97,7 +98,7 @@ impl Bench {
                 rate: None,
                 accept_200: false,
                 login_fail_delay: Duration::from_secs(60),
-            },
+            }),
         };
         let (journal, log) = journal();
         let setup = Setup {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use nginx_sys::{
     NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_add_path, ngx_conf_full_name, ngx_conf_t,
-    ngx_int_t, ngx_parse_offset, ngx_parse_time, ngx_path_t, ngx_pcalloc, ngx_str_t,
+    ngx_int_t, ngx_parse_offset, ngx_parse_time, ngx_path_t, ngx_pcalloc, ngx_str_t, ngx_uint_t,
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::{ngx_conf_log_error, ngx_log_error};
@@ -51,6 +51,8 @@ pub(crate) trait ConfExt {
     fn place(&self) -> Place;
     /// The path, relative to the configuration's directory.
     fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
+    /// The path, relative to nginx's prefix.
+    fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
     /// A directory, relative to nginx's prefix, that nginx makes with the worker's owner.
     fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf>;
 }
@@ -89,10 +91,11 @@ impl ConfExt for ngx_conf_t {
     }
 
     fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
-        let mut path = path;
-        // SAFETY: `path` is a valid string; the cycle's pool holds the result.
-        let rc = unsafe { ngx_conf_full_name(self.cycle, ptr::addr_of_mut!(path), 1) };
-        Status(rc).is_ok().then(|| to_path(path))
+        named(self, path, 1)
+    }
+
+    fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
+        named(self, path, 0)
     }
 
     fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf> {
@@ -117,6 +120,13 @@ impl ConfExt for ngx_conf_t {
             Status(rc).is_ok().then(|| to_path(name))
         }
     }
+}
+
+fn named(cf: &mut ngx_conf_t, path: ngx_str_t, below_conf: ngx_uint_t) -> Option<PathBuf> {
+    let mut path = path;
+    // SAFETY: `path` is a valid string; the cycle's pool holds the result.
+    let rc = unsafe { ngx_conf_full_name(cf.cycle, ptr::addr_of_mut!(path), below_conf) };
+    Status(rc).is_ok().then(|| to_path(path))
 }
 
 fn to_path(name: ngx_str_t) -> PathBuf {

@@ -9,47 +9,115 @@ use std::time::Duration;
 
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
-use tirreno_pipeline::config::{
-    Endpoint, HEADERS_OF_OURS, Roots, Secret, TargetConfig, TirrenoConfig, check_header,
-};
-use tirreno_pipeline::event::{EventType, EventTypes, Param};
-use tirreno_pipeline::privacy::{IpMask, Privacy, UserKey};
-use tirreno_pipeline::spool::{SpoolConfig, WhenFull};
+use tirreno_pipeline::config::{Destination, Roots, TargetConfig};
+use tirreno_pipeline::event::EventType;
+use tirreno_pipeline::level::{Level, Routing};
+use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::zone::MAX_NAME;
 
 use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
 use crate::guarded;
 
-const MAX_CONNECTIONS: usize = 64;
+mod privacy;
+mod stream;
+mod tirreno;
+
 const MAX_QUEUE: usize = 10_000_000;
-const MIN_SPOOL: usize = 1 << 20;
-/// A shorter key is easier to guess than what HMAC-SHA-256 makes of it, says RFC 2104.
-const MIN_USER_KEY: usize = 32;
-/// What Tirreno does not do without.
-const REQUIRED: [Param; 3] = [Param::IpAddress, Param::Url, Param::EventTime];
+const DEFAULT_QUEUE: (usize, usize) = (10_000, 16 << 20);
+
+/// The types of targets, a bit each.
+const TIRRENO: u8 = 1;
+const FILE: u8 = 2;
+const CONSOLE: u8 = 4;
+const SYSLOG: u8 = 8;
+const TCP: u8 = 16;
+const STREAM: u8 = FILE | CONSOLE | SYSLOG | TCP;
+const ANY: u8 = TIRRENO | STREAM;
+
+/// The values of `type`, but for `none`.
+const TYPES: [(&str, u8); 5] =
+    [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
+
+/// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
+const PARAMETERS: [(&str, usize, usize, u8); 36] = [
+    ("include", 1, 1, ANY),
+    ("type", 1, 1, ANY),
+    ("events", 1, usize::MAX, ANY),
+    ("queue", 1, 2, ANY),
+    ("interval", 1, 1, ANY),
+    ("batch_size", 1, 1, ANY),
+    ("shutdown_timeout", 1, 1, ANY),
+    ("ip_mask", 2, 2, ANY),
+    ("hash_user", 1, 1, ANY),
+    ("omit", 1, usize::MAX, ANY),
+    ("query", 1, 1, ANY),
+    ("url", 1, 1, TIRRENO),
+    ("api_key", 1, 1, TIRRENO),
+    ("api_key_file", 1, 1, TIRRENO),
+    ("header", 2, 2, TIRRENO),
+    ("timeout", 1, 1, TIRRENO),
+    ("connections", 1, 1, TIRRENO),
+    ("rate", 1, 1, TIRRENO),
+    ("accept_200", 1, 1, TIRRENO),
+    ("login_fail_delay", 1, 1, TIRRENO),
+    ("spool", 1, 4, TIRRENO),
+    ("ssl_trusted_certificate", 1, 1, TIRRENO | SYSLOG | TCP),
+    ("ssl_verify", 1, 1, TIRRENO | SYSLOG | TCP),
+    ("format", 1, usize::MAX, STREAM),
+    ("path", 1, 1, FILE),
+    ("max_size", 1, 1, FILE),
+    ("rotate", 1, 1, FILE),
+    ("max_age", 1, 1, FILE),
+    ("max_backups", 1, 1, FILE),
+    ("compress", 1, 1, FILE),
+    ("out", 1, 1, CONSOLE),
+    ("server", 1, 1, SYSLOG | TCP),
+    ("transport", 1, 1, SYSLOG | TCP),
+    ("facility", 1, 1, SYSLOG),
+    ("severity", 1, 1, SYSLOG),
+    ("tag", 1, 1, SYSLOG),
+];
 
 /// A target while its block is read; `None` is the default.
 #[derive(Default)]
 struct Draft {
-    seen: Vec<String>,
+    /// The parameters that were set, the types that they belong to, and where they stand.
+    seen: Vec<(String, u8, Place)>,
     off: bool,
-    events: Option<EventTypes>,
+    kind: Option<(&'static str, u8)>,
+    events: Option<Routing>,
     queue: Option<(usize, usize)>,
     interval: Option<Duration>,
     batch_size: Option<usize>,
     shutdown_timeout: Option<Duration>,
-    endpoint: Option<Endpoint>,
-    api_key: Option<Secret>,
-    headers: Vec<(String, Secret)>,
+    privacy: Privacy,
+    tls: Tls,
+    tirreno: tirreno::Draft,
+    stream: stream::Draft,
+}
+
+/// How a server's certificate is checked.
+#[derive(Default)]
+struct Tls {
     trusted: Option<Roots>,
     verify: Option<bool>,
-    timeout: Option<Duration>,
-    connections: Option<usize>,
-    rate: Option<Option<f64>>,
-    accept_200: Option<bool>,
-    login_fail_delay: Option<Duration>,
-    spool: Option<SpoolConfig>,
-    privacy: Privacy,
+}
+
+impl Tls {
+    fn verify(&self) -> bool {
+        self.verify.unwrap_or(true)
+    }
+
+    /// Who must have signed the certificate of the target `name`.
+    fn roots(self, name: &str) -> Result<Roots, String> {
+        let system = |error| {
+            format!(
+                "target \"{name}\" cannot verify certificates: {error}, install the package \
+                 \"ca-certificates\" or set \"ssl_trusted_certificate\""
+            )
+        };
+        self.trusted.map_or_else(|| Roots::system().map_err(system), Ok)
+    }
 }
 
 /// Reads the block that follows; nothing for a target that is switched off.
@@ -98,41 +166,55 @@ extern "C" fn parameter(
     })
 }
 
+/// A parameter's first argument.
+struct Argument<'a> {
+    name: &'a str,
+    text: ngx_str_t,
+}
+
+impl Argument<'_> {
+    fn invalid(&self, must: impl fmt::Display) -> String {
+        let Self { name, text } = self;
+        format!("invalid value \"{text}\" in \"{name}\" directive, it must be {must}")
+    }
+
+    /// A time of at least so many milliseconds.
+    fn time(&self, least: u64) -> Result<Duration, String> {
+        let ms = parse_time_ms(self.text).filter(|ms| *ms >= least);
+        ms.map(Duration::from_millis).ok_or_else(|| match least {
+            0 => self.invalid("a time like \"1s\" or \"500ms\""),
+            _ => self.invalid("a time above 0 like \"1s\" or \"500ms\""),
+        })
+    }
+
+    fn count(&self, most: usize) -> Result<usize, String> {
+        let count = self.text.to_str().ok().and_then(|text| text.parse().ok());
+        count
+            .filter(|n| (1..=most).contains(n))
+            .ok_or_else(|| self.invalid(format_args!("a number from 1 to {most}")))
+    }
+
+    fn flag(&self) -> Result<bool, String> {
+        match self.text.as_bytes() {
+            b"on" => Ok(true),
+            b"off" => Ok(false),
+            _ => Err(self.invalid("\"on\" or \"off\"")),
+        }
+    }
+}
+
 impl Draft {
     fn set(&mut self, cf: &mut ngx_conf_t, name: &str, args: &[ngx_str_t]) -> Result<(), String> {
-        let (least, most) = match name {
-            "type"
-            | "interval"
-            | "batch_size"
-            | "shutdown_timeout"
-            | "url"
-            | "api_key"
-            | "api_key_file"
-            | "ssl_trusted_certificate"
-            | "ssl_verify"
-            | "timeout"
-            | "connections"
-            | "rate"
-            | "accept_200"
-            | "login_fail_delay"
-            | "hash_user"
-            | "query"
-            | "include" => (1, 1),
-            "queue" => (1, 2),
-            "spool" => (1, 4),
-            "header" | "ip_mask" => (2, 2),
-            "events" | "omit" => (1, usize::MAX),
-            _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
+        let Some((_, least, most, types)) = PARAMETERS.iter().find(|known| known.0 == name) else {
+            return Err(format!("unknown directive \"{name}\" in \"tirreno_target\""));
         };
-        if args.len() < least || args.len() > most {
+        if args.len() < *least || args.len() > *most {
             return Err(format!("invalid number of arguments in \"{name}\" directive"));
         }
-        if name != "header" {
-            if self.seen.iter().any(|seen| seen == name) {
-                return Err(format!("\"{name}\" directive is duplicate"));
-            }
-            self.seen.push(name.to_owned());
+        if name != "header" && self.seen.iter().any(|seen| seen.0 == name) {
+            return Err(format!("\"{name}\" directive is duplicate"));
         }
+        self.seen.push((name.to_owned(), *types, cf.place()));
         if args.iter().any(|arg| arg.as_bytes().contains(&b'$')) {
             return Err(format!(
                 "\"{name}\" in \"tirreno_target\" cannot contain variables or \"$\"{}",
@@ -143,49 +225,21 @@ impl Draft {
                 }
             ));
         }
-        let arg = args[0];
-        let invalid = |must: &dyn fmt::Display| {
-            format!("invalid value \"{arg}\" in \"{name}\" directive, it must be {must}")
-        };
-        let time = |least: u64| {
-            let ms = parse_time_ms(arg).filter(|ms| *ms >= least);
-            ms.map(Duration::from_millis).ok_or_else(|| match least {
-                0 => invalid(&"a time like \"1s\" or \"500ms\""),
-                _ => invalid(&"a time above 0 like \"1s\" or \"500ms\""),
-            })
-        };
-        let count = |most: usize| {
-            let count = arg.to_str().ok().and_then(|a| a.parse().ok());
-            count
-                .filter(|n| (1..=most).contains(n))
-                .ok_or_else(|| invalid(&format_args!("a number from 1 to {most}")))
-        };
-        let flag = || match arg.as_bytes() {
-            b"on" => Ok(true),
-            b"off" => Ok(false),
-            _ => Err(invalid(&"\"on\" or \"off\"")),
-        };
+        let value = Argument { name, text: args[0] };
         match name {
-            "type" => match arg.as_bytes() {
-                b"tirreno" => {}
+            "type" => match value.text.as_bytes() {
                 b"none" => self.off = true,
-                _ => return Err(invalid(&"\"tirreno\" or \"none\"")),
+                text => {
+                    let kind = TYPES.into_iter().find(|known| known.0.as_bytes() == text);
+                    let names = TYPES.map(|known| format!("\"{}\"", known.0)).join(", ");
+                    let must = format!("{names} or \"none\"");
+                    self.kind = Some(kind.ok_or_else(|| value.invalid(must))?);
+                }
             },
-            "events" => {
-                let patterns: Vec<_> = args.iter().map(|a| a.to_string()).collect();
-                let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
-                let events = EventTypes::from_patterns(&patterns).map_err(|pattern| {
-                    format!(
-                        "no event type matches \"{pattern}\" in \"events\" directive, the types \
-                         are {}",
-                        EventType::ALL.map(EventType::name).join(", ")
-                    )
-                })?;
-                self.events = Some(events);
-            }
+            "events" => self.events = Some(read_events(args)?),
             "queue" => {
                 let bytes = match args.get(1) {
-                    None => DEFAULT_QUEUE_BYTES,
+                    None => DEFAULT_QUEUE.1,
                     Some(arg) => arg
                         .strip_prefix(b"size=")
                         .and_then(parse_size)
@@ -197,50 +251,13 @@ impl Draft {
                             )
                         })?,
                 };
-                self.queue = Some((count(MAX_QUEUE)?, bytes));
+                self.queue = Some((value.count(MAX_QUEUE)?, bytes));
             }
-            "spool" => self.spool = Some(read_spool(cf, args)?),
-            "interval" => self.interval = Some(time(0)?),
-            "batch_size" => self.batch_size = Some(count(MAX_QUEUE)?),
-            "login_fail_delay" => self.login_fail_delay = Some(time(0)?),
-            "shutdown_timeout" => self.shutdown_timeout = Some(time(0)?),
-            "url" => {
-                // The message has no URL: it may hold a password.
-                let endpoint = Endpoint::parse(&arg.to_string());
-                let invalid = |e| format!("invalid value in \"url\" directive, {e}");
-                self.endpoint = Some(endpoint.map_err(invalid)?);
-            }
-            "api_key" | "api_key_file" => {
-                if self.api_key.is_some() {
-                    return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
-                }
-                let key = if name == "api_key" {
-                    arg.to_string()
-                } else {
-                    read_key(cf, arg, name, API_KEY)?
-                };
-                self.api_key = Some(Secret::new(checked_key(&key, name, API_KEY)?));
-            }
-            "header" => {
-                let (header, value) = (arg.to_string(), args[1].to_string());
-                if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
-                    return Err(format!(
-                        "\"header\" directive cannot change \"{header}\", which the module sets"
-                    ));
-                }
-                check_header(&header, &value).map_err(|what| {
-                    format!(
-                        "invalid {what} of \"{header}\" in \"header\" directive, it must be {}",
-                        match what {
-                            "name" => "a header's name without \":\"",
-                            _ => "printable ASCII characters",
-                        }
-                    )
-                })?;
-                self.headers.push((header, Secret::new(value)));
-            }
+            "interval" => self.interval = Some(value.time(0)?),
+            "batch_size" => self.batch_size = Some(value.count(MAX_QUEUE)?),
+            "shutdown_timeout" => self.shutdown_timeout = Some(value.time(0)?),
             "ssl_trusted_certificate" => {
-                let (path, pem) = read_file(cf, arg)?;
+                let (path, pem) = read_file(cf, value.text)?;
                 let roots = Roots::from_pem(&pem).map_err(|error| {
                     format!(
                         "\"{}\" cannot be used as \"{name}\": {error}, it must hold certificates \
@@ -248,34 +265,14 @@ impl Draft {
                         path.display()
                     )
                 })?;
-                self.trusted = Some(roots);
+                self.tls.trusted = Some(roots);
             }
-            "ssl_verify" => self.verify = Some(flag()?),
-            "timeout" => self.timeout = Some(time(1)?),
-            "connections" => self.connections = Some(count(MAX_CONNECTIONS)?),
-            "rate" => {
-                let rate = arg.to_str().ok().and_then(parse_rate);
-                let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
-                self.rate = Some(rate.ok_or_else(|| invalid(&must))?);
+            "ssl_verify" => self.tls.verify = Some(value.flag()?),
+            "ip_mask" | "hash_user" | "omit" | "query" => {
+                privacy::set(&mut self.privacy, cf, name, args)?;
             }
-            "accept_200" => self.accept_200 = Some(flag()?),
-            "ip_mask" => {
-                let prefix = |arg: ngx_str_t, most: u8, what: &str| {
-                    let prefix = arg.to_str().ok().and_then(|a| a.parse().ok());
-                    prefix.filter(|n| *n <= most).ok_or_else(|| {
-                        format!(
-                            "invalid value \"{arg}\" in \"{name}\" directive, the prefix of {what} \
-                             addresses must be a number from 0 to {most}"
-                        )
-                    })
-                };
-                let (v4, v6) = (prefix(arg, 32, "IPv4")?, prefix(args[1], 128, "IPv6")?);
-                self.privacy.ip_mask = Some(IpMask { v4, v6 });
-            }
-            "hash_user" => self.privacy.hash_user = Some(read_user_key(cf, arg)?),
-            "omit" => self.privacy.omit = read_omitted(args)?,
-            "query" => self.privacy.cut_query = !flag()?,
-            _ => {}
+            _ if types & TIRRENO != 0 => self.tirreno.set(cf, name, args)?,
+            _ => self.stream.set(cf, name, args)?,
         }
         Ok(())
     }
@@ -289,119 +286,47 @@ impl Draft {
         if self.off {
             return Ok(None);
         }
-        let Some(endpoint) = self.endpoint else {
-            return Err(cf.error_at(
-                place,
-                format_args!(
-                    "target \"{name}\" has no \"url\", add it like \"url https://HOST/sensor/;\""
-                ),
-            ));
+        let (kind, bit) = self.kind.unwrap_or(TYPES[0]);
+        if let Some((parameter, _, place)) = self.seen.iter().find(|seen| seen.1 & bit == 0) {
+            let message =
+                format_args!("\"{parameter}\" does not belong into a target of type \"{kind}\"");
+            return Err(cf.error_at(place, message));
+        }
+        let spool = self.tirreno.spool.clone();
+        let destination = if bit == TIRRENO {
+            self.tirreno.finish(self.tls, name).map(Destination::Tirreno)
+        } else {
+            self.stream.finish(self.tls, name, bit).map(Destination::Stream)
         };
-        let Some(api_key) = self.api_key else {
-            return Err(cf.error_at(
-                place,
-                format_args!("target \"{name}\" has no API key, add \"api_key_file PATH;\""),
-            ));
-        };
-        let verify = self.verify.unwrap_or(true);
-        let roots = match self.trusted {
-            None if endpoint.is_https() && verify => match Roots::system() {
-                Ok(roots) => Some(roots),
-                Err(error) => {
-                    return Err(cf.error_at(
-                        place,
-                        format_args!(
-                            "target \"{name}\" cannot verify certificates: {error}, install the \
-                             package \"ca-certificates\" or set \"ssl_trusted_certificate\""
-                        ),
-                    ));
-                }
-            },
-            trusted => trusted,
-        };
-        let (queue_events, queue_bytes) = self.queue.unwrap_or((10_000, DEFAULT_QUEUE_BYTES));
+        let destination = destination.map_err(|message| cf.error_at(place, message))?;
+        let (queue_events, queue_bytes) = self.queue.unwrap_or(DEFAULT_QUEUE);
         Ok(Some(TargetConfig {
             name: name.to_owned(),
             slot: 0,
-            events: self.events.unwrap_or(EventTypes::ALL),
+            events: self.events.unwrap_or(Routing::ALL),
             queue_events,
             queue_bytes,
             interval: self.interval.unwrap_or(Duration::from_secs(1)),
             batch_size: self.batch_size.unwrap_or(512),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
-            spool: self.spool,
+            spool,
             privacy: self.privacy,
-            tirreno: TirrenoConfig {
-                endpoint,
-                api_key,
-                headers: self.headers,
-                roots,
-                verify,
-                timeout: self.timeout.unwrap_or(Duration::from_secs(5)),
-                connections: self.connections.unwrap_or(1),
-                rate: self.rate.flatten(),
-                accept_200: self.accept_200.unwrap_or(false),
-                login_fail_delay: self.login_fail_delay.unwrap_or(Duration::from_secs(60)),
-            },
+            destination,
         }))
     }
 }
 
-const DEFAULT_QUEUE_BYTES: usize = 16 << 20;
-
-/// `auto`, or a number of requests per second or minute, as for `limit_req_zone`.
-fn parse_rate(text: &str) -> Option<Option<f64>> {
-    if text == "auto" {
-        return Some(None);
-    }
-    let (number, seconds) = match text.strip_suffix("r/s") {
-        Some(number) => (number, 1.0),
-        None => (text.strip_suffix("r/m")?, 60.0),
-    };
-    let number: u32 = number.parse().ok().filter(|n| *n > 0)?;
-    Some(Some(f64::from(number) / seconds))
-}
-
-/// `path [max_size=1g] [max_age=7d] [when_full=drop_oldest|drop_newest]`; nginx makes the directory
-/// with the worker's owner, as for its temporary files.
-fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, String> {
-    let mut spool = SpoolConfig {
-        path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
-        max_size: 1 << 30,
-        max_age: Duration::from_secs(7 * 24 * 60 * 60),
-        when_full: WhenFull::DropOldest,
-    };
-    // nginx itself takes whatever has this name for its directory.
-    if fs::metadata(&spool.path).is_ok_and(|meta| !meta.is_dir()) {
-        let path = spool.path.display();
-        return Err(format!("the spool's path \"{path}\" is no directory"));
-    }
-    for arg in &args[1..] {
-        let invalid = |must: &str| {
-            format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
-        };
-        if let Some(size) = arg.strip_prefix(b"max_size=") {
-            let size = parse_size(size).filter(|size| *size >= MIN_SPOOL);
-            let must = "a size from 1m on, like \"max_size=1g\"";
-            spool.max_size = size.ok_or_else(|| invalid(must))? as u64;
-        } else if let Some(age) = arg.strip_prefix(b"max_age=") {
-            let age = parse_time_ms(age).filter(|age| *age > 0);
-            let must = "a time like \"max_age=7d\"";
-            spool.max_age = Duration::from_millis(age.ok_or_else(|| invalid(must))?);
-        } else {
-            spool.when_full = match arg.as_bytes() {
-                b"when_full=drop_oldest" => WhenFull::DropOldest,
-                b"when_full=drop_newest" => WhenFull::DropNewest,
-                _ => {
-                    return Err(invalid(
-                        "\"max_size=\", \"max_age=\", or \"when_full=\" with \"drop_oldest\" or \
-                         \"drop_newest\"",
-                    ));
-                }
-            };
-        }
-    }
-    Ok(spool)
+fn read_events(args: &[ngx_str_t]) -> Result<Routing, String> {
+    let patterns: Vec<_> = args.iter().map(|a| a.to_string()).collect();
+    let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
+    Routing::from_patterns(&patterns).map_err(|pattern| {
+        format!(
+            "no event type matches \"{pattern}\" in \"events\" directive, the types are {}, and the \
+             levels {}",
+            EventType::ALL.map(EventType::name).join(", "),
+            Level::ALL.map(Level::name).join(", ")
+        )
+    })
 }
 
 /// The file's full name and what it holds.
@@ -411,46 +336,6 @@ fn read_file(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>),
         .map_err(|error| format!("\"{}\" cannot be read: {error}", path.display()))?;
     Ok((path, content))
 }
-
-/// The parameters' bits.
-fn read_omitted(names: &[ngx_str_t]) -> Result<u32, String> {
-    let mut omitted = 0;
-    for name in names {
-        let Some(param) = Param::from_name(name.as_bytes()) else {
-            return Err(format!(
-                "unknown parameter \"{name}\" in \"omit\" directive, it must be one of {}",
-                Param::ALL.map(Param::name).join(", ")
-            ));
-        };
-        if REQUIRED.contains(&param) {
-            return Err(format!(
-                "\"{name}\" in \"omit\" directive is required by Tirreno, see \"ip_mask\" and \
-                 \"query\" for less of it"
-            ));
-        }
-        if omitted & param.bit() != 0 {
-            return Err(format!("duplicate parameter \"{name}\" in \"omit\" directive"));
-        }
-        omitted |= param.bit();
-    }
-    Ok(omitted)
-}
-
-fn read_user_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<UserKey, String> {
-    const WHAT: &str = "the key for users";
-    let key = read_key(cf, path, "hash_user", WHAT)?;
-    let key = checked_key(&key, "hash_user", WHAT)?;
-    if key.len() < MIN_USER_KEY {
-        cf.warn(format_args!(
-            "the key of \"hash_user\" is shorter than {MIN_USER_KEY} characters, make one with \
-             \"openssl rand -hex 32\""
-        ));
-    }
-    Ok(UserKey::new(key.as_bytes()))
-}
-
-/// What `api_key` and `api_key_file` hold.
-const API_KEY: &str = "the API key";
 
 /// The content of a file that holds `what`, named by the directive `name`.
 fn read_key(

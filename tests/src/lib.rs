@@ -5,6 +5,7 @@
 //! * [`nginx`]: starts, signals and inspects a real nginx in a directory of its own.
 //! * [`backend`]: the application behind nginx.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
+//! * [`receivers`]: what takes audit records, rsyslog among it.
 //! * [`tls`]: certificates made for one test.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
 //!
@@ -15,6 +16,7 @@ pub mod client;
 mod http1;
 pub mod nginx;
 pub mod ports;
+pub mod receivers;
 pub mod sensor;
 mod server;
 pub mod tls;

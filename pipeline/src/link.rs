@@ -1,0 +1,424 @@
+//! The way to what takes a stream of records: a server or nginx's own output.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+use crate::config::{Address, Console, Roots, ServerConfig, Transport};
+use crate::zone::Fault;
+
+/// How long connecting to one address may take, and a TLS handshake.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A server that takes nothing for this long is connected to anew.
+const STALLED: Duration = Duration::from_secs(60);
+/// How often a waiting write looks whether it shall go on.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Whether it is worth waiting; asked again and again.
+pub type GoOn<'a> = dyn Fn() -> bool + 'a;
+
+/// An open way.
+pub enum Link {
+    /// nginx's own output.
+    Console(File),
+    /// A datagram each, over the network …
+    Udp(UdpSocket),
+    /// … or to the machine's own syslog.
+    Unix(UnixDatagram),
+    /// One connection.
+    Connection(Box<Connection>),
+}
+
+impl Link {
+    /// Opens nginx's own output.
+    ///
+    /// # Errors
+    /// It is closed.
+    pub fn console(console: Console) -> Result<Self, Fault> {
+        // SAFETY: the borrow ends with this function, and nobody closes these two.
+        let fd = unsafe {
+            BorrowedFd::borrow_raw(match console {
+                Console::Stdout => libc::STDOUT_FILENO,
+                Console::Stderr => libc::STDERR_FILENO,
+            })
+        };
+        Ok(Self::Console(fd.try_clone_to_owned()?.into()))
+    }
+
+    /// Connects to a server.
+    ///
+    /// # Errors
+    /// It cannot be reached now.
+    pub fn server(config: &ServerConfig, go_on: &GoOn<'_>) -> Result<Self, Fault> {
+        let (host, port) = match &config.address {
+            Address::Unix(path) => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(path)?;
+                socket.set_write_timeout(Some(POLL))?;
+                return Ok(Self::Unix(socket));
+            }
+            Address::Host(host, port) => (host.as_str(), *port),
+        };
+        let addresses: Vec<_> =
+            (host, port).to_socket_addrs().map_err(|_| Fault::HostNotFound)?.collect();
+        let tls = match &config.transport {
+            Transport::Datagram => return udp(&addresses),
+            Transport::Tcp => None,
+            Transport::Tls(tls) => Some(tls),
+        };
+        let mut fault = Fault::HostNotFound;
+        for address in addresses {
+            match Connection::open(address, host, tls, go_on) {
+                Ok(connection) => return Ok(Self::Connection(Box::new(connection))),
+                Err(error) => fault = error,
+            }
+        }
+        Err(fault)
+    }
+
+    /// Whether each message has to be written by itself: as a datagram, or so that what nginx itself
+    /// writes to the same pipe comes between messages only.
+    pub fn takes_one(&self) -> bool {
+        !matches!(self, Self::Connection(_))
+    }
+
+    /// Writes all of it, or as a datagram; waits as long as `go_on` says.
+    ///
+    /// # Errors
+    /// It was not written, or in part. [`Fault::TooLong`]: it never can be.
+    pub fn write(&mut self, bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
+        match self {
+            Self::Console(file) => write_console(file, bytes, go_on),
+            Self::Udp(socket) => {
+                socket.send(bytes)?;
+                // A machine's own socket, and a near one, tells at once that nobody listens.
+                socket.take_error()?.map_or(Ok(()), |error| Err(error.into()))
+            }
+            Self::Unix(socket) => loop {
+                match socket.send(bytes) {
+                    Err(error) if is_wait(&error) && go_on() => {}
+                    sent => return Ok(sent.map(drop)?),
+                }
+            },
+            Self::Connection(connection) => connection.write(bytes, go_on),
+        }
+    }
+
+    /// How many bytes went out.
+    pub fn sent(&self) -> u64 {
+        match self {
+            Self::Connection(connection) => connection.sent,
+            _ => 0,
+        }
+    }
+
+    /// How many of them the other machine has, as far as this one knows.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn confirmed(&mut self) -> Result<u64, Fault> {
+        match self {
+            Self::Connection(connection) => connection.confirmed(),
+            _ => Ok(0),
+        }
+    }
+}
+
+fn is_wait(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+fn udp(addresses: &[SocketAddr]) -> Result<Link, Fault> {
+    let mut fault = Fault::HostNotFound;
+    for address in addresses {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let opened = UdpSocket::bind(any).and_then(|socket| {
+            socket.connect(address)?;
+            Ok(socket)
+        });
+        match opened {
+            Ok(socket) => return Ok(Link::Udp(socket)),
+            Err(error) => fault = error.into(),
+        }
+    }
+    Err(fault)
+}
+
+/// Whoever reads the other end of a pipe may be slow: the thread stays able to stop.
+fn write_console(file: &mut File, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
+    while !bytes.is_empty() {
+        if !poll(file.as_fd(), libc::POLLOUT) {
+            if go_on() {
+                continue;
+            }
+            return Err(Fault::TimedOut);
+        }
+        // A pipe that can be written to takes so much without waiting.
+        match file.write(&bytes[..bytes.len().min(libc::PIPE_BUF)]) {
+            Ok(0) => return Err(Fault::ConnectionBroken),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if is_wait(&error) && go_on() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits a little until one of `events` may happen without waiting.
+fn poll(fd: BorrowedFd<'_>, events: i16) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one valid structure.
+    unsafe { libc::poll(&mut poll, 1, POLL.as_millis() as libc::c_int) > 0 }
+}
+
+/// A connection over TCP, with TLS or without.
+pub struct Connection {
+    socket: TcpStream,
+    tls: Option<ClientConnection>,
+    /// Bytes that the system took.
+    sent: u64,
+}
+
+impl Connection {
+    fn open(
+        address: SocketAddr,
+        host: &str,
+        tls: Option<&Arc<ClientConfig>>,
+        go_on: &GoOn<'_>,
+    ) -> Result<Self, Fault> {
+        let socket = TcpStream::connect_timeout(&address, CONNECT)?;
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        keep_alive(&socket)?;
+        let tls = match tls {
+            None => None,
+            Some(config) => {
+                let name = ServerName::try_from(host.to_owned()).map_err(|_| Fault::Certificate)?;
+                Some(ClientConnection::new(config.clone(), name).map_err(|e| tls_fault(&e))?)
+            }
+        };
+        let mut connection = Self { socket, tls, sent: 0 };
+        connection.shake_hands(go_on)?;
+        Ok(connection)
+    }
+
+    fn shake_hands(&mut self, go_on: &GoOn<'_>) -> Result<(), Fault> {
+        let deadline = Instant::now() + CONNECT;
+        loop {
+            self.write_tls()?;
+            self.read()?;
+            if !self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline || !go_on() {
+                return Err(Fault::TimedOut);
+            }
+            if !self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+                poll(self.socket.as_fd(), libc::POLLIN);
+            }
+        }
+    }
+
+    fn write(&mut self, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
+        let mut moved = Instant::now();
+        loop {
+            // What was closed meanwhile takes nothing any more, whatever the system says.
+            self.read()?;
+            let before = self.sent;
+            match &mut self.tls {
+                Some(tls) => {
+                    // It takes no more than its buffer holds.
+                    let taken = tls.writer().write(bytes)?;
+                    bytes = &bytes[taken..];
+                    self.write_tls()?;
+                }
+                None => match self.socket.write(bytes) {
+                    Ok(taken) => {
+                        bytes = &bytes[taken..];
+                        self.sent += taken as u64;
+                    }
+                    Err(error) if is_wait(&error) => {}
+                    Err(error) => return Err(error.into()),
+                },
+            }
+            if bytes.is_empty() && !self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+                return Ok(());
+            }
+            if self.sent > before {
+                moved = Instant::now();
+            } else if moved.elapsed() > STALLED || !go_on() {
+                return Err(Fault::TimedOut);
+            }
+            poll(self.socket.as_fd(), libc::POLLOUT);
+        }
+    }
+
+    fn write_tls(&mut self) -> Result<(), Fault> {
+        while let Some(tls) = self.tls.as_mut().filter(|tls| tls.wants_write()) {
+            match tls.write_tls(&mut self.socket) {
+                Ok(written) => self.sent += written as u64,
+                Err(error) if is_wait(&error) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the server says. It has nothing to say but that it closes, and TLS's own messages.
+    fn read(&mut self) -> Result<(), Fault> {
+        loop {
+            let read = match &mut self.tls {
+                Some(tls) => tls.read_tls(&mut self.socket),
+                None => self.socket.read(&mut [0; 1024]),
+            };
+            match read {
+                Ok(0) => return Err(Fault::ConnectionBroken),
+                Ok(_) => {}
+                Err(error) if is_wait(&error) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(tls) = &mut self.tls {
+                let state = tls.process_new_packets().map_err(|error| tls_fault(&error))?;
+                if state.peer_has_closed() {
+                    return Err(Fault::ConnectionBroken);
+                }
+                while state.plaintext_bytes_to_read() > 0
+                    && tls.reader().read(&mut [0; 1024]).is_ok_and(|read| read > 0)
+                {
+                }
+            }
+        }
+    }
+
+    fn confirmed(&mut self) -> Result<u64, Fault> {
+        self.read()?;
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: the socket is open; the call fills the number.
+        let rc = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &mut waiting) };
+        if rc != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(self.sent.saturating_sub(u64::try_from(waiting).unwrap_or(0)))
+    }
+}
+
+/// A server that is gone without a word is noticed also when there is nothing to send.
+fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    let set = |level, name, value: libc::c_int| {
+        let (value, len) = ((&raw const value).cast(), size_of_val(&value) as libc::socklen_t);
+        // SAFETY: the socket is open, the value and its length are an integer's.
+        match unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    set(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30)?;
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 10)?;
+    set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3)
+}
+
+/// What TLS connections are made with: `roots`, or `None` to take any certificate.
+///
+/// # Errors
+/// A root certificate cannot be used.
+pub fn tls_config(roots: Option<&Roots>) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let config = match roots {
+        Some(roots) => {
+            let mut store = RootCertStore::empty();
+            let der = roots.0.iter().map(|root| CertificateDer::from(root.der()));
+            let (added, _) = store.add_parsable_certificates(der);
+            if added == 0 {
+                return Err("no certificate can be used".into());
+            }
+            builder.with_root_certificates(store)
+        }
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))),
+    };
+    Ok(Arc::new(config.with_no_client_auth()))
+}
+
+/// `ssl_verify off`: takes whatever certificate the server has, and only its own signature.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A server that does not speak TLS at all has no certificate to complain about.
+pub(crate) fn tls_fault(error: &rustls::Error) -> Fault {
+    match error {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+            Fault::Certificate
+        }
+        _ => Fault::ConnectionBroken,
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::*;
+        match error.kind() {
+            ConnectionRefused => Self::ConnectionRefused,
+            TimedOut | WouldBlock => Self::TimedOut,
+            HostUnreachable | NetworkUnreachable => Self::HostUnreachable,
+            StorageFull | QuotaExceeded | FileTooLarge => Self::DiskFull,
+            PermissionDenied => Self::PermissionDenied,
+            ReadOnlyFilesystem => Self::ReadOnly,
+            NotFound => Self::NotFound,
+            ResourceBusy => Self::Busy,
+            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => Self::TooLong,
+            ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected | UnexpectedEof => {
+                Self::ConnectionBroken
+            }
+            _ => Self::InputOutput,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The parameters of targets of type `tirreno`.
+
+use std::fs;
+use std::time::Duration;
+
+use nginx_sys::{ngx_conf_t, ngx_str_t};
+use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
+use tirreno_pipeline::spool::{SpoolConfig, WhenFull};
+
+use super::{Argument, Tls, checked_key, read_key};
+use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+
+/// What `api_key` and `api_key_file` hold.
+const API_KEY: &str = "the API key";
+const MAX_CONNECTIONS: usize = 64;
+const MIN_SPOOL: usize = 1 << 20;
+
+/// What a block says; `None` is the default.
+#[derive(Default)]
+pub(super) struct Draft {
+    endpoint: Option<Endpoint>,
+    api_key: Option<Secret>,
+    headers: Vec<(String, Secret)>,
+    timeout: Option<Duration>,
+    connections: Option<usize>,
+    rate: Option<Option<f64>>,
+    accept_200: Option<bool>,
+    login_fail_delay: Option<Duration>,
+    pub(super) spool: Option<SpoolConfig>,
+}
+
+impl Draft {
+    pub(super) fn set(
+        &mut self,
+        cf: &mut ngx_conf_t,
+        name: &str,
+        args: &[ngx_str_t],
+    ) -> Result<(), String> {
+        let value = Argument { name, text: args[0] };
+        let arg = value.text;
+        match name {
+            "url" => {
+                // The message has no URL: it may hold a password.
+                let endpoint = Endpoint::parse(&arg.to_string());
+                let invalid = |e| format!("invalid value in \"url\" directive, {e}");
+                self.endpoint = Some(endpoint.map_err(invalid)?);
+            }
+            "api_key" | "api_key_file" => {
+                if self.api_key.is_some() {
+                    return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
+                }
+                let key = if name == "api_key" {
+                    arg.to_string()
+                } else {
+                    read_key(cf, arg, name, API_KEY)?
+                };
+                self.api_key = Some(Secret::new(checked_key(&key, name, API_KEY)?));
+            }
+            "header" => {
+                let (header, value) = (arg.to_string(), args[1].to_string());
+                if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
+                    return Err(format!(
+                        "\"header\" directive cannot change \"{header}\", which the module sets"
+                    ));
+                }
+                check_header(&header, &value).map_err(|what| {
+                    format!(
+                        "invalid {what} of \"{header}\" in \"header\" directive, it must be {}",
+                        match what {
+                            "name" => "a header's name without \":\"",
+                            _ => "printable ASCII characters",
+                        }
+                    )
+                })?;
+                self.headers.push((header, Secret::new(value)));
+            }
+            "spool" => self.spool = Some(read_spool(cf, args)?),
+            "timeout" => self.timeout = Some(value.time(1)?),
+            "connections" => self.connections = Some(value.count(MAX_CONNECTIONS)?),
+            "rate" => {
+                let rate = arg.to_str().ok().and_then(parse_rate);
+                let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
+                self.rate = Some(rate.ok_or_else(|| value.invalid(must))?);
+            }
+            "accept_200" => self.accept_200 = Some(value.flag()?),
+            "login_fail_delay" => self.login_fail_delay = Some(value.time(0)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What the whole block of the target `name` says.
+    pub(super) fn finish(self, tls: Tls, name: &str) -> Result<TirrenoConfig, String> {
+        let Some(endpoint) = self.endpoint else {
+            return Err(format!(
+                "target \"{name}\" has no \"url\", add it like \"url https://HOST/sensor/;\""
+            ));
+        };
+        let Some(api_key) = self.api_key else {
+            return Err(format!("target \"{name}\" has no API key, add \"api_key_file PATH;\""));
+        };
+        let verify = tls.verify();
+        let roots =
+            if endpoint.is_https() && verify { Some(tls.roots(name)?) } else { tls.trusted };
+        Ok(TirrenoConfig {
+            endpoint,
+            api_key,
+            headers: self.headers,
+            roots,
+            verify,
+            timeout: self.timeout.unwrap_or(Duration::from_secs(5)),
+            connections: self.connections.unwrap_or(1),
+            rate: self.rate.flatten(),
+            accept_200: self.accept_200.unwrap_or(false),
+            login_fail_delay: self.login_fail_delay.unwrap_or(Duration::from_secs(60)),
+        })
+    }
+}
+
+/// `auto`, or a number of requests per second or minute, as for `limit_req_zone`.
+fn parse_rate(text: &str) -> Option<Option<f64>> {
+    if text == "auto" {
+        return Some(None);
+    }
+    let (number, seconds) = match text.strip_suffix("r/s") {
+        Some(number) => (number, 1.0),
+        None => (text.strip_suffix("r/m")?, 60.0),
+    };
+    let number: u32 = number.parse().ok().filter(|n| *n > 0)?;
+    Some(Some(f64::from(number) / seconds))
+}
+
+/// `path [max_size=1g] [max_age=7d] [when_full=drop_oldest|drop_newest]`; nginx makes the directory
+/// with the worker's owner, as for its temporary files.
+fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, String> {
+    let mut spool = SpoolConfig {
+        path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
+        max_size: 1 << 30,
+        max_age: Duration::from_secs(7 * 24 * 60 * 60),
+        when_full: WhenFull::DropOldest,
+    };
+    // nginx itself takes whatever has this name for its directory.
+    if fs::metadata(&spool.path).is_ok_and(|meta| !meta.is_dir()) {
+        let path = spool.path.display();
+        return Err(format!("the spool's path \"{path}\" is no directory"));
+    }
+    for arg in &args[1..] {
+        let invalid = |must: &str| {
+            format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
+        };
+        if let Some(size) = arg.strip_prefix(b"max_size=") {
+            let size = parse_size(size).filter(|size| *size >= MIN_SPOOL);
+            let must = "a size from 1m on, like \"max_size=1g\"";
+            spool.max_size = size.ok_or_else(|| invalid(must))? as u64;
+        } else if let Some(age) = arg.strip_prefix(b"max_age=") {
+            let age = parse_time_ms(age).filter(|age| *age > 0);
+            let must = "a time like \"max_age=7d\"";
+            spool.max_age = Duration::from_millis(age.ok_or_else(|| invalid(must))?);
+        } else {
+            spool.when_full = match arg.as_bytes() {
+                b"when_full=drop_oldest" => WhenFull::DropOldest,
+                b"when_full=drop_newest" => WhenFull::DropNewest,
+                _ => {
+                    return Err(invalid(
+                        "\"max_size=\", \"max_age=\", or \"when_full=\" with \"drop_oldest\" or \
+                         \"drop_newest\"",
+                    ));
+                }
+            };
+        }
+    }
+    Ok(spool)
+}
