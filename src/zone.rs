@@ -15,7 +15,7 @@ use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
 use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
-use tirreno_pipeline::config::{Destination, Sink, StreamConfig};
+use tirreno_pipeline::config::{Destination, Sink, StreamConfig, TargetConfig};
 use tirreno_pipeline::spool::{self, Spool};
 use tirreno_pipeline::zone::Zone;
 
