@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -137,6 +138,17 @@ impl<'a> View<'a> {
     pub fn ip(&self) -> Option<IpAddr> {
         let ip = self.record.get(Param::IpAddress).and_then(parse_ip).or(self.record.ip())?;
         Some(self.privacy.ip_mask.map_or(ip, |mask| mask.apply(ip)))
+    }
+
+    /// Tells the users apart: events with the same key go over one connection, in order. It lies in the
+    /// spool, and tells no more of the user than the target may know.
+    pub fn user_key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        match self.get(Param::UserName) {
+            Some(user) => user.hash(&mut hasher),
+            None => self.ip().hash(&mut hasher),
+        }
+        hasher.finish()
     }
 
     /// Whether the target is not to get a parameter at all.

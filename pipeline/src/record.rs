@@ -322,17 +322,6 @@ impl<'a> Record<'a> {
         let start = self.data_start() + before;
         self.bytes.get(start..start + self.length(i))
     }
-
-    /// Tells the users apart: events with the same key go over one connection, in order.
-    pub fn user_key(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        match self.get(Param::UserName) {
-            Some(user) => user.hash(&mut hasher),
-            None => (self.get(Param::IpAddress), self.ip()).hash(&mut hasher),
-        }
-        hasher.finish()
-    }
 }
 
 /// The address `0.0.0.0`, which Tirreno stores and flags where there is none.
@@ -395,7 +384,7 @@ mod tests {
                     for param in Param::ALL {
                         let _ = record.get(param);
                     }
-                    let _ = (record.ip(), record.trace(), record.user_key());
+                    let _ = (record.ip(), record.trace());
                 }
             }
         }

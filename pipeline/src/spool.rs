@@ -491,7 +491,7 @@ impl Spool {
                     time_text(record.time_ms()),
                     record.kind().name(),
                     form::user(view),
-                    record.user_key() as i64,
+                    view.user_key() as i64,
                     body,
                     stamp.0,
                     due.0,

@@ -358,7 +358,8 @@ impl Target {
             self.ledger.dropped(self.config.slot, 1, DropReason::QueueFull);
             return;
         }
-        let event = Event { id, user: record.user_key(), content: Content::Record(bytes.clone()) };
+        let user = self.config.privacy.view(*record).user_key();
+        let event = Event { id, user, content: Content::Record(bytes.clone()) };
         let delay = self.login_fail_delay;
         match Attempt::of(record) {
             _ if self.store.is_some() => self.unspooled.push_back(event),

@@ -54,7 +54,7 @@ fn is_harmless(u: &mut Unstructured<'_>, record: Record<'_>) -> Result<()> {
     assert!(record.trace().len() <= 32);
     let privacy = privacy(u)?;
     let view = privacy.view(record);
-    let _ = (record.user_key(), EXTRAS.map(|extra| view.extra(extra)));
+    let _ = (view.user_key(), EXTRAS.map(|extra| view.extra(extra)));
     for (param, value) in pairs(&encode(&view)) {
         // Those are not cut where they are read.
         if !matches!(param, Param::Payload | Param::FieldHistory) {
