@@ -951,8 +951,11 @@ fn wordpress() {
     // It sees the first of several cookies only, which is not the one with the name.
     let table = match nginx_is_before(23) {
         true => WORDPRESS_TABLE
-            .replace("200+cookies       ann    account_login new", "200 ann account_login_fail -")
-            .replace("account_login new", "account_login -"),
+            .replace(
+                "200+cookies       ann    account_login new",
+                "200 ann account_login_fail unknown",
+            )
+            .replace("account_login new", "account_login unknown"),
         false => WORDPRESS_TABLE.to_owned(),
     };
     let site = Site::start(&WORDPRESS, &server, |builder| builder.http(&http).http(STATUS));

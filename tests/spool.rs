@@ -764,6 +764,17 @@ fn the_directory_is_for_the_workers_user_only() {
         let meta = fs::metadata(&file).unwrap();
         assert_eq!((meta.uid(), meta.mode() & 0o7777), (nobody, 0o600), "{}", file.display());
     }
+
+    // What that user puts into the place of the lock does not lead a master that is root elsewhere.
+    let lock = bench.files(".lock").remove(0);
+    let roots = bench.dir.path().join("roots");
+    fs::write(&roots, "").unwrap();
+    assert!(bench.nginx.quit().unwrap().success());
+    fs::remove_file(&lock).unwrap();
+    std::os::unix::fs::symlink(&roots, &lock).unwrap();
+    bench.nginx.start();
+    bench.nginx.wait_log("cannot be used");
+    assert_eq!(fs::metadata(&roots).unwrap().uid(), 0);
 }
 
 #[test]

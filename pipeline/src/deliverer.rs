@@ -465,15 +465,23 @@ impl Collection {
             for target in &mut self.targets {
                 committed[target.slot()] = target.commit(&records);
             }
+            let counts = batch.per_target.iter().enumerate().filter(|(_, count)| **count > 0);
+            // Killed between this and freeing the segments, the next deliverer finds these in the spool,
+            // which alone counts them then. Counted later, they would be pending for ever.
+            for (slot, count) in counts.clone() {
+                if matches!(committed[slot], Committed::Spooled) {
+                    self.ledger.spooled(slot, *count);
+                }
+            }
             self.collector.commit(progress);
             let mut queued = 0;
-            for (slot, count) in batch.per_target.iter().enumerate().filter(|(_, n)| **n > 0) {
+            for (slot, count) in counts {
                 match committed[slot] {
                     Committed::No => {
                         self.ledger.collected(slot, *count);
                         queued |= 1 << slot;
                     }
-                    Committed::Spooled => self.ledger.spooled(slot, *count),
+                    Committed::Spooled => {}
                     Committed::Delivered => self.ledger.written(slot, *count),
                 }
             }

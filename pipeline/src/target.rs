@@ -31,6 +31,8 @@ const WINDOW_BYTES: usize = 4 << 20;
 const CHUNK: usize = 512;
 /// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
 const COMMIT: Duration = Duration::from_secs(1);
+/// How long events in memory wait for those in a spool that cannot be read.
+const UNREAD: Duration = Duration::from_secs(3);
 /// How often events are looked for that were committed behind later ones.
 const LOOK_BACK: Duration = Duration::from_secs(1);
 /// Of the queue in memory so great a part may be failed logins that wait: one of that many.
@@ -226,6 +228,8 @@ pub struct Target {
     read: Cursor,
     /// … and what waits in it.
     read_due: Cursor,
+    /// When it could be read last.
+    last_read: Instant,
     /// The key from which on late events are looked for, and when that was done.
     known: u64,
     looked_back: Instant,
@@ -303,6 +307,7 @@ impl Target {
             failed_bytes: 0,
             read: Cursor::default(),
             read_due: Cursor::default(),
+            last_read: now,
             known: 0,
             looked_back: now,
             spool_dropped: 0,
@@ -444,8 +449,13 @@ impl Target {
             self.ledger.show_stored(self.config.slot, &totals);
         }
         if store.may_send() {
-            // Where it cannot even be read, what is in memory need not wait for it.
-            if self.read_spool(&store) != Some(false) {
+            let read = self.read_spool(&store);
+            let now = Instant::now();
+            if read.is_some() {
+                self.last_read = now;
+            }
+            // Where it cannot be read for a while, what is in memory does not wait for what is in it.
+            if read == Some(true) || now - self.last_read >= UNREAD {
                 self.send_unspooled();
             }
         } else if store.is_shut() {
