@@ -447,8 +447,9 @@ impl Zone {
     /// The least number of bytes for `workers` workers: two segments for each, so that a reload finds
     /// room, and the head.
     pub fn min_size(workers: usize) -> usize {
+        let others = size_of::<Head>() + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT;
         let learned = LEARNED.start() * size_of::<Learned>();
-        size_of::<Head>() + learned + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT
+        others + learned.max(others / (LEARNED_SHARE - 1))
     }
 
     /// Formats `len` bytes of zeros at `start`. Nothing is touched but the head, so unused segments
@@ -947,6 +948,14 @@ pub fn anonymous(len: usize) -> Option<Zone> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_least_zone_has_two_segments_for_each_worker() {
+        for workers in [1, 2, 16, 64, 200] {
+            let zone = anonymous(Zone::min_size(workers)).unwrap();
+            assert!(zone.segments().len() >= 2 * workers + 2, "{workers}");
+        }
+    }
 
     #[test]
     fn accounts_are_found_by_name() {
