@@ -1,9 +1,9 @@
 //! Whether the workers, which are another user than the master, can use a file.
 
 use std::ffi::{CStr, CString};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::{io, thread};
 
 use nginx_sys::ngx_core_conf_t;
 
@@ -40,38 +40,72 @@ impl User {
 /// Why not.
 pub(crate) fn check_file(path: &Path, user: Option<&User>) -> Result<(), String> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let check = || {
-        if let Some(user) = user {
-            become_user(user).map_err(|error| error.to_string())?;
-        }
-        access(directory, libc::W_OK | libc::X_OK).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                format!("the directory \"{}\" does not exist, make it", directory.display())
-            }
-            _ => format!(
-                "the workers cannot write in the directory \"{}\": {error}, give it to their user",
-                directory.display()
-            ),
-        })?;
-        match path.metadata() {
-            Ok(about) if !about.is_file() => Err(format!("\"{}\" is no file", path.display())),
-            Ok(_) => access(path, libc::R_OK | libc::W_OK).map_err(|error| {
-                format!("the workers cannot read and write \"{}\": {error}", path.display())
-            }),
-            Err(_) => Ok(()),
-        }
+    let can = |path: &Path, how| match user {
+        Some(user) => access_as(user, path, how),
+        None => access(path, how),
     };
-    // A thread can be another user than its process: the kernel's own check then says what the
-    // workers will meet.
-    thread::scope(|scope| scope.spawn(check).join())
-        .unwrap_or_else(|_| Err("internal error".into()))
+    can(directory, libc::W_OK | libc::X_OK).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("the directory \"{}\" does not exist, make it", directory.display())
+        }
+        _ => format!(
+            "the workers cannot write in the directory \"{}\": {error}, give it to their user",
+            directory.display()
+        ),
+    })?;
+    match path.metadata() {
+        Ok(about) if !about.is_file() => Err(format!("\"{}\" is no file", path.display())),
+        Ok(_) => can(path, libc::R_OK | libc::W_OK).map_err(|error| {
+            format!("the workers cannot read and write \"{}\": {error}", path.display())
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether that user can use `path`: the kernel tells a child that has become the user.
+///
+/// No thread does, though one can be another user than its process: whoever may signal a thread may
+/// kill all of the process, and that is the master.
+fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // Like fork(), but the child ends without SIGCHLD: for nginx, which waits for its workers at any
+    // time, it does not exist.
+    let none = 0_usize;
+    // SAFETY: the child has a copy of all memory. It allocates nothing, takes no lock, and leaves
+    // without any handler.
+    let child = unsafe {
+        let child = libc::syscall(libc::SYS_clone, none, none, none, none, none);
+        if child == 0 {
+            let done = become_user(user).and_then(|()| access_path(&path, how));
+            libc::_exit(
+                done.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0),
+            );
+        }
+        libc::pid_t::try_from(child).unwrap_or(-1)
+    };
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut status = 0;
+    // SAFETY: the call fills the number.
+    while unsafe { libc::waitpid(child, &mut status, libc::__WCLONE) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, 0) => Ok(()),
+        (true, error) => Err(io::Error::from_raw_os_error(error)),
+        (false, _) => Err(io::Error::other("the process that tried was killed")),
+    }
 }
 
 /// Makes the calling thread, and no other, that user. There is no way back.
 fn become_user(user: &User) -> io::Result<()> {
     let User { id, group, groups } = user;
-    // SAFETY: the system calls change this thread only, unlike glibc's functions of the same names;
-    // the array has as many places as its length says.
+    // SAFETY: the array has as many places as its length says. glibc's functions of the same names
+    // would look for other threads to change.
     let done = unsafe {
         libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
             && libc::syscall(libc::SYS_setresgid, *group, *group, *group) == 0
@@ -80,9 +114,12 @@ fn become_user(user: &User) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether this process, or the user that this thread has become, can use `path`.
+/// Whether this process can use `path`.
 pub(crate) fn access(path: &Path, how: libc::c_int) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
+    access_path(&CString::new(path.as_os_str().as_bytes())?, how)
+}
+
+fn access_path(path: &CStr, how: libc::c_int) -> io::Result<()> {
     // SAFETY: the path ends with NUL.
     match unsafe { libc::access(path.as_ptr(), how) } {
         0 => Ok(()),

@@ -603,6 +603,40 @@ fn workers_of_another_user_must_be_able_to_rotate() {
     assert!(!ok && output.contains("cannot read and write"), "{output}");
 }
 
+#[test]
+fn no_thread_of_the_master_is_ever_another_user() {
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !is_root {
+        return;
+    }
+    let file = |n| format!("tirreno_target t{n} {{ type file; path %DIR%/{n}.log; }}\n");
+    let mut bench =
+        Bench::build(&(0..24).map(file).collect::<String>(), |b| b.user("nobody nogroup"));
+    fs::set_permissions(bench.dir.path(), Permissions::from_mode(0o777)).unwrap();
+    bench.nginx.start();
+    let tasks = format!("/proc/{}/task", bench.nginx.master_pid());
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            while !ended.load(SeqCst) {
+                for task in fs::read_dir(&tasks).unwrap().flatten() {
+                    // It may have ended meanwhile.
+                    let about = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                    let users = about.lines().find_map(|line| line.strip_prefix("Uid:"));
+                    if users.is_some_and(|users| users.split_whitespace().any(|id| id != "0")) {
+                        return Some(about);
+                    }
+                }
+            }
+            None
+        });
+        (0..5).for_each(|_| bench.nginx.reload());
+        ended.store(true, SeqCst);
+        assert_eq!(watcher.join().unwrap(), None, "that user may kill the master");
+    });
+    assert!(!bench.nginx.error_log().contains("unknown process"), "nginx has seen our child");
+}
+
 // syslog.
 
 /// A target of type `syslog` with these parameters, and one request of each kind.
@@ -937,6 +971,32 @@ fn the_console_is_standard_output_or_standard_error() {
     let lines = errors.split_inclusive(|byte| *byte == b'\n');
     let ours: Vec<u8> = lines.filter(|line| line.starts_with(b"{")).flatten().copied().collect();
     assert_eq!(numbers(&ours), [5]);
+}
+
+#[test]
+fn standard_error_is_the_new_error_log_after_a_rotation() {
+    let bench = Bench::start_with(
+        "tirreno_target err { type console; out stderr; interval 20ms; }",
+        |builder| builder.user("nobody nogroup"),
+    );
+    let log = bench.nginx.prefix().join("logs/error.log");
+    let moved = log.with_extension("log.1");
+    bench.requests([0]);
+    bench.settled("err");
+    fs::rename(&log, &moved).unwrap();
+    bench.nginx.signal(Signal::USR1);
+    wait_until(SOON, "the workers to have it", || {
+        let has_it = |pid| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|now| now == log);
+        bench.nginx.workers().into_iter().all(has_it)
+    });
+    bench.requests([1]);
+    bench.settled("err");
+    let ours = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap();
+        let lines = text.lines().filter(|line| line.starts_with('{'));
+        numbers(lines.map(|line| format!("{line}\n")).collect::<String>().as_bytes())
+    };
+    assert_eq!((ours(&moved), ours(&log)), (vec![0], vec![1]));
 }
 
 // Hostile values.

@@ -1,10 +1,12 @@
 //! The way to what takes a stream of records: a server or nginx's own output.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,14 +26,16 @@ const CONNECT: Duration = Duration::from_secs(5);
 const STALLED: Duration = Duration::from_secs(60);
 /// How often a waiting write looks whether it shall go on.
 const POLL: Duration = Duration::from_millis(50);
+/// How often a server that has more to say is read from before it is its turn again.
+const READS: usize = 16;
 
 /// Whether it is worth waiting; asked again and again.
 pub type GoOn<'a> = dyn Fn() -> bool + 'a;
 
 /// An open way.
 pub enum Link {
-    /// nginx's own output.
-    Console(File),
+    /// nginx's own output, and its place in the process's table of open files.
+    Console(File, PathBuf),
     /// A datagram each, over the network …
     Udp(UdpSocket),
     /// … or to the machine's own syslog.
@@ -46,14 +50,14 @@ impl Link {
     /// # Errors
     /// It is closed.
     pub fn console(console: Console) -> Result<Self, Fault> {
-        // SAFETY: the borrow ends with this function, and nobody closes these two.
-        let fd = unsafe {
-            BorrowedFd::borrow_raw(match console {
-                Console::Stdout => libc::STDOUT_FILENO,
-                Console::Stderr => libc::STDERR_FILENO,
-            })
+        let number = match console {
+            Console::Stdout => libc::STDOUT_FILENO,
+            Console::Stderr => libc::STDERR_FILENO,
         };
-        Ok(Self::Console(fd.try_clone_to_owned()?.into()))
+        // SAFETY: the borrow ends with this function, and nobody closes these two.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        let place = format!("/proc/{}/fd/{number}", std::process::id());
+        Ok(Self::Console(fd.try_clone_to_owned()?.into(), place.into()))
     }
 
     /// Connects to a server.
@@ -99,7 +103,10 @@ impl Link {
     /// It was not written, or in part. [`Fault::TooLong`]: it never can be.
     pub fn write(&mut self, bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
         match self {
-            Self::Console(file) => write_console(file, bytes, go_on),
+            Self::Console(file, place) => {
+                follow(file, place)?;
+                write_console(file, bytes, go_on)
+            }
             Self::Udp(socket) => {
                 socket.send(bytes)?;
                 // A machine's own socket, and a near one, tells at once that nobody listens.
@@ -153,6 +160,17 @@ fn udp(addresses: &[SocketAddr]) -> Result<Link, Fault> {
         }
     }
     Err(fault)
+}
+
+/// nginx puts its error log, when it opens that anew, in the place of its standard error; a thread with
+/// a table of open files of its own would go on with the old one.
+fn follow(file: &mut File, place: &Path) -> io::Result<()> {
+    let Ok(now) = place.metadata() else { return Ok(()) };
+    let ours = file.metadata()?;
+    if now.is_file() && (now.dev(), now.ino()) != (ours.dev(), ours.ino()) {
+        *file = OpenOptions::new().append(true).open(place)?;
+    }
+    Ok(())
 }
 
 /// Whoever reads the other end of a pipe may be slow: the thread stays able to stop.
@@ -275,9 +293,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what the server says. It has nothing to say but that it closes, and TLS's own messages.
+    /// Reads what the server says. It has nothing to say but that it closes, and TLS's own messages;
+    /// one that talks without end holds nothing up.
     fn read(&mut self) -> Result<(), Fault> {
-        loop {
+        for _ in 0..READS {
             let read = match &mut self.tls {
                 Some(tls) => tls.read_tls(&mut self.socket),
                 None => self.socket.read(&mut [0; 1024]),
@@ -299,6 +318,7 @@ impl Connection {
                 }
             }
         }
+        Ok(())
     }
 
     fn confirmed(&mut self) -> Result<u64, Fault> {
@@ -420,5 +440,49 @@ impl From<io::Error> for Fault {
             }
             _ => Self::InputOutput,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_talks_without_end_holds_nothing_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connection =
+            Connection::open(address, "localhost", None, &|| true).expect("it listens");
+        let (mut receiver, _) = listener.accept().unwrap();
+        receiver.write_all(&[0; 2 * READS * 1024]).unwrap();
+        let mut available = [0; 1];
+        while connection.socket.peek(&mut available).is_err() {
+            poll(connection.socket.as_fd(), libc::POLLIN);
+        }
+        assert_eq!(connection.read(), Ok(()));
+        assert!(connection.socket.peek(&mut available).is_ok(), "all was read at once");
+        drop(receiver);
+        while connection.read() == Ok(()) {
+            poll(connection.socket.as_fd(), libc::POLLIN);
+        }
+    }
+
+    #[test]
+    fn the_console_follows_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("error.log.1"), dir.path().join("error.log"));
+        let place = dir.path().join("fd");
+        let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path).unwrap();
+        let mut link = Link::Console(open(&first), place.clone());
+        std::os::unix::fs::symlink(&first, &place).unwrap();
+        link.write(b"1", &|| true).unwrap();
+        open(&second);
+        std::fs::remove_file(&place).unwrap();
+        std::os::unix::fs::symlink(&second, &place).unwrap();
+        link.write(b"2", &|| true).unwrap();
+        assert_eq!(std::fs::read(&first).unwrap(), b"1");
+        assert_eq!(std::fs::read(&second).unwrap(), b"2");
     }
 }

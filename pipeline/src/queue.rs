@@ -1,5 +1,5 @@
-//! The bounded queue of a stream target: records in the order of capture, and between them, where some
-//! found no room, how many those were.
+//! The bounded queue of a stream target: records in the order of capture, and behind those that came
+//! before some found no room, how many found none.
 //!
 //! What is taken out to be sent stays in the queue until it is settled, so that it can be sent again.
 
@@ -11,6 +11,24 @@ use crate::record::Record;
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.
 const PAGES_UP_TO: f64 = 0.8;
+/// Below this share, there is room again: what was dropped is told of once, not after each event that
+/// just fits.
+const ROOM_BELOW: f64 = 0.7;
+
+impl Drops {
+    /// One event of that time.
+    pub fn one(time_ms: i64) -> Self {
+        Self { count: 1, first_ms: time_ms, last_ms: time_ms }
+    }
+
+    /// These and `other` together.
+    pub fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        // Requests that overlap may be captured in another order than they began.
+        self.first_ms = self.first_ms.min(other.first_ms);
+        self.last_ms = self.last_ms.max(other.last_ms);
+    }
+}
 
 /// What is written for a target.
 #[derive(Clone, Debug)]
@@ -38,12 +56,9 @@ impl Entry {
 #[derive(Debug)]
 pub struct Queue {
     entries: VecDeque<Entry>,
-    events: usize,
     bytes: usize,
     /// The first entries, which are being sent.
     taken: usize,
-    /// What found no room since there last was some.
-    drops: Option<Drops>,
     most_events: usize,
     most_bytes: usize,
 }
@@ -51,35 +66,15 @@ pub struct Queue {
 impl Queue {
     /// An empty queue for so many events and bytes of records.
     pub fn new(most_events: usize, most_bytes: usize) -> Self {
-        Self {
-            entries: VecDeque::new(),
-            events: 0,
-            bytes: 0,
-            taken: 0,
-            drops: None,
-            most_events,
-            most_bytes,
-        }
+        Self { entries: VecDeque::new(), bytes: 0, taken: 0, most_events, most_bytes }
     }
 
-    /// Adds a record; without room for it, it is only noted, and `false`.
+    /// Adds a record; `false`: there is no room for it.
     pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) -> bool {
-        let pages_fit = self.fits(bytes.len(), PAGES_UP_TO);
-        let fits = pages_fit || !record.kind().is_page() && self.fits(bytes.len(), 1.0);
-        if !fits {
-            let time = record.time_ms();
-            let new = Drops { count: 0, first_ms: time, last_ms: time };
-            let drops = self.drops.get_or_insert(new);
-            drops.count += 1;
-            // Requests that overlap may be captured in another order than they began.
-            drops.first_ms = drops.first_ms.min(time);
-            drops.last_ms = drops.last_ms.max(time);
+        let share = if record.kind().is_page() { PAGES_UP_TO } else { 1.0 };
+        if !self.fits(bytes.len(), share) {
             return false;
         }
-        if pages_fit {
-            self.report_drops();
-        }
-        self.events += 1;
         self.bytes += bytes.len();
         self.entries.push_back(Entry::Record(bytes.clone()));
         true
@@ -87,16 +82,34 @@ impl Queue {
 
     fn fits(&self, bytes: usize, share: f64) -> bool {
         let part = |most: usize| (most as f64 * share) as usize;
-        self.events < part(self.most_events).max(1) && self.bytes + bytes <= part(self.most_bytes)
+        self.entries.len() < part(self.most_events).max(1)
+            && self.bytes + bytes <= part(self.most_bytes)
     }
 
-    /// What was dropped is reported behind the last event, if there is room for events again.
-    pub fn report_drops(&mut self) {
-        if self.fits(0, PAGES_UP_TO)
-            && let Some(drops) = self.drops.take()
-        {
-            self.entries.push_back(Entry::Drops(drops));
+    /// Whether there is room again for more than an event or two.
+    pub fn has_room(&self) -> bool {
+        self.fits(0, ROOM_BELOW)
+    }
+
+    /// Adds, behind the last record, what was dropped.
+    pub fn report(&mut self, drops: Drops) {
+        let is_new = self.has_new();
+        match self.entries.back_mut() {
+            Some(Entry::Drops(last)) if is_new => last.add(&drops),
+            _ => self.entries.push_back(Entry::Drops(drops)),
         }
+    }
+
+    /// What would be lost with the queue: its records, and the drops that it was to tell of.
+    pub fn left(&self) -> Option<Drops> {
+        let drops = self.entries.iter().filter_map(|entry| match entry {
+            Entry::Record(bytes) => Record::parse(bytes).map(|record| Drops::one(record.time_ms())),
+            Entry::Drops(drops) => Some(*drops),
+        });
+        drops.reduce(|mut all, drops| {
+            all.add(&drops);
+            all
+        })
     }
 
     /// The next entries that are not being sent yet, at most `most`; they are from now on.
@@ -119,7 +132,6 @@ impl Queue {
             self.bytes -= entry.size();
         }
         self.taken -= count.min(self.taken);
-        self.events -= events as usize;
         events
     }
 
@@ -162,6 +174,10 @@ mod tests {
         queue.offer(&bytes, &Record::parse(&bytes).unwrap())
     }
 
+    fn drops(count: u64, first_ms: i64, last_ms: i64) -> Drops {
+        Drops { count, first_ms, last_ms }
+    }
+
     fn times(entries: &[Entry]) -> Vec<i64> {
         let time = |entry: &Entry| match entry {
             Entry::Record(bytes) => Record::parse(bytes).unwrap().time_ms(),
@@ -171,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_finds_no_room_is_reported_when_there_is_some_again() {
+    fn drops_are_reported_when_there_is_room_again() {
         let mut queue = Queue::new(10, 1 << 20);
         for time in 1..=8 {
             assert!(offer(&mut queue, EventType::PageView, time));
@@ -180,9 +196,13 @@ mod tests {
         assert!(offer(&mut queue, EventType::AccountLogin, 10));
         assert!(offer(&mut queue, EventType::AccountLogin, 11));
         assert!(!offer(&mut queue, EventType::AccountLogin, 12));
-        assert_eq!(queue.take(4).len(), 4);
-        assert!(!offer(&mut queue, EventType::PageView, 13));
-        assert_eq!(queue.settle(4), 4);
+        assert_eq!(queue.take(3).len(), 3);
+        assert_eq!(queue.settle(3), 3);
+        assert!(!queue.has_room());
+        assert_eq!(queue.take(1).len(), 1);
+        assert_eq!(queue.settle(1), 1);
+        assert!(queue.has_room());
+        queue.report(drops(3, 9, 13));
         assert!(offer(&mut queue, EventType::PageView, 14));
         assert_eq!(times(&queue.take(10)), [5, 6, 7, 8, 10, 11, -3, 14]);
         assert!(!queue.has_new());
@@ -191,21 +211,41 @@ mod tests {
     }
 
     #[test]
-    fn the_last_drops_are_reported_without_another_event() {
-        let mut queue = Queue::new(1, 1 << 20);
-        assert!(offer(&mut queue, EventType::PageView, 1));
-        assert!(!offer(&mut queue, EventType::PageView, 7));
-        assert!(!offer(&mut queue, EventType::PageView, 5));
-        queue.report_drops();
-        assert_eq!(times(&queue.take(10)), [1]);
-        queue.settle(1);
-        queue.report_drops();
+    fn reports_are_bounded_and_merged_until_they_are_taken() {
+        let mut queue = Queue::new(10, 1 << 20);
+        queue.report(drops(2, 5, 7));
+        queue.report(drops(1, 3, 4));
         match &queue.take(10)[..] {
-            [Entry::Drops(drops)] => {
-                assert_eq!((drops.count, drops.first_ms, drops.last_ms), (2, 5, 7));
-            }
+            [Entry::Drops(all)] => assert_eq!(*all, drops(3, 3, 7)),
             other => panic!("{other:?}"),
         }
+        while queue.has_room() {
+            queue.report(drops(1, 8, 8));
+            queue.take(1);
+        }
+        assert_eq!(queue.left(), Some(drops(9, 3, 8)));
+    }
+
+    #[test]
+    fn there_is_no_room_near_the_limit_of_bytes() {
+        let size = record(EventType::PageView, 0).len();
+        let mut queue = Queue::new(1000, 100 * size);
+        (1..=80).for_each(|time| assert!(offer(&mut queue, EventType::PageView, time)));
+        assert!(!offer(&mut queue, EventType::PageView, 81));
+        queue.take(2);
+        queue.settle(2);
+        assert!(offer(&mut queue, EventType::PageView, 82));
+        assert!(!queue.has_room());
+    }
+
+    #[test]
+    fn what_is_left_is_told() {
+        let mut queue = Queue::new(10, 1 << 20);
+        assert_eq!(queue.left(), None);
+        queue.report(drops(2, 5, 7));
+        assert!(offer(&mut queue, EventType::PageView, 9));
+        queue.take(1);
+        assert_eq!(queue.left(), Some(drops(3, 5, 9)));
     }
 
     #[test]

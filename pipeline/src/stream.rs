@@ -18,7 +18,7 @@ use std::{io, mem};
 use crate::config::{Sink, StreamConfig, TargetConfig, Transport};
 use crate::deliverer::{NICE_SENDING, lower_priority};
 use crate::file::RotatedFile;
-use crate::format::Formatter;
+use crate::format::{Drops, Formatter};
 use crate::journal::{Journal, Level, Once};
 use crate::link::Link;
 use crate::privacy::Privacy;
@@ -204,6 +204,15 @@ impl Shared {
         }
     }
 
+    /// Queues a record of what was dropped, if there is room for events again.
+    fn report_drops(&self, queue: &mut Queue) {
+        if queue.has_room()
+            && let Some(drops) = self.ledger.take_unreported(self.slot)
+        {
+            queue.report(drops);
+        }
+    }
+
     fn log(&self, level: Level, text: &str) {
         self.journal.log(level, format!("{}: {text}", self.label));
     }
@@ -373,15 +382,19 @@ impl Stream {
 
     /// Queues a record that was counted as collected, or drops it, counted.
     pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) {
-        if !self.shared.state().queue.offer(bytes, record) {
-            self.shared.ledger.dropped(self.config.slot, 1, DropReason::QueueFull);
+        let Shared { ledger, slot, .. } = *self.shared;
+        let queue = &mut self.shared.state().queue;
+        self.shared.report_drops(queue);
+        if !queue.offer(bytes, record) {
+            ledger.dropped(slot, 1, DropReason::QueueFull);
+            ledger.leave_unreported(slot, &Drops::one(record.time_ms()));
         }
     }
 
     /// Moves on what waits.
     pub fn feed(&mut self) {
         let mut state = self.shared.state();
-        state.queue.report_drops();
+        self.shared.report_drops(&mut state.queue);
         if !state.queue.has_new() {
             return;
         }
@@ -441,7 +454,10 @@ impl Stream {
     /// Whether nothing is left to be tried.
     pub fn is_done(&mut self) -> bool {
         self.feed();
-        self.shared.state().queue.is_empty()
+        let mut state = self.shared.state();
+        // There may be room since then.
+        self.shared.report_drops(&mut state.queue);
+        state.queue.is_empty()
     }
 
     /// Counts what is left as dropped.
@@ -468,6 +484,9 @@ impl Stream {
         }
         let rest = ledger.holds(slot);
         ledger.dropped(slot, rest, reason);
+        if let Some(drops) = state.queue.left() {
+            ledger.leave_unreported(slot, &drops);
+        }
         ledger.show_oldest(slot, 0);
         drop(state);
         self.shared.changed.notify_all();
@@ -591,10 +610,8 @@ impl Sender {
                 }
                 Err(fault) => return Err(fault),
             }
-            self.backoff.succeeded();
-            self.mood.succeeded(&shared);
             if link.takes_one() {
-                shared.settle(1, Ledger::delivered);
+                self.settled(1);
             } else {
                 sent.push_back(Sent { entries: entries.len(), end: link.sent(), confirmed: None });
             }
@@ -603,7 +620,7 @@ impl Sender {
     }
 
     /// Counts what is confirmed as delivered.
-    fn settle(&self, link: &mut Link, sent: &mut VecDeque<Sent>) -> Result<(), Fault> {
+    fn settle(&mut self, link: &mut Link, sent: &mut VecDeque<Sent>) -> Result<(), Fault> {
         if link.takes_one() {
             return Ok(());
         }
@@ -617,9 +634,116 @@ impl Sender {
         while let Some(chunk) = sent.front()
             && chunk.confirmed.is_some_and(|since| now - since >= outlives)
         {
-            self.shared.settle(chunk.entries, Ledger::delivered);
+            self.settled(chunk.entries);
             sent.pop_front();
         }
         Ok(())
+    }
+
+    /// So many entries are delivered. Only this tells that it works: a receiver that takes what it is
+    /// sent and closes shall not get it over and over without a pause.
+    fn settled(&mut self, entries: usize) {
+        self.shared.settle(entries, Ledger::delivered);
+        self.backoff.succeeded();
+        self.mood.succeeded(&self.shared);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Address, Destination, FileConfig, ServerConfig};
+    use crate::event::EventType;
+    use crate::format::FormatConfig;
+    use crate::journal::journal;
+    use crate::level::Routing;
+    use crate::record::Capture;
+    use crate::zone::anonymous;
+
+    fn start(zone: Zone, sink: Sink) -> Stream {
+        let stream = StreamConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
+        let config = TargetConfig {
+            name: "t".into(),
+            slot: zone.open_account("t").unwrap(),
+            events: Routing::ALL,
+            queue_events: 10,
+            queue_bytes: 1 << 20,
+            interval: Duration::ZERO,
+            batch_size: 64,
+            shutdown_timeout: Duration::ZERO,
+            spool: None,
+            privacy: Privacy::default(),
+            destination: Destination::Stream(stream.clone()),
+        };
+        let ledger = zone.enlist(std::process::id()).unwrap();
+        Stream::start(&config, &stream, (zone, ledger), Default::default(), &journal().0).unwrap()
+    }
+
+    fn offer(stream: &mut Stream, times: impl Iterator<Item = i64>) {
+        for time in times {
+            let mut capture = Capture::new(time);
+            capture.kind = EventType::PageView;
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(1 << stream.slot(), &mut bytes);
+            stream.shared.ledger.collected(stream.slot(), 1);
+            stream.offer(&bytes.clone().into(), &Record::parse(&bytes).unwrap());
+        }
+    }
+
+    fn file(path: &Path) -> Sink {
+        Sink::File(FileConfig {
+            path: path.into(),
+            place: String::new(),
+            max_size: None,
+            rotate: None,
+            max_age: None,
+            max_backups: None,
+            compress: false,
+        })
+    }
+
+    #[test]
+    fn the_next_deliverer_reports_what_was_dropped() {
+        let zone = anonymous(1 << 20).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = start(zone, file(&dir.path().join("none").join("audit.log")));
+        // Eight wait for ever, two find no room.
+        offer(&mut first, 1..=10);
+        first.feed();
+        first.finish();
+        let path = dir.path().join("audit.log");
+        let mut next = start(zone, file(&path));
+        assert!(next.is_done());
+        let text = std::fs::read_to_string(&path).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&text).expect("one record");
+        assert_eq!(record["dropped"], 10);
+        assert_eq!(record["dropped_first"], "1970-01-01T00:00:00.001Z");
+        assert_eq!(record["dropped_last"], "1970-01-01T00:00:00.010Z");
+        assert_eq!(zone.totals(next.slot()).all_dropped(), 10);
+    }
+
+    #[test]
+    fn a_receiver_that_takes_and_closes_is_left_in_peace() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = ServerConfig {
+            address: Address::Host("127.0.0.1".into(), port),
+            transport: Transport::Tcp,
+        };
+        let mut stream = start(anonymous(1 << 20).unwrap(), Sink::Tcp(server));
+        offer(&mut stream, 1..=1);
+        stream.feed();
+        let since = Instant::now();
+        for _ in 0..6 {
+            let (mut connection, _) = listener.accept().unwrap();
+            assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+        }
+        // Five pauses, each longer than the one before, by 25 % shorter at the most.
+        let least = (0..5).map(|n| BACKOFF.mul_f64(0.75 * BACKOFF_GROWTH.powi(n))).sum();
+        assert!(since.elapsed() >= least, "{:?}", since.elapsed());
     }
 }

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use crate::accounts::{Accounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
+use crate::format::Drops;
 use crate::spool::SpoolTotals;
 
 /// The most targets of one zone, over all configurations that used it.
@@ -269,6 +270,17 @@ struct Account {
     /// Of `collected`, what went into the spool.
     spooled: AtomicU64,
     stored: StoredCounters,
+    unreported: Unreported,
+}
+
+/// Events that a stream target dropped, and of which no record in it tells yet: the next deliverer
+/// finds them here.
+#[repr(C)]
+struct Unreported {
+    count: AtomicU64,
+    /// 0: none.
+    first_ms: AtomicU64,
+    last_ms: AtomicU64,
 }
 
 /// What the spool counts, over all zones that used it; shown here for the status.
@@ -816,6 +828,30 @@ impl Ledger {
         self.account(slot).dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
     }
 
+    /// A record in the target shall tell of these drops.
+    pub fn leave_unreported(&self, slot: usize, drops: &Drops) {
+        let unreported = &self.account(slot).unreported;
+        let (first, last) = (drops.first_ms.max(1) as u64, drops.last_ms.max(1) as u64);
+        let earlier = |known: u64| Some(if known == 0 { first } else { known.min(first) });
+        let _ = unreported.first_ms.fetch_update(Relaxed, Relaxed, earlier);
+        unreported.last_ms.fetch_max(last, Relaxed);
+        unreported.count.fetch_add(drops.count, Release);
+    }
+
+    /// Takes the drops of which no record tells yet: they are the caller's to report.
+    pub fn take_unreported(&self, slot: usize) -> Option<Drops> {
+        let unreported = &self.account(slot).unreported;
+        if unreported.count.load(Relaxed) == 0 {
+            return None;
+        }
+        let count = unreported.count.swap(0, Acquire);
+        let (first, last) =
+            (unreported.first_ms.swap(0, Relaxed), unreported.last_ms.swap(0, Relaxed));
+        // Of two deliverers at this moment, one may take the other's times and not yet its count.
+        let time = |ms: u64| if ms == 0 { wall_ms() } else { ms as i64 };
+        (count > 0).then(|| Drops { count, first_ms: time(first), last_ms: time(last) })
+    }
+
     /// A held event is none.
     pub fn withdrawn(&self, slot: usize) {
         self.held(slot).fetch_sub(1, Relaxed);
@@ -967,6 +1003,22 @@ mod tests {
             zone.open_account(&format!("t{i}")).unwrap();
         }
         assert_eq!(zone.open_account("one more"), Err(NoAccount));
+    }
+
+    #[test]
+    fn drops_are_left_for_who_reports_them() {
+        let zone = anonymous(1 << 20).unwrap();
+        let slot = zone.open_account("t").unwrap();
+        let ledger = zone.enlist(std::process::id()).unwrap();
+        assert_eq!(ledger.take_unreported(slot), None);
+        ledger.leave_unreported(slot, &Drops { count: 2, first_ms: 5, last_ms: 7 });
+        ledger.leave_unreported(slot, &Drops::one(3));
+        let next = zone.enlist(std::process::id()).unwrap();
+        let all = Drops { count: 3, first_ms: 3, last_ms: 7 };
+        assert_eq!(next.take_unreported(slot), Some(all));
+        assert_eq!(ledger.take_unreported(slot), None);
+        ledger.leave_unreported(slot, &Drops::one(9));
+        assert_eq!(next.take_unreported(slot), Some(Drops::one(9)));
     }
 
     #[test]
