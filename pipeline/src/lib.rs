@@ -20,8 +20,10 @@
 //! - [`deliverer`] runs the threads; [`target`] is what they share for one target; [`lane`] is one
 //!   connection; [`gate`] decides what an answer means; [`rate`] learns how fast the server takes
 //!   events; [`http`] speaks with it.
-//! - [`stream`] is a target that takes formatted records ([`format`](mod@format), [`syslog`]): its [`queue`], and
-//!   the [`file`](mod@file) that the collector writes, or the [`link`] that a thread writes to.
+//! - [`stream`] is a target that takes formatted records ([`format`](mod@format), [`syslog`]): its
+//!   [`queue`], and the [`file`](mod@file) that the collector writes, or the [`link`] that a thread
+//!   writes to.
+//! - [`spool`] is what is not delivered, on disk; [`store`] is how a target uses it, and does without.
 //! - [`login`] tells which failed login was only the first half of a good one.
 //! - [`journal`] carries messages to nginx's error log.
 
