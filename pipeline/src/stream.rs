@@ -149,6 +149,10 @@ impl Backoff {
         *self = Self::new(self.most);
     }
 
+    fn is_longest(&self) -> bool {
+        self.length == self.most
+    }
+
     fn left(&self, now: Instant) -> Duration {
         self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }
@@ -287,8 +291,11 @@ impl FileOutlet {
             }
             Err(error) => {
                 let now = Instant::now();
+                // Another process that writes is no trouble, unless it does not end.
+                if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
+                    self.mood.failed(shared, error.into(), now);
+                }
                 self.backoff.failed(now);
-                self.mood.failed(shared, error.into(), now);
                 false
             }
         }
@@ -327,9 +334,9 @@ impl Stream {
             journal: journal.clone(),
         });
         let writer = Writer::new(&config.privacy, stream);
-        let outlet = match (&stream.sink, &writer.frame) {
-            (Sink::File(file), Frame::Terminated(terminator)) => {
-                let file = RotatedFile::start(file, terminator, &shared.label, journal)?;
+        let outlet = match &stream.sink {
+            Sink::File(file) => {
+                let file = RotatedFile::start(file, &shared.label, journal)?;
                 let (backoff, mood) = (Backoff::new(BACKOFF_MAX_FILE), Mood::new());
                 Outlet::File(Box::new(FileOutlet {
                     file,
@@ -339,7 +346,7 @@ impl Stream {
                     lines: Vec::new(),
                 }))
             }
-            (sink, _) => {
+            sink => {
                 let sender = Sender::new(shared.clone(), sink.clone(), writer);
                 let thread = thread::Builder::new().name("tirreno-stream".into());
                 Outlet::Thread(Some(thread.spawn(move || sender.run())?))
