@@ -364,6 +364,27 @@ fn a_full_disk_tears_nothing_and_loses_nothing() {
 }
 
 #[test]
+fn a_lock_stops_the_file_only_for_who_may_write_it() {
+    let bench = Bench::start(FILE);
+    bench.requests([0]);
+    bench.settled("audit");
+    let reader = File::open(bench.path("audit.log")).unwrap();
+    reader.lock().unwrap();
+    bench.requests([1]);
+    bench.settled("audit");
+    let writer = File::open(bench.path(".audit.log.lock")).unwrap();
+    writer.lock().unwrap();
+    bench.requests(2..5);
+    let row = bench.wait_row("audit", "the lock", |row| row.state == "retrying");
+    assert_eq!(row.last_error.as_deref(), Some("held by another process"));
+    assert_eq!(bench.numbers("audit.log"), [0, 1]);
+    drop(writer);
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped, row.state.as_str()), (5, 0, "ok"));
+    assert_eq!(bench.numbers("audit.log"), [0, 1, 2, 3, 4]);
+}
+
+#[test]
 fn what_the_queue_has_no_room_for_is_reported_in_the_file() {
     let target = FILE.replace("interval", "queue 10; interval");
     let mut bench = Bench::build(&target, |builder| builder);

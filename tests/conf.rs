@@ -492,6 +492,18 @@ fn a_file_belongs_to_one_target() {
 }
 
 #[test]
+fn a_prefix_may_be_relative() {
+    let http = "tirreno_target a { type file; path a.log; }
+                tirreno_target b { type file; path %PREFIX%/a.log; }";
+    let nginx = configuration(http).build();
+    nginx.test();
+    // From wherever this runs: the root is its own parent.
+    let prefix = Path::new(&"../".repeat(64)).join(nginx.prefix().strip_prefix("/").unwrap());
+    let (ok, output) = nginx_t(&prefix, &nginx.prefix().join("nginx.conf"));
+    assert!(!ok && output.contains("has the same \"path\" as target \"a\""), "{output}");
+}
+
+#[test]
 fn a_file_is_no_symbolic_link() {
     let http = format!("tirreno_target {{\ntype file;\npath a.log; {HERE}\n}}");
     let nginx = configuration(&http).build();
