@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nginx_sys::ngx_core_conf_t;
+use tirreno_pipeline::file::lock_path;
 
 /// The user that the workers become.
 pub(crate) struct User {
@@ -53,13 +54,13 @@ pub(crate) fn check_file(path: &Path, user: Option<&User>) -> Result<(), String>
             directory.display()
         ),
     })?;
-    match path.metadata() {
+    [path, &lock_path(path)].into_iter().try_for_each(|path| match path.symlink_metadata() {
         Ok(about) if !about.is_file() => Err(format!("\"{}\" is no file", path.display())),
         Ok(_) => can(path, libc::R_OK | libc::W_OK).map_err(|error| {
             format!("the workers cannot read and write \"{}\": {error}", path.display())
         }),
         Err(_) => Ok(()),
-    }
+    })
 }
 
 /// Whether that user can use `path`: the kernel tells a child that has become the user.

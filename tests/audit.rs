@@ -179,10 +179,20 @@ fn numbers(lines: &[u8]) -> Vec<usize> {
     records(lines).iter().map(|record| number(record).unwrap()).collect()
 }
 
-fn unzip(path: &Path) -> Vec<u8> {
+fn read_backup(path: &Path) -> Vec<u8> {
     let mut content = Vec::new();
-    GzDecoder::new(File::open(path).unwrap()).read_to_end(&mut content).unwrap();
+    let mut file = File::open(path).unwrap();
+    match path.extension() {
+        Some(end) if end == "gz" => GzDecoder::new(file).read_to_end(&mut content).unwrap(),
+        _ => file.read_to_end(&mut content).unwrap(),
+    };
     content
+}
+
+/// Whether all backups but the newest are compressed.
+fn are_compressed(backups: &[String]) -> bool {
+    let [older @ .., newest] = backups else { return true };
+    older.iter().all(|name| name.ends_with(".log.gz")) && newest.ends_with(".log")
 }
 
 // Files.
@@ -354,6 +364,27 @@ fn a_full_disk_tears_nothing_and_loses_nothing() {
 }
 
 #[test]
+fn a_lock_stops_the_file_only_for_who_may_write_it() {
+    let bench = Bench::start(FILE);
+    bench.requests([0]);
+    bench.settled("audit");
+    let reader = File::open(bench.path("audit.log")).unwrap();
+    reader.lock().unwrap();
+    bench.requests([1]);
+    bench.settled("audit");
+    let writer = File::open(bench.path(".audit.log.lock")).unwrap();
+    writer.lock().unwrap();
+    bench.requests(2..5);
+    let row = bench.wait_row("audit", "the lock", |row| row.state == "retrying");
+    assert_eq!(row.last_error.as_deref(), Some("held by another process"));
+    assert_eq!(bench.numbers("audit.log"), [0, 1]);
+    drop(writer);
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped, row.state.as_str()), (5, 0, "ok"));
+    assert_eq!(bench.numbers("audit.log"), [0, 1, 2, 3, 4]);
+}
+
+#[test]
 fn what_the_queue_has_no_room_for_is_reported_in_the_file() {
     let target = FILE.replace("interval", "queue 10; interval");
     let mut bench = Bench::build(&target, |builder| builder);
@@ -496,10 +527,9 @@ fn no_fault_tears_or_loses_a_line() {
     let (certain, tried) = load.finish();
     bench.wait_row("audit", "the end", |row| row.pending == 0);
 
-    let uncompressed = |name: &String| !name.ends_with(".gz");
-    wait_for(SOON, "all to be compressed", || {
-        let rest: Vec<_> = bench.names("audit-").into_iter().filter(uncompressed).collect();
-        if rest.is_empty() { Ok(()) } else { Err(format!("{rest:?}")) }
+    wait_for(SOON, "all but the newest to be compressed", || match bench.names("audit-") {
+        names if are_compressed(&names) => Ok(()),
+        names => Err(format!("{names:?}")),
     });
     let mut found: BTreeMap<usize, usize> = BTreeMap::new();
     let backups = bench.names("audit-");
@@ -507,7 +537,7 @@ fn no_fault_tears_or_loses_a_line() {
         assert!(lines.len() <= 1 << 20, "{name} has {} bytes", lines.len());
         numbers(lines).into_iter().for_each(|number| *found.entry(number).or_default() += 1);
     };
-    backups.iter().for_each(|name| add(&unzip(&bench.path(name)), name));
+    backups.iter().for_each(|name| add(&read_backup(&bench.path(name)), name));
     moved.iter().for_each(|name| add(&fs::read(bench.path(name)).unwrap(), name));
     add(&fs::read(bench.path("audit.log")).unwrap(), "audit.log");
     assert!(backups.len() >= count * 100 / (1 << 20), "{backups:?}");
@@ -533,12 +563,13 @@ fn backups_are_kept_as_configured() {
     bench.requests(0..300);
     bench.settled("audit");
     wait_for(SOON, "three backups", || match bench.names("audit-") {
-        names if names.len() == 3 && names.iter().all(|name| name.ends_with(".log.gz")) => Ok(()),
+        names if names.len() == 3 && are_compressed(&names) => Ok(()),
         names => Err(format!("{names:?}")),
     });
     // They are the newest ones.
+    let names = bench.names("audit-");
     let mut found: Vec<_> =
-        bench.names("audit-").iter().flat_map(|name| numbers(&unzip(&bench.path(name)))).collect();
+        names.iter().flat_map(|name| numbers(&read_backup(&bench.path(name)))).collect();
     found.extend(bench.numbers("audit.log"));
     assert_eq!(found, (300 - found.len()..300).collect::<Vec<_>>());
 }
@@ -601,6 +632,10 @@ fn workers_of_another_user_must_be_able_to_rotate() {
     fs::set_permissions(&log, Permissions::from_mode(0o644)).unwrap();
     let (ok, output) = say(0o777, "root:root");
     assert!(!ok && output.contains("cannot read and write"), "{output}");
+    // Left by workers of another user.
+    fs::rename(&log, bench.path(".audit.log.lock")).unwrap();
+    let (ok, output) = say(0o777, "root:root");
+    assert!(!ok && output.contains(".audit.log.lock"), "{output}");
 }
 
 #[test]

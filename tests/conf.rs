@@ -4,7 +4,7 @@
 //! with the file and the line that it is about: the one that ends with [`HERE`].
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, iter};
@@ -401,6 +401,14 @@ fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
         ),
         ("file", "compress gzip;", value("compress", "gzip", "\"on\" or \"off\"")),
         ("file", "path %PREFIX%;", value("path", "%PREFIX%", "a file, not a directory")),
+        ("file", "path audit/;", value("path", "audit/", "a file, not a directory")),
+        ("file", "path audit/.;", value("path", "audit/.", "a file, not a directory")),
+        ("file", "path audit/..;", value("path", "audit/..", "a file, not a directory")),
+        (
+            "file",
+            "path audit.gz;",
+            value("path", "audit.gz", "a name without \".gz\", which compressed backups end with"),
+        ),
         ("console", "out file;", value("out", "file", "\"stdout\" or \"stderr\"")),
         ("syslog", "server 127.0.0.1:0;", value("server", "127.0.0.1:0", server)),
         ("syslog", "server unix:log;", value("server", "unix:log", server)),
@@ -417,8 +425,9 @@ fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
         ),
         (
             "file",
-            "format json indent;",
-            "invalid parameter \"indent\" in \"format\" directive, it must be OPTION=VALUE".into(),
+            // It may be a key in the wrong place.
+            "format json %KEY%;",
+            "invalid parameter in \"format\" directive, it must be OPTION=VALUE".into(),
         ),
         (
             "file",
@@ -472,11 +481,36 @@ fn a_stream_target_that_lacks_something_is_refused_where_it_begins() {
 
 #[test]
 fn a_file_belongs_to_one_target() {
-    let target =
-        |name: &str, end: &str| format!("tirreno_target {name} {{ type file; path a.log; }}{end}");
-    let http = format!("{}\n{}", target("a", ""), target("b", HERE));
-    let message = "[emerg] target \"b\" has the same \"path\" as target \"a\"";
-    assert_says(configuration(&http), &[message]);
+    let target = |name: &str, path: &str, end: &str| {
+        format!("tirreno_target {name} {{ type file; path {path}; }}{end}")
+    };
+    for other in ["a.log", "%PREFIX%/a.log", "logs/../a.log"] {
+        let http = format!("{}\n{}", target("a", "a.log", ""), target("b", other, HERE));
+        let message = "[emerg] target \"b\" has the same \"path\" as target \"a\"";
+        assert_says(configuration(&http), &[message]);
+    }
+}
+
+#[test]
+fn a_prefix_may_be_relative() {
+    let http = "tirreno_target a { type file; path a.log; }
+                tirreno_target b { type file; path %PREFIX%/a.log; }";
+    let nginx = configuration(http).build();
+    nginx.test();
+    // From wherever this runs: the root is its own parent.
+    let prefix = Path::new(&"../".repeat(64)).join(nginx.prefix().strip_prefix("/").unwrap());
+    let (ok, output) = nginx_t(&prefix, &nginx.prefix().join("nginx.conf"));
+    assert!(!ok && output.contains("has the same \"path\" as target \"a\""), "{output}");
+}
+
+#[test]
+fn a_file_is_no_symbolic_link() {
+    let http = format!("tirreno_target {{\ntype file;\npath a.log; {HERE}\n}}");
+    let nginx = configuration(&http).build();
+    symlink("logs/a.log", nginx.prefix().join("a.log")).unwrap();
+    let message = "[emerg] invalid value \"a.log\" in \"path\" directive, it must be a file, not a \
+                   symbolic link";
+    assert_nginx_says(&nginx, &[message]);
 }
 
 #[test]

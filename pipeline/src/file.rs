@@ -1,13 +1,15 @@
 //! A file that is rotated.
 //!
-//! A batch is appended by one `write` under a lock on the file, which the kernel gives on when its
-//! holder dies. Several processes may use the file: an old and a new deliverer, those of two masters
-//! during a binary upgrade, and `logrotate`, whose work shows in that the path names another file.
-//! Whoever is about to write sees to it first that the last line is whole.
+//! A batch is appended by one `write` under a lock, which the kernel gives on when its holder dies. It
+//! is on a file beside, `.audit.log.lock`, that nobody else may open: whoever may read the log cannot
+//! stop it. Several processes may use the file: an old and a new deliverer, those of two masters during
+//! a binary upgrade, and `logrotate`, whose work shows in that the path names another file. Whoever is
+//! about to write sees to it first that the last line is whole.
 //!
 //! The file `audit.log` becomes `audit-2026-01-31T23-59-59.999.log`, with the time of its rotation in
-//! UTC, as Mattermost names its own, and that with `.gz` at its end when it is compressed. A thread
-//! compresses and deletes; what a killed one left undone, the next one does.
+//! UTC, as Mattermost names its own, and that with `.gz` at its end when it is compressed, after the next
+//! rotation: until then, whoever follows the log finds its end. A thread compresses and deletes; what a
+//! killed one left undone, the next one does.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Write};
@@ -30,13 +32,11 @@ const MODE: u32 = 0o640;
 const STAMP: &str = "%Y-%m-%dT%H-%M-%S%.3f";
 /// What two of them differ by at least.
 const MILLISECOND: TimeDelta = TimeDelta::milliseconds(1);
-/// How long another process may hold the lock …
-const LOCK: Duration = Duration::from_secs(1);
-/// … and how often it is asked for.
-const LOCK_POLL: Duration = Duration::from_millis(1);
+/// Mode of a file that is locked: who cannot open it cannot lock it.
+const LOCK_MODE: u32 = 0o600;
 /// How often the path may name another file while one batch is written.
 const MOVES: usize = 8;
-/// A torn line is looked for in so many bytes at the end of a file.
+/// A torn line has no more bytes than this.
 const LONGEST_LINE: u64 = 1 << 20;
 /// How often backups are looked at that nothing was added to: for `max_age`.
 const TIDY: Duration = Duration::from_secs(60 * 60);
@@ -46,7 +46,7 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// See the module.
 pub struct RotatedFile {
     config: FileConfig,
-    terminator: Vec<u8>,
+    lock: PathBuf,
     file: Option<File>,
     /// The time in the last backup's name.
     rotated: Option<DateTime<Utc>>,
@@ -57,16 +57,11 @@ pub struct RotatedFile {
 }
 
 impl RotatedFile {
-    /// The file, not opened yet, and the thread for its backups. Each line ends with `terminator`.
+    /// The file, not opened yet, and the thread for its backups.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(
-        config: &FileConfig,
-        terminator: &[u8],
-        label: &str,
-        journal: &Journal,
-    ) -> io::Result<Self> {
+    pub fn start(config: &FileConfig, label: &str, journal: &Journal) -> io::Result<Self> {
         let (tidy, orders) = bounded(1);
         let backups = Backups::new(config);
         let (label, journal) = (label.to_owned(), journal.clone());
@@ -77,7 +72,7 @@ impl RotatedFile {
         })?;
         Ok(Self {
             config: config.clone(),
-            terminator: terminator.to_vec(),
+            lock: lock_path(&config.path),
             file: None,
             rotated: None,
             tidy,
@@ -87,36 +82,38 @@ impl RotatedFile {
         })
     }
 
-    /// Appends whole lines: all of them, or on an error none.
+    /// Appends whole lines, which end with a newline: all of them, or on an error none.
     ///
     /// # Errors
-    /// They cannot be written now.
+    /// They cannot be written now; `ResourceBusy`: another process writes.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let _lock = lock(&self.lock)?.ok_or(io::ErrorKind::ResourceBusy)?;
         let mut may_rotate = true;
         for _ in 0..MOVES {
             let file = match self.file.take() {
                 Some(file) if is_at(&file, &self.config.path) => file,
                 _ => self.open()?,
             };
-            let locked = Locked::wait(file)?;
-            if !is_at(&locked.0, &self.config.path) {
+            let about = file.metadata()?;
+            let Some(len) = self.cut_torn_line(&file, about.len())? else {
+                let backup = self.rotate()?;
+                let (label, backup) = (&self.label, backup.display());
+                let text =
+                    format!("{label}: it ended with no line of ours, and is kept as \"{backup}\"");
+                self.journal.log(Level::Warn, text);
                 continue;
-            }
-            let about = locked.0.metadata()?;
-            let len = self.cut_torn_line(&locked.0, about.len())?;
+            };
             if may_rotate && self.is_due(len, lines.len(), about.modified()?) {
-                may_rotate = self.rotate();
-                drop(locked);
-                // A thread that has not come to the last order yet will see this file too.
-                let _ = self.tidy.try_send(());
+                // A directory that forbids it costs no event.
+                may_rotate = self.rotate().is_ok();
                 continue;
             }
-            let written = (&locked.0).write_all(lines);
+            let written = (&file).write_all(lines);
             if written.is_err() {
                 // Should that fail too, a torn line is cut off before the next one.
-                let _ = locked.0.set_len(len);
+                let _ = file.set_len(len);
             }
-            self.file = Some(locked.unlock()?);
+            self.file = Some(file);
             return written;
         }
         Err(io::ErrorKind::ResourceBusy.into())
@@ -128,34 +125,33 @@ impl RotatedFile {
             .append(true)
             .create(true)
             .mode(MODE)
-            .custom_flags(libc::O_NONBLOCK)
+            // A link would be renamed in the place of the file.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
             .open(&self.config.path)?;
-        // Neither locks nor lengths mean anything elsewhere.
+        // Lengths mean nothing elsewhere.
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
-    /// Cuts off what a killed process left behind the last whole line. Returns the length.
-    fn cut_torn_line(&self, file: &File, len: u64) -> io::Result<u64> {
-        let end = self.terminator.len() as u64;
-        let mut tail = vec![0; end.min(len) as usize];
-        file.read_exact_at(&mut tail, len.saturating_sub(end))?;
-        if tail == self.terminator || len == 0 {
-            return Ok(len);
+    /// Cuts off what a killed process left behind the last whole line, and returns the length; nothing
+    /// where what is there may be somebody else's: it has no line at all, or the rest is too long.
+    fn cut_torn_line(&self, file: &File, len: u64) -> io::Result<Option<u64>> {
+        let mut last = *b"\n";
+        if len > 0 {
+            file.read_exact_at(&mut last, len - 1)?;
         }
-        let mut tail = vec![0; LONGEST_LINE.min(len) as usize];
+        if last == *b"\n" {
+            return Ok(Some(len));
+        }
+        // With the newline before it.
+        let mut tail = vec![0; (LONGEST_LINE + 1).min(len) as usize];
         let start = len - tail.len() as u64;
         file.read_exact_at(&mut tail, start)?;
-        let last = tail.windows(self.terminator.len()).rposition(|bytes| bytes == self.terminator);
-        let whole = match last {
-            Some(at) => start + at as u64 + end,
-            None if start == 0 => 0,
-            // No line of ours is that long.
-            None => return Err(io::ErrorKind::InvalidData.into()),
-        };
+        let Some(newline) = tail.iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
+        let whole = start + newline as u64 + 1;
         file.set_len(whole)?;
         let text = format!("{}: {} bytes of a torn line were cut off", self.label, len - whole);
         self.journal.log(Level::Warn, text);
-        Ok(whole)
+        Ok(Some(whole))
     }
 
     fn is_due(&self, len: u64, more: usize, modified: SystemTime) -> bool {
@@ -168,8 +164,8 @@ impl RotatedFile {
                 || period(modified) < period(SystemTime::now()))
     }
 
-    /// Gives the file a backup's name. Whether that worked: a directory that forbids it costs no event.
-    fn rotate(&mut self) -> bool {
+    /// Gives the file a backup's name, and returns that.
+    fn rotate(&mut self) -> io::Result<PathBuf> {
         let names = Names::new(&self.config.path);
         // Later than the last one, also where that is deleted already: backups are ordered by it.
         let after_last = self.rotated.map_or(DateTime::UNIX_EPOCH, |last| last + MILLISECOND);
@@ -177,7 +173,8 @@ impl RotatedFile {
         while names.plain(now).exists() || names.compressed(now).exists() {
             now += MILLISECOND;
         }
-        let renamed = fs::rename(&self.config.path, names.plain(now));
+        let backup = names.plain(now);
+        let renamed = fs::rename(&self.config.path, &backup);
         self.rotated = Some(now);
         if let Err(error) = &renamed
             && self.said.may(Instant::now())
@@ -185,37 +182,44 @@ impl RotatedFile {
             let text = format!("{}: the file cannot be rotated: {}", self.label, error.kind());
             self.journal.log(Level::Error, text);
         }
-        renamed.is_ok()
+        // A thread that has not come to the last order yet will see this file too.
+        let _ = self.tidy.try_send(());
+        renamed.map(|()| backup)
     }
 }
 
 /// Whether `path` names this file.
 fn is_at(file: &File, path: &Path) -> bool {
     let id = |about: &fs::Metadata| (about.dev(), about.ino());
-    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if id(&a) == id(&b))
+    matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(a), Ok(b)) if id(&a) == id(&b))
 }
 
-/// A locked file; the lock ends with it.
-struct Locked(File);
+/// The file beside `path` whose lock says who writes to that.
+pub fn lock_path(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.lock"))
+}
 
-impl Locked {
-    fn wait(file: File) -> io::Result<Self> {
-        let deadline = Instant::now() + LOCK;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self(file)),
-                Err(TryLockError::Error(error)) => return Err(error),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    return Err(io::ErrorKind::ResourceBusy.into());
-                }
-                Err(TryLockError::WouldBlock) => thread::sleep(LOCK_POLL),
-            }
-        }
+/// Opens or makes a file that nobody but this user may open, and locks it; the lock ends with the
+/// result. Nothing where another process has it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(LOCK_MODE)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() || about.nlink() > 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-
-    fn unlock(self) -> io::Result<File> {
-        self.0.unlock()?;
-        Ok(self.0)
+    match file.try_lock() {
+        // Its holder may just have renamed it.
+        Ok(()) => Ok(is_at(&file, path).then_some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -281,10 +285,11 @@ impl Backups {
         lower_priority(NICE_SENDING);
         let mut said = Once::every(REPEAT);
         loop {
-            if let Err(error) = self.tidy(SystemTime::now().into())
+            if let Err((path, error)) = self.tidy(SystemTime::now().into())
                 && said.may(Instant::now())
             {
-                let text = format!("{label}: backups cannot be tidied up: {}", error.kind());
+                let (path, error) = (path.display(), error.kind());
+                let text = format!("{label}: \"{path}\" cannot be tidied up: {error}");
                 journal.log(Level::Error, text);
             }
             match orders.recv_timeout(TIDY) {
@@ -294,26 +299,38 @@ impl Backups {
         }
     }
 
-    fn tidy(&self, now: DateTime<Utc>) -> io::Result<()> {
+    /// Compresses and deletes what is due. An error is the first of all, with its file.
+    fn tidy(&self, now: DateTime<Utc>) -> Result<(), (PathBuf, io::Error)> {
+        let times = self.times().map_err(|error| (self.names.directory.clone(), error))?;
+        let surplus = self.config.max_backups.map_or(0, |most| times.len().saturating_sub(most));
+        let too_old = self.config.max_age.and_then(|age| TimeDelta::from_std(age).ok());
+        let newest = times.last().copied();
+        let mut result = Ok(());
+        for (i, time) in times.into_iter().enumerate() {
+            let (plain, compressed) = (self.names.plain(time), self.names.compressed(time));
+            let done = if i < surplus || too_old.is_some_and(|age| now - time > age) {
+                let files = [&plain, &compressed, &with_end(&plain, ".tmp")];
+                // Each, whatever becomes of the others.
+                files.map(|file| gone(fs::remove_file(file))).into_iter().collect()
+            } else if self.config.compress && Some(time) != newest {
+                gone(compress(&plain, &compressed))
+            } else {
+                Ok(())
+            };
+            result = result.and(done.map_err(|error| (plain, error)));
+        }
+        result
+    }
+
+    /// The times of all backups, sorted.
+    fn times(&self) -> io::Result<Vec<DateTime<Utc>>> {
         let mut times = Vec::new();
         for entry in fs::read_dir(&self.names.directory)? {
             times.extend(entry?.file_name().to_str().and_then(|name| self.names.time(name)));
         }
         times.sort_unstable();
         times.dedup();
-        let surplus = self.config.max_backups.map_or(0, |most| times.len().saturating_sub(most));
-        let too_old = self.config.max_age.and_then(|age| TimeDelta::from_std(age).ok());
-        for (i, time) in times.into_iter().enumerate() {
-            let plain = self.names.plain(time);
-            if i < surplus || too_old.is_some_and(|age| now - time > age) {
-                for path in [&plain, &self.names.compressed(time), &with_end(&plain, ".tmp")] {
-                    gone(fs::remove_file(path))?;
-                }
-            } else if self.config.compress {
-                gone(compress(&plain, &self.names.compressed(time)))?;
-            }
-        }
-        Ok(())
+        Ok(times)
     }
 }
 
@@ -325,24 +342,19 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Replaces a file with a compressed one. At each moment one of the two is whole.
+/// Replaces a file with a compressed one. At each moment one of the two is whole, on the disk too.
 fn compress(plain: &Path, compressed: &Path) -> io::Result<()> {
-    let file = match Locked::wait(File::open(plain)?) {
-        // Another process does it.
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(()),
-        locked => locked?.0,
-    };
-    if !is_at(&file, plain) {
-        return Ok(());
-    }
+    let file = File::open(plain)?;
     let part = with_end(plain, ".tmp");
+    // Else another process does it.
+    let Some(out) = lock(&part)? else { return Ok(()) };
     let written = (|| {
-        let mode = file.metadata()?.mode();
-        let out =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&part)?;
-        let mut encoder = GzEncoder::new(out, Compression::default());
+        out.set_len(0)?;
+        let mut encoder = GzEncoder::new(&out, Compression::default());
         io::copy(&mut BufReader::with_capacity(1 << 16, &file), &mut encoder)?;
         encoder.finish()?;
+        out.set_permissions(file.metadata()?.permissions())?;
+        out.sync_all()?;
         fs::rename(&part, compressed)
     })();
     match written {
@@ -357,6 +369,7 @@ fn compress(plain: &Path, compressed: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use flate2::read::GzDecoder;
     use tempfile::TempDir;
@@ -385,18 +398,19 @@ mod tests {
         }
 
         fn open(&self) -> RotatedFile {
-            RotatedFile::start(&self.config, b"\n", "t", &journal().0).unwrap()
+            RotatedFile::start(&self.config, "t", &journal().0).unwrap()
         }
 
         fn content(&self) -> String {
             fs::read_to_string(&self.config.path).unwrap()
         }
 
-        /// The names beside the file, sorted.
+        /// The names beside the file and its lock, sorted.
         fn backups(&self) -> Vec<String> {
             let names = fs::read_dir(self.dir.path()).unwrap();
             let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            let mut names: Vec<_> = names.filter(|name| name != "audit.log").collect();
+            let mut names: Vec<_> =
+                names.filter(|n| n != "audit.log" && n != ".audit.log.lock").collect();
             names.sort();
             names
         }
@@ -405,22 +419,45 @@ mod tests {
     #[test]
     fn a_torn_line_is_cut_off() {
         let bench = Bench::new();
+        let longest = format!("a\n{}", "x".repeat(LONGEST_LINE as usize));
         for (before, after) in
-            [("a\nto", "a\nb\n"), ("torn", "b\n"), ("a\n", "a\nb\n"), ("", "b\n")]
+            [("a\nto", "a\nb\n"), ("a\n", "a\nb\n"), ("", "b\n"), (&longest, "a\nb\n")]
         {
             fs::write(&bench.config.path, before).unwrap();
             bench.open().append(b"b\n").unwrap();
             assert_eq!(bench.content(), after);
+            assert_eq!(bench.backups(), [""; 0]);
         }
     }
 
     #[test]
-    fn what_is_no_log_is_left_alone() {
+    fn what_may_be_no_line_of_ours_is_kept() {
+        let too_long = format!("a\n{}", "x".repeat(LONGEST_LINE as usize + 1));
+        for before in ["somebody's", "a||b||", &too_long] {
+            let bench = Bench::new();
+            fs::write(&bench.config.path, before).unwrap();
+            let (journal, lines) = journal();
+            let mut file = RotatedFile::start(&bench.config, "t", &journal).unwrap();
+            file.append(b"b\n").unwrap();
+            file.append(b"c\n").unwrap();
+            assert_eq!(bench.content(), "b\nc\n");
+            let [backup] = bench.backups().try_into().unwrap();
+            let kept = fs::read_to_string(bench.dir.path().join(&backup)).unwrap();
+            assert!(kept == before, "{} bytes", kept.len());
+            let [said] = lines.drain().collect::<Vec<_>>().try_into().unwrap();
+            assert!(said.level == Level::Warn && said.text.contains(&backup), "{}", said.text);
+        }
+    }
+
+    #[test]
+    fn a_line_ends_with_more_than_a_newline_or_another_one() {
+        // As after a reload with another `line_end`.
         let bench = Bench::new();
-        let other = vec![b'x'; LONGEST_LINE as usize + 1];
-        fs::write(&bench.config.path, &other).unwrap();
-        assert!(bench.open().append(b"b\n").is_err());
-        assert_eq!(bench.content().len(), other.len());
+        fs::write(&bench.config.path, "a\nb\n").unwrap();
+        bench.open().append(b"c\r\n").unwrap();
+        bench.open().append(b"d\n--\n").unwrap();
+        bench.open().append(b"e\r\n").unwrap();
+        assert_eq!(bench.content(), "a\nb\nc\r\nd\n--\ne\r\n");
     }
 
     #[test]
@@ -474,7 +511,7 @@ mod tests {
     fn backups_are_compressed_and_deleted() {
         let mut bench = Bench::new();
         bench.config.compress = true;
-        bench.config.max_backups = Some(3);
+        bench.config.max_backups = Some(4);
         bench.config.max_age = Some(Duration::from_secs(3600));
         let now = "2026-01-31T12:00:00Z".parse::<DateTime<Utc>>().unwrap();
         let ours = [
@@ -485,7 +522,8 @@ mod tests {
             // A killed process left these.
             ("audit-2026-01-31T11-59-00.000.log", "half done"),
             ("audit-2026-01-31T11-59-00.000.log.gz", "ha"),
-            ("audit-2026-01-31T11-59-00.000.log.tmp", "ha"),
+            ("audit-2026-01-31T11-59-00.000.log.tmp", "half"),
+            ("audit-2026-01-31T11-59-30.000.log", "newest"),
         ];
         let others = [
             "audit-2020-01-31T10-00-00.000.log.bak",
@@ -502,6 +540,9 @@ mod tests {
         backups.tidy(now).unwrap();
         let (compressed, rest): (Vec<_>, Vec<_>) =
             bench.backups().into_iter().partition(|name| name.ends_with(".gz"));
+        // It is compressed once it is not the newest any more.
+        let mut others = others.map(String::from).to_vec();
+        others.insert(3, "audit-2026-01-31T11-59-30.000.log".into());
         assert_eq!(rest, others);
         let expected = ["11-40-00", "11-50-00", "11-59-00"];
         assert_eq!(compressed, expected.map(|time| format!("audit-2026-01-31T{time}.000.log.gz")));
@@ -515,15 +556,84 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_process_holds_is_waited_for() {
+    fn one_bad_backup_does_not_keep_the_others() {
+        let mut bench = Bench::new();
+        bench.config.max_backups = Some(2);
+        bench.config.compress = true;
+        let name = |hour| format!("audit-2026-01-31T{hour}-00-00.000.log");
+        // Too many: the first two.
+        for bad in ["01", "03"] {
+            fs::create_dir(bench.dir.path().join(name(bad))).unwrap();
+        }
+        for good in ["02", "04"] {
+            fs::write(bench.dir.path().join(name(good)), "a\n").unwrap();
+        }
+        let now = "2026-01-31T12:00:00Z".parse().unwrap();
+        let (path, _) = Backups::new(&bench.config).tidy(now).unwrap_err();
+        assert_eq!(path, bench.dir.path().join(name("01")));
+        assert_eq!(bench.backups(), [name("01"), name("03"), name("04")]);
+        fs::remove_dir(bench.dir.path().join(name("01"))).unwrap();
+        fs::write(bench.dir.path().join(name("05")), "a\n").unwrap();
+        bench.config.max_backups = None;
+        let (path, _) = Backups::new(&bench.config).tidy(now).unwrap_err();
+        assert_eq!(path, bench.dir.path().join(name("03")));
+        assert_eq!(bench.backups(), [name("03"), name("04") + ".gz", name("05")]);
+    }
+
+    #[test]
+    fn a_compressed_backup_has_the_mode_of_the_file() {
+        let bench = Bench::new();
+        let plain = bench.dir.path().join("plain");
+        fs::write(&plain, "a\n").unwrap();
+        fs::set_permissions(&plain, fs::Permissions::from_mode(0o640)).unwrap();
+        let compressed = with_end(&plain, ".gz");
+        // Another process is at it.
+        let other = lock(&with_end(&plain, ".tmp")).unwrap();
+        compress(&plain, &compressed).unwrap();
+        assert!(plain.exists() && !compressed.exists());
+        drop(other);
+        compress(&plain, &compressed).unwrap();
+        assert!(!plain.exists());
+        assert_eq!(compressed.metadata().unwrap().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn another_process_that_writes_is_not_waited_for() {
         let bench = Bench::new();
         let mut file = bench.open();
         file.append(b"a\n").unwrap();
-        let other = File::open(&bench.config.path).unwrap();
-        other.lock().unwrap();
+        let other = lock(&lock_path(&bench.config.path)).unwrap().unwrap();
+        assert_eq!(other.metadata().unwrap().mode() & 0o777, 0o600);
         assert_eq!(file.append(b"b\n").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(other);
         file.append(b"c\n").unwrap();
         assert_eq!(bench.content(), "a\nc\n");
+    }
+
+    #[test]
+    fn who_may_read_the_file_cannot_stop_it() {
+        let bench = Bench::new();
+        let mut file = bench.open();
+        file.append(b"a\n").unwrap();
+        let reader = File::open(&bench.config.path).unwrap();
+        reader.lock().unwrap();
+        file.append(b"b\n").unwrap();
+        assert_eq!(bench.content(), "a\nb\n");
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let bench = Bench::new();
+        let victim = bench.dir.path().join("victim");
+        for (link, other) in [
+            (bench.config.path.clone(), lock_path(&bench.config.path)),
+            (lock_path(&bench.config.path), bench.config.path.clone()),
+        ] {
+            symlink(&victim, &link).unwrap();
+            assert!(bench.open().append(b"a\n").is_err());
+            assert!(!victim.exists());
+            fs::remove_file(&link).unwrap();
+            let _ = fs::remove_file(&other);
+        }
     }
 }

@@ -103,8 +103,9 @@ impl FormatConfig {
                 _ => Err(Mistake::Unknown),
             };
             read.map_err(|mistake| match mistake {
+                // It is not repeated: it may be the start of a key, which may end with `=`.
                 Mistake::Unknown => format!(
-                    "unknown option \"{option}\" of format \"{name}\", it must be one of {}",
+                    "unknown option of format \"{name}\", it must be one of {}",
                     format.options().map(|o| format!("\"{o}\"")).collect::<Vec<_>>().join(", ")
                 ),
                 Mistake::MustBe(what) => format!(

@@ -119,7 +119,7 @@ pub struct SpoolConfig {
 pub enum SpoolError {
     /// SQLite's error.
     Database(rusqlite::Error),
-    /// The file system has less than [`RESERVE`] left.
+    /// The file system has less than 8 MB left.
     NoReserve,
     /// Another version of the module made it.
     Layout,

@@ -4,7 +4,7 @@
 //! killed loses nothing, and the next one at most repeats a batch. While the file cannot be written,
 //! events wait in the queue.
 //!
-//! Everything else has a thread, the [`Sender`], that sends what is in the queue. What it has sent stays
+//! Everything else has a thread, the `Sender`, that sends what is in the queue. What it has sent stays
 //! there until the receiver's system confirmed it and the connection outlived that a little: it is sent
 //! again when the connection breaks before.
 
@@ -147,6 +147,10 @@ impl Backoff {
 
     fn succeeded(&mut self) {
         *self = Self::new(self.most);
+    }
+
+    fn is_longest(&self) -> bool {
+        self.length == self.most
     }
 
     fn left(&self, now: Instant) -> Duration {
@@ -296,8 +300,11 @@ impl FileOutlet {
             }
             Err(error) => {
                 let now = Instant::now();
+                // Another process that writes is no trouble, unless it does not end.
+                if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
+                    self.mood.failed(shared, error.into(), now);
+                }
                 self.backoff.failed(now);
-                self.mood.failed(shared, error.into(), now);
                 false
             }
         }
@@ -336,9 +343,9 @@ impl Stream {
             journal: journal.clone(),
         });
         let writer = Writer::new(&config.privacy, stream);
-        let outlet = match (&stream.sink, &writer.frame) {
-            (Sink::File(file), Frame::Terminated(terminator)) => {
-                let file = RotatedFile::start(file, terminator, &shared.label, journal)?;
+        let outlet = match &stream.sink {
+            Sink::File(file) => {
+                let file = RotatedFile::start(file, &shared.label, journal)?;
                 let (backoff, mood) = (Backoff::new(BACKOFF_MAX_FILE), Mood::new());
                 Outlet::File(Box::new(FileOutlet {
                     file,
@@ -348,7 +355,7 @@ impl Stream {
                     lines: Vec::new(),
                 }))
             }
-            (sink, _) => {
+            sink => {
                 let sender = Sender::new(shared.clone(), sink.clone(), writer);
                 let thread = thread::Builder::new().name("tirreno-stream".into());
                 Outlet::Thread(Some(thread.spawn(move || sender.run())?))

@@ -229,11 +229,12 @@ impl<'a> Entry<'a> {
         format!("{} {}", self.event, self.outcome.name())
     }
 
-    /// The URL's path, as the client wrote it.
+    /// The URL's path, as the client wrote it; `tirreno_param` may have put a host before it.
     pub(super) fn api_path(&self) -> Option<&str> {
         let url = self.url.as_deref()?;
         // It ends at an ASCII character.
-        url.get(path::locate(url.as_bytes())).filter(|path| !path.is_empty())
+        let path = url.get(path::locate(url.as_bytes()))?;
+        path.find('/').map(|start| &path[start..])
     }
 
     /// The value of a segment of the path.

@@ -459,6 +459,26 @@ fn posts_are_pinned() {
 }
 
 #[test]
+fn the_path_begins_behind_the_host() {
+    for (url, path) in [
+        ("/a/b?x=/c", Some("/a/b")),
+        ("//a/b", Some("//a/b")),
+        ("https://example.com/a#/b", Some("/a")),
+        // `tirreno_param url $host$request_uri`.
+        ("example.com/a/b?x", Some("/a/b")),
+        ("[2001:db8::1]:8080/a", Some("/a")),
+        ("example.com?x=/a", None),
+        ("*", None),
+    ] {
+        let request = Request { params: vec![(Param::Url, url.as_bytes())], ..Request::default() };
+        let json = request.json(&formatter("json", &[]));
+        assert_eq!(json.get("api_path").and_then(Value::as_str), path, "{url}");
+        let ecs = request.json(&formatter("ecs", &[]));
+        assert_eq!(ecs["url"].get("path").and_then(Value::as_str), path, "{url}");
+    }
+}
+
+#[test]
 fn segments_do_not_take_the_place_of_fields() {
     let segments: Vec<(&str, &[u8])> = vec![
         ("user_id", b"u2"),
@@ -537,15 +557,10 @@ fn a_given_time_counts_if_it_is_one() {
 fn mistakes_say_what_it_must_be() {
     for (name, option, value, error) in [
         ("xml", "", "", "unknown format \"xml\", it must be \"json\", \"plain\", \"gelf\", "),
-        (
-            "json",
-            "delim",
-            "|",
-            "unknown option \"delim\" of format \"json\", it must be one of \"dis",
-        ),
+        ("json", "delim", "|", "unknown option of format \"json\", it must be one of \"dis"),
         ("gelf", "x", "y", "it must be one of \"hostname\", \"cluster_id\", \"hash_key_file\""),
         ("ecs", "disable_level", "on", "it must be one of \"cluster_id\", \"hash_key_file\""),
-        ("plain", "disable_stacktrace", "on", "unknown option \"disable_stacktrace\""),
+        ("plain", "disable_stacktrace", "on", "unknown option of format \"plain\""),
         (
             "json",
             "disable_level",
@@ -564,11 +579,13 @@ fn mistakes_say_what_it_must_be() {
         ("plain", "line_end", "|", "a newline at its end"),
         ("gelf", "hostname", "", "a text that is not empty"),
         ("json", "cluster_id", "", "a text that is not empty"),
-        ("json", "hostname", "h", "unknown option \"hostname\""),
+        ("json", "hostname", "h", "unknown option of format \"json\""),
     ] {
         let message = FormatConfig::parse(name, &[(option, value)]).unwrap_err();
         assert!(message.contains(error), "{message}");
     }
+    let message = FormatConfig::parse("json", &[("5ecr3tK3y", "=")]).unwrap_err();
+    assert!(!message.contains("5ecr3tK3y"), "{message}");
     let twice = FormatConfig::parse("json", &[("cluster_id", "a"), ("cluster_id", "b")]);
     assert_eq!(twice.unwrap_err(), "duplicate option \"cluster_id\" of format \"json\"");
     let config = FormatConfig::parse("ecs", &[("hash_key_file", "/etc/key")]).unwrap();

@@ -1,6 +1,6 @@
 //! The parameters of targets of the types `file`, `console`, `syslog` and `tcp`.
 
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::time::Duration;
 
 use nginx_sys::{ngx_conf_t, ngx_str_t};
@@ -59,11 +59,7 @@ impl Draft {
         match name {
             "format" => self.format = Some(read_format(cf, args)?),
             "path" => {
-                let path = cf.prefix_name(value.text).ok_or("no memory for a path")?;
-                if path.is_dir() || path.file_name().is_none() {
-                    return Err(value.invalid("a file, not a directory"));
-                }
-                self.path = Some((path, cf.place()));
+                self.path = Some((read_path(cf, &value)?, cf.place()));
             }
             "max_size" => self.max_size = Some(size_or_off(&value)?),
             "rotate" => self.rotate = age_or_off(&value)?,
@@ -203,13 +199,37 @@ fn one_of(names: &str) -> String {
     format!("one of {names}")
 }
 
+/// The file's one full name, however it is written. That it is no link matters to who renames it.
+fn read_path(cf: &mut ngx_conf_t, value: &Argument<'_>) -> Result<PathBuf, String> {
+    let must = "a file, not a directory";
+    let path = cf.prefix_name(value.text).ok_or("no memory for a path")?;
+    // nginx's prefix may be relative itself.
+    let path = path::absolute(path).map_err(|error| format!("no working directory: {error}"))?;
+    let text = value.text.as_bytes();
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(value.invalid(must));
+    };
+    if path.is_dir() || text.ends_with(b"/") || text.ends_with(b"/.") {
+        return Err(value.invalid(must));
+    }
+    if path.is_symlink() {
+        return Err(value.invalid("a file, not a symbolic link"));
+    }
+    if name.as_encoded_bytes().ends_with(b".gz") {
+        return Err(value.invalid("a name without \".gz\", which compressed backups end with"));
+    }
+    // Where the directory does not exist, that is said once the whole configuration is read.
+    Ok(directory.canonicalize().map_or_else(|_| path.clone(), |directory| directory.join(name)))
+}
+
 /// `name [option=value …]`.
 fn read_format(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<FormatConfig, String> {
     let texts: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
     let mut options = Vec::new();
     for text in &texts[1..] {
+        // It is not repeated: it may be a key.
         options.push(text.split_once('=').ok_or_else(|| {
-            format!("invalid parameter \"{text}\" in \"format\" directive, it must be OPTION=VALUE")
+            "invalid parameter in \"format\" directive, it must be OPTION=VALUE".to_owned()
         })?);
     }
     let mut format = FormatConfig::parse(&texts[0], &options)
