@@ -126,8 +126,8 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
                 ngx_log_error!(
                     NGX_LOG_WARN,
                     log,
-                    "tirreno: the lock of \"{}\" cannot be used: {error}; during a binary upgrade, events \
-                 may be sent out of order",
+                    "tirreno: the lock of \"{}\" cannot be used: {error}; during a binary upgrade, \
+                     events may be sent out of order",
                     place.0.display()
                 );
             }

@@ -126,8 +126,8 @@ pub enum Sink {
     Tcp(ServerConfig),
 }
 
-/// A file that is rotated.
-#[derive(Clone, Debug)]
+/// A file that is rotated. The default is never rotated.
+#[derive(Clone, Debug, Default)]
 pub struct FileConfig {
     /// Its path.
     pub path: PathBuf,

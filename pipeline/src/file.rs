@@ -385,15 +385,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let config = FileConfig {
-                path: dir.path().join("audit.log"),
-                place: String::new(),
-                max_size: None,
-                rotate: None,
-                max_age: None,
-                max_backups: None,
-                compress: false,
-            };
+            let config = FileConfig { path: dir.path().join("audit.log"), ..FileConfig::default() };
             Self { dir, config }
         }
 

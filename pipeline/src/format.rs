@@ -142,13 +142,13 @@ impl FormatConfig {
 impl Format {
     /// The names of its options.
     fn options(&self) -> impl Iterator<Item = &'static str> {
-        let own: &[_] = match self {
-            Self::Json(_) => &json::OPTIONS,
-            Self::Plain(_) => &plain::OPTIONS,
-            Self::Gelf { .. } => &["hostname"],
-            Self::Mattermost | Self::MattermostV7 | Self::Ecs => &[],
+        let (shared, own): (&[_], &[_]) = match self {
+            Self::Json(_) => (&json::OPTIONS, &[]),
+            Self::Plain(_) => (&json::OPTIONS, &plain::OPTIONS),
+            Self::Gelf { .. } => (&[], &["hostname"]),
+            Self::Mattermost | Self::MattermostV7 | Self::Ecs => (&[], &[]),
         };
-        own.iter().copied().chain(["cluster_id", "hash_key_file"])
+        shared.iter().chain(own).copied().chain(["cluster_id", "hash_key_file"])
     }
 }
 

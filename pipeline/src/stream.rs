@@ -702,15 +702,7 @@ mod tests {
     }
 
     fn file(path: &Path) -> Sink {
-        Sink::File(FileConfig {
-            path: path.into(),
-            place: String::new(),
-            max_size: None,
-            rotate: None,
-            max_age: None,
-            max_backups: None,
-            compress: false,
-        })
+        Sink::File(FileConfig { path: path.into(), ..FileConfig::default() })
     }
 
     #[test]

@@ -448,18 +448,14 @@ impl Target {
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
         }
-        if store.may_send() {
-            let read = self.read_spool(&store);
-            let now = Instant::now();
-            if read.is_some() {
-                self.last_read = now;
-            }
-            // Where it cannot be read for a while, what is in memory does not wait for what is in it.
-            if read == Some(true) || now - self.last_read >= UNREAD {
-                self.send_unspooled();
-            }
-        } else if store.is_shut() {
-            // Nobody can be asked who sends: what is in memory is known to this process only.
+        let read = if store.may_send() { self.read_spool(&store) } else { Some(false) };
+        let now = Instant::now();
+        if read.is_some() {
+            self.last_read = now;
+        }
+        // What is in memory comes behind what is in the spool, unless that cannot even be opened, or not
+        // be read for a while.
+        if read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD {
             self.send_unspooled();
         }
     }

@@ -42,14 +42,14 @@ impl Formatter for Escaping {
     }
 }
 
-/// Its options.
+/// Its options, which `plain` has too.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
-    disable_timestamp: bool,
-    disable_level: bool,
-    disable_msg: bool,
-    disable_fields: bool,
-    timestamp_format: TimeFormat,
+    pub(super) disable_timestamp: bool,
+    pub(super) disable_level: bool,
+    pub(super) disable_msg: bool,
+    pub(super) disable_fields: bool,
+    pub(super) timestamp_format: TimeFormat,
 }
 
 /// Their names.

@@ -3,49 +3,31 @@
 use std::fmt::Write as _;
 
 use super::entry::{Entry, Outcome};
-use super::{Mistake, TimeFormat, escape, flag, is_unseen};
+use super::{Mistake, escape, flag, is_unseen, json};
 
 /// Its options.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
-    disable_timestamp: bool,
-    disable_level: bool,
-    disable_msg: bool,
-    disable_fields: bool,
+    parts: json::Options,
     delim: String,
     min_level_len: usize,
     min_msg_len: usize,
-    timestamp_format: TimeFormat,
     /// What ends a record.
     pub(super) line_end: String,
     enable_color: bool,
 }
 
-/// Their names.
-pub(super) const OPTIONS: [&str; 10] = [
-    "disable_timestamp",
-    "disable_level",
-    "disable_msg",
-    "disable_fields",
-    "delim",
-    "min_level_len",
-    "min_msg_len",
-    "timestamp_format",
-    "line_end",
-    "enable_color",
-];
+/// The names of those that only it has.
+pub(super) const OPTIONS: [&str; 5] =
+    ["delim", "min_level_len", "min_msg_len", "line_end", "enable_color"];
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            disable_timestamp: false,
-            disable_level: false,
-            disable_msg: false,
-            disable_fields: false,
+            parts: json::Options::default(),
             delim: " ".into(),
             min_level_len: 0,
             min_msg_len: 0,
-            timestamp_format: TimeFormat::default(),
             line_end: "\n".into(),
             enable_color: false,
         }
@@ -63,10 +45,6 @@ fn length(value: &str) -> Result<usize, Mistake> {
 impl Options {
     pub(super) fn set(&mut self, option: &str, value: &str) -> Result<(), Mistake> {
         match option {
-            "disable_timestamp" => self.disable_timestamp = flag(value)?,
-            "disable_level" => self.disable_level = flag(value)?,
-            "disable_msg" => self.disable_msg = flag(value)?,
-            "disable_fields" => self.disable_fields = flag(value)?,
             "delim" => {
                 let parts = |c: char| {
                     c == '\t' || !c.is_alphanumeric() && !"\"\\=".contains(c) && !is_unseen(c)
@@ -78,7 +56,6 @@ impl Options {
             }
             "min_level_len" => self.min_level_len = length(value)?,
             "min_msg_len" => self.min_msg_len = length(value)?,
-            "timestamp_format" => self.timestamp_format = TimeFormat::parse(value)?,
             "line_end" => {
                 // No value holds a newline: with it, none can hold the end of a line.
                 if !value.ends_with('\n') {
@@ -87,27 +64,28 @@ impl Options {
                 self.line_end = value.to_owned();
             }
             "enable_color" => self.enable_color = flag(value)?,
-            _ => return Err(Mistake::Unknown),
+            _ => return self.parts.set(option, value),
         }
         Ok(())
     }
 
     pub(super) fn write(&self, entry: &Entry<'_>, out: &mut Vec<u8>) {
+        let parts = &self.parts;
         let mut line = String::with_capacity(512);
-        if !self.disable_timestamp {
-            line += &self.timestamp_format.write(entry.time);
+        if !parts.disable_timestamp {
+            line += &parts.timestamp_format.write(entry.time);
             line += &self.delim;
         }
-        if !self.disable_level {
+        if !parts.disable_level {
             self.level(entry, &mut line);
             line += &self.delim;
         }
-        if !self.disable_msg {
+        if !parts.disable_msg {
             let width = self.min_msg_len;
             // Writing to a String does not fail.
             let _ = write!(line, "{:width$}{}", entry.message(), self.delim);
         }
-        if !self.disable_fields {
+        if !parts.disable_fields {
             for (name, value) in entry.fields() {
                 line += &name;
                 line.push('=');
