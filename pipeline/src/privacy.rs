@@ -355,6 +355,22 @@ mod tests {
     }
 
     #[test]
+    fn what_tells_users_apart_tells_no_more_than_the_target_may_know() {
+        let key = |privacy: &Privacy, params: &[(Param, &str)]| {
+            let bytes = written(&capture(params));
+            privacy.view(Record::parse(&bytes).unwrap()).user_key()
+        };
+        let (plain, hashed, masked) = (Privacy::default(), hashed(), mask(24, 56));
+        let (ann, bob) = ([(Param::UserName, "ann")], [(Param::UserName, "bob")]);
+        assert_ne!(key(&plain, &ann), key(&hashed, &ann));
+        assert_ne!(key(&hashed, &ann), key(&hashed, &bob));
+        assert_eq!(key(&hashed, &ann), key(&hashed, &ann));
+        let (here, near) = ([(Param::IpAddress, "192.0.2.1")], [(Param::IpAddress, "192.0.2.9")]);
+        assert_ne!(key(&plain, &here), key(&plain, &near));
+        assert_eq!(key(&masked, &here), key(&masked, &near));
+    }
+
+    #[test]
     fn segments_name_no_user() {
         let mut capture = capture(&[(Param::UserName, "user")]);
         capture.set_extra(Extra::Segments, b"user\0user\0team\0user-team\0user_id\0us%65r\0");
