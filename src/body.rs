@@ -9,7 +9,7 @@ use nginx_sys::{
 };
 use ngx::core::Status;
 use ngx::http::HttpModuleLocationConf;
-use tirreno_pipeline::body::{Fields, MAX_BODY, Values};
+use tirreno_pipeline::capture::body::{Fields, MAX_BODY, Values};
 use zeroize::Zeroizing;
 
 use crate::conf::value::bytes;

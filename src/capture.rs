@@ -21,15 +21,15 @@ use nginx_sys::{
 use ngx::core::Status;
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
-use tirreno_pipeline::accounts::{AccountKey, Accounts};
+use tirreno_pipeline::capture::known_accounts::{AccountKey, KnownAccounts};
+use tirreno_pipeline::capture::level::Level;
+use tirreno_pipeline::capture::path;
+use tirreno_pipeline::capture::redact::{self, FindSegments, Redaction};
+use tirreno_pipeline::capture::rules::{Rules, Segments};
+use tirreno_pipeline::capture::session;
 use tirreno_pipeline::event::{EventType, Param};
-use tirreno_pipeline::level::Level;
-use tirreno_pipeline::path;
 use tirreno_pipeline::record::{Capture, Extra, TRACE_LEN, TooLong, push_segment};
-use tirreno_pipeline::redact::{self, FindSegments, Redaction};
-use tirreno_pipeline::rules::{Rules, Segments};
-use tirreno_pipeline::session;
-use tirreno_pipeline::zone::SkipReason;
+use tirreno_pipeline::shm::zone::SkipReason;
 
 use crate::conf::rule::{Rule, RuleSet, Unknown, User};
 use crate::conf::value::{Sourced, bytes, is_off, set_variable, variable_text};
@@ -407,7 +407,7 @@ unsafe fn user<'r>(r: *mut ngx_http_request_t, users: &[Sourced], refused: bool)
 struct Account<'r> {
     name: &'r str,
     key: AccountKey,
-    accounts: Accounts,
+    accounts: KnownAccounts,
     pool: *mut ngx_pool_t,
     /// When the request began, milliseconds since the epoch.
     time_ms: i64,
@@ -422,7 +422,7 @@ impl<'r> Account<'r> {
             let name = rule.body_fields().find_map(|fields| body::account(r, fields))?;
             (name, (*r).pool, start_ms(&*r))
         };
-        let accounts = main.zone?.accounts();
+        let accounts = main.zone?.known_accounts();
         Some(Self { name, key: accounts.key(name), accounts, pool, time_ms })
     }
 

@@ -16,11 +16,11 @@ use nginx_sys::{
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
 use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
 use ngx::ngx_string;
+use tirreno_pipeline::capture::path;
+use tirreno_pipeline::capture::redact::Redaction;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
-use tirreno_pipeline::path;
-use tirreno_pipeline::redact::Redaction;
-use tirreno_pipeline::zone::{MAX_TARGETS, Zone};
+use tirreno_pipeline::shm::zone::{MAX_TARGETS, Zone};
 
 use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
 use self::rule::{Entry, RuleSet};

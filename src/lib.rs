@@ -4,7 +4,7 @@
 //!
 //! - [`conf`] reads the directives,
 //! - [`zone`] asks nginx for the shared memory,
-//! - [`access`] tells whether the workers' user can use a file,
+//! - [`permissions`] tells whether the workers' user can use a file,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`body`] reads the account that a login's body names,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
@@ -24,10 +24,10 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 
 use crate::conf::{COMMANDS, LocationConf, MainConf};
 
-mod access;
 mod body;
 mod capture;
 mod conf;
+mod permissions;
 mod response;
 mod status;
 mod variables;

@@ -4,7 +4,7 @@ use nginx_sys::{
     ngx_cached_time, ngx_http_request_t, ngx_http_upstream_state_t, ngx_list_part_t, ngx_list_t,
     ngx_parse_http_time, ngx_table_elt_t,
 };
-use tirreno_pipeline::cookie;
+use tirreno_pipeline::capture::cookie;
 
 use crate::conf::value::bytes;
 

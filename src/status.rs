@@ -12,7 +12,7 @@ use ngx::http::HttpModuleMainConf;
 use ngx::ngx_string;
 use serde_json::{Map, Value, json};
 use tirreno_pipeline::config::TargetConfig;
-use tirreno_pipeline::zone::Zone;
+use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
 use crate::{TirrenoModule, guarded};

@@ -15,11 +15,11 @@ use nginx_sys::{
 };
 use ngx::log::ngx_cycle_log;
 use ngx::ngx_log_error;
-use tirreno_pipeline::deliverer::{Deliverer, Setup};
-use tirreno_pipeline::journal::{Journal, Level, Reader, journal};
+use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::log_queue::{Level, LogQueue, Reader, log_queue};
 use tirreno_pipeline::record::{Capture, TRACE_LEN};
-use tirreno_pipeline::ring::{Producer, PushError};
-use tirreno_pipeline::zone::SkipReason;
+use tirreno_pipeline::shm::ring::{Producer, PushError};
+use tirreno_pipeline::shm::zone::SkipReason;
 
 use crate::capture::NoEvent;
 use crate::conf::MainConf;
@@ -47,8 +47,8 @@ thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
 }
 
-/// The journal for the panic hook, which any thread may run.
-static JOURNAL: OnceLock<Journal> = OnceLock::new();
+/// The log for the panic hook, which any thread may run.
+static LOG_QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// Starts what a worker needs; other processes (cache manager, `nginx -s`) get nothing.
 pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
@@ -59,9 +59,9 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         return;
     }
     make_system_calls_cheap();
-    let (journal, messages) = journal();
-    hook_panics(&journal);
-    let setup = Setup { zone, targets: targets.clone(), journal, connect: None, own_files: true };
+    let (log, messages) = log_queue();
+    hook_panics(&log);
+    let setup = Setup { zone, targets: targets.clone(), log, connect: None, own_files: true };
     let deliverer = match Deliverer::start(setup) {
         Ok(deliverer) => deliverer,
         Err(error) => {
@@ -197,14 +197,14 @@ fn log_all(messages: &Reader, log: *mut ngx_log_t) {
 }
 
 /// A panic's message may hold a client's bytes: only its place is logged.
-fn hook_panics(journal: &Journal) {
-    if JOURNAL.set(journal.clone()).is_err() {
+fn hook_panics(log: &LogQueue) {
+    if LOG_QUEUE.set(log.clone()).is_err() {
         return;
     }
     panic::set_hook(Box::new(|info| {
         let place = info.location().map_or_else(String::new, |l| format!(" at {l}"));
-        if let Some(journal) = JOURNAL.get() {
-            journal.log(Level::Error, format!("internal error{place}"));
+        if let Some(log) = LOG_QUEUE.get() {
+            log.log(Level::Error, format!("internal error{place}"));
         }
     }));
 }

@@ -15,12 +15,12 @@ use ngx::core::{CoreModuleMainConf, NgxCoreModule, Status};
 use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
-use tirreno_pipeline::config::{Destination, Sink, StreamConfig, TargetConfig};
-use tirreno_pipeline::spool::{self, Spool};
-use tirreno_pipeline::zone::Zone;
+use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig};
+use tirreno_pipeline::delivery::spool::database::{self as spool, Spool};
+use tirreno_pipeline::shm::zone::Zone;
 
-use crate::access::{User, access, check_file};
 use crate::conf::MainConf;
+use crate::permissions::{User, access, check_file};
 use crate::{TirrenoModule, guarded};
 
 /// Asks nginx for the zone; it is there when [`init`] has run.
@@ -91,7 +91,7 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     check_files(main)?;
     warn_of_consoles(main);
     for target in &mut main.targets {
-        target.slot = zone.open_account(&target.name).map_err(|_| {
+        target.slot = zone.target_slot(&target.name).map_err(|_| {
             "too many targets were configured since nginx started: restart it".to_owned()
         })?;
     }
@@ -146,7 +146,7 @@ fn check_directory(path: &Path) -> Result<(), String> {
 fn check_files(main: &MainConf) -> Result<(), String> {
     let user = core_conf(main).and_then(User::of);
     let files = main.targets.iter().filter_map(|target| match &target.destination {
-        Destination::Stream(StreamConfig { sink: Sink::File(file), .. }) => Some((target, file)),
+        Destination::Audit(AuditConfig { sink: Sink::File(file), .. }) => Some((target, file)),
         _ => None,
     });
     for (target, file) in files {

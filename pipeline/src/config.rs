@@ -9,11 +9,11 @@ use std::time::Duration;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 use ureq::tls::Certificate;
 
-use crate::format::FormatConfig;
-use crate::level::Routing;
+use crate::audit::format::FormatConfig;
+use crate::audit::syslog;
+use crate::capture::level::Routing;
+use crate::delivery::spool::database::SpoolConfig;
 use crate::privacy::Privacy;
-use crate::spool::SpoolConfig;
-use crate::syslog;
 
 /// A value that never appears in a message: an API key, a header.
 #[derive(Clone, PartialEq, Eq)]
@@ -68,13 +68,13 @@ impl TargetConfig {
     /// Whether it writes audit records or asks for their levels: both need more of a request than
     /// Tirreno's parameters.
     pub fn needs_audit(&self) -> bool {
-        matches!(self.destination, Destination::Stream(_)) || self.events.asks_for_level()
+        matches!(self.destination, Destination::Audit(_)) || self.events.asks_for_level()
     }
 
     /// The file that it writes.
     pub fn file(&self) -> Option<&Path> {
         match &self.destination {
-            Destination::Stream(StreamConfig { sink: Sink::File(file), .. }) => Some(&file.path),
+            Destination::Audit(AuditConfig { sink: Sink::File(file), .. }) => Some(&file.path),
             _ => None,
         }
     }
@@ -86,7 +86,7 @@ pub enum Destination {
     /// A Tirreno server, an event a request.
     Tirreno(TirrenoConfig),
     /// A stream of formatted records.
-    Stream(StreamConfig),
+    Audit(AuditConfig),
 }
 
 impl Destination {
@@ -94,7 +94,7 @@ impl Destination {
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Tirreno(_) => "tirreno",
-            Self::Stream(stream) => match stream.sink {
+            Self::Audit(stream) => match stream.sink {
                 Sink::File(_) => "file",
                 Sink::Console(_) => "console",
                 Sink::Syslog(_) => "syslog",
@@ -106,7 +106,7 @@ impl Destination {
 
 /// A stream of formatted records.
 #[derive(Clone, Debug)]
-pub struct StreamConfig {
+pub struct AuditConfig {
     /// How a record is written.
     pub format: FormatConfig,
     /// Where they go.

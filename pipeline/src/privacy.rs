@@ -8,10 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use crate::capture::path;
 use crate::event::{EventType, Param};
-use crate::form::{parse_ip, text};
-use crate::path;
 use crate::record::{self, Extra, Record};
+use crate::tirreno::form::{parse_ip, text};
 
 /// A target's privacy settings; the default hides nothing.
 #[derive(Clone, Debug, Default)]
@@ -213,8 +213,8 @@ fn as_it_is(text: &[u8]) -> (Vec<u8>, Vec<usize>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::form;
     use crate::record::Capture;
+    use crate::tirreno::form;
 
     const USER: &str = "what do ya want for nothing?";
     /// RFC 4231, test case 2.

@@ -46,7 +46,7 @@ pub enum Extra {
     Account,
     /// The name of the audit record, as the rule has it.
     Audit,
-    /// The number of the audit record's [level](crate::level): a `u16` in the machine's byte order.
+    /// The number of the audit record's [level](crate::capture::level): a `u16` in the machine's byte order.
     Level,
     /// The named segments of the path, as [`push_segment`] and [`segments`] write and read them.
     Segments,

@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tirreno_pipeline::capture::level::Routing;
 use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::config::{Destination, Endpoint, Secret, TargetConfig, TirrenoConfig};
-use tirreno_pipeline::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::delivery::spool::database::{Spool, SpoolConfig, WhenFull};
 use tirreno_pipeline::event::Param;
-use tirreno_pipeline::gate::{Answer, KeyAnswer};
-use tirreno_pipeline::http::{Outbound, Post};
-use tirreno_pipeline::journal::{Reader, journal};
-use tirreno_pipeline::level::Routing;
+use tirreno_pipeline::log_queue::{Reader, log_queue};
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
-use tirreno_pipeline::ring::Producer;
-use tirreno_pipeline::spool::{Spool, SpoolConfig, WhenFull};
-use tirreno_pipeline::target::Connect;
-use tirreno_pipeline::zone::{DropReason, Zone, anonymous};
+use tirreno_pipeline::shm::ring::Producer;
+use tirreno_pipeline::shm::zone::{DropReason, Zone, anonymous};
+use tirreno_pipeline::tirreno::http::{Outbound, Post};
+use tirreno_pipeline::tirreno::policy::{Answer, KeyAnswer};
+use tirreno_pipeline::tirreno::target::Connect;
 
 /// What a scripted server does with an event's URL.
 type Script = dyn Fn(&str) -> Answer + Send + Sync;
@@ -66,7 +66,7 @@ struct Bench {
 impl Bench {
     fn new(connections: usize, script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
         let zone = anonymous(4 << 20).unwrap();
-        let slot = zone.open_account("t").unwrap();
+        let slot = zone.target_slot("t").unwrap();
         let server = Arc::new(Server::default());
         let script: Arc<Script> = Arc::new(script);
         let connect: Arc<Connect> = {
@@ -100,15 +100,15 @@ impl Bench {
                 login_fail_delay: Duration::from_secs(60),
             }),
         };
-        let (journal, log) = journal();
+        let (log, messages) = log_queue();
         let setup = Setup {
             zone,
             targets: vec![target].into(),
-            journal,
+            log,
             connect: Some(connect),
             own_files: false,
         };
-        Self { zone, server, setup, log }
+        Self { zone, server, setup, log: messages }
     }
 
     /// The same with another `shutdown_timeout`.

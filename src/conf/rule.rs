@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use nginx_sys::{ngx_conf_t, ngx_http_request_t, ngx_str_t};
-use tirreno_pipeline::body::Fields;
+use tirreno_pipeline::capture::body::Fields;
+use tirreno_pipeline::capture::level::Level;
+use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules, StatusKey};
 use tirreno_pipeline::event::EventType;
-use tirreno_pipeline::level::Level;
-use tirreno_pipeline::rules::{Methods, Pattern, Rules, StatusKey};
 
 use super::ext::{ConfExt, Place};
 use super::value::{Sourced, Value, is_off};

@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
+use tirreno_pipeline::capture::level::{Level, Routing};
 use tirreno_pipeline::config::{Destination, Roots, TargetConfig};
 use tirreno_pipeline::event::EventType;
-use tirreno_pipeline::level::{Level, Routing};
 use tirreno_pipeline::privacy::Privacy;
-use tirreno_pipeline::zone::MAX_NAME;
+use tirreno_pipeline::shm::zone::MAX_NAME;
 
 use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
 use crate::guarded;
 
+mod audit;
 mod privacy;
-mod stream;
 mod tirreno;
 
 const MAX_QUEUE: usize = 10_000_000;
@@ -93,7 +93,7 @@ struct Draft {
     privacy: Privacy,
     tls: Tls,
     tirreno: tirreno::Draft,
-    stream: stream::Draft,
+    audit: audit::Draft,
 }
 
 /// How a server's certificate is checked.
@@ -272,7 +272,7 @@ impl Draft {
                 privacy::set(&mut self.privacy, cf, name, args)?;
             }
             _ if types & TIRRENO != 0 => self.tirreno.set(cf, name, args)?,
-            _ => self.stream.set(cf, name, args)?,
+            _ => self.audit.set(cf, name, args)?,
         }
         Ok(())
     }
@@ -296,7 +296,7 @@ impl Draft {
         let destination = if bit == TIRRENO {
             self.tirreno.finish(self.tls, name).map(Destination::Tirreno)
         } else {
-            self.stream.finish(self.tls, name, bit).map(Destination::Stream)
+            self.audit.finish(self.tls, name, bit).map(Destination::Audit)
         };
         let destination = destination.map_err(|message| cf.error_at(place, message))?;
         let (queue_events, queue_bytes) = self.queue.unwrap_or(DEFAULT_QUEUE);

@@ -2,7 +2,7 @@
 
 use arbitrary::{Result, Unstructured};
 use serde_json::Value;
-use tirreno_pipeline::body::{Fields, Values};
+use tirreno_pipeline::capture::body::{Fields, Values};
 
 use crate::text;
 

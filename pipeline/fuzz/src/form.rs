@@ -2,9 +2,9 @@
 
 use arbitrary::{Result, Unstructured};
 use tirreno_pipeline::event::{EventType, OverLimit, Param};
-use tirreno_pipeline::form::encode;
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::{Capture, Record};
+use tirreno_pipeline::tirreno::form::encode;
 
 use crate::{decode, text};
 

@@ -1,8 +1,8 @@
 //! A path is what nginx makes of it, and finds the rules that one finds who reads them one by one.
 
 use arbitrary::{Result, Unstructured};
-use tirreno_pipeline::path::normalize;
-use tirreno_pipeline::rules::{Methods, Pattern, Rules};
+use tirreno_pipeline::capture::path::normalize;
+use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
 
 use crate::text;
 

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use arbitrary::{Result, Unstructured};
 use tirreno_pipeline::event::Param;
-use tirreno_pipeline::form::encode;
 use tirreno_pipeline::privacy::{IpMask, Privacy, UserKey};
 use tirreno_pipeline::record::{Extra, Record};
+use tirreno_pipeline::tirreno::form::encode;
 
 use crate::form::{capture, pairs, values};
 use crate::{decode, spell};

@@ -2,8 +2,8 @@
 
 use arbitrary::{Result, Unstructured};
 use tirreno_pipeline::event::Param;
-use tirreno_pipeline::form::encode;
 use tirreno_pipeline::record::{Capture, Extra, Record};
+use tirreno_pipeline::tirreno::form::encode;
 
 use crate::form::{capture, is_fit, pairs, values};
 use crate::privacy::privacy;

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::LazyLock;
 
 use arbitrary::{Result, Unstructured};
-use tirreno_pipeline::path::normalize;
-use tirreno_pipeline::redact::{BUILT_IN, FindSegments, Redaction, Scratch};
-use tirreno_pipeline::rules::{Methods, Pattern, Rules};
+use tirreno_pipeline::capture::path::normalize;
+use tirreno_pipeline::capture::redact::{BUILT_IN, FindSegments, Redaction, Scratch};
+use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
 
 use crate::{spell, text};
 

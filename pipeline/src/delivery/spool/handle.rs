@@ -7,13 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::wall_ms;
-use crate::journal::{Journal, Level, Once};
-use crate::privacy::View;
-use crate::spool::{
+use crate::delivery::spool::database::{
     Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stored, is_shared,
     set_aside,
 };
-use crate::zone::Fault;
+use crate::log_queue::{Level, LogQueue, Once};
+use crate::privacy::View;
+use crate::shm::zone::Fault;
 
 /// How often a spool that does not work is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub struct Store {
     /// The zone's, which tells this instance of nginx from others.
     instance: u64,
     label: String,
-    journal: Journal,
+    log: LogQueue,
     inner: Mutex<Inner>,
 }
 
@@ -67,7 +67,7 @@ impl Store {
         url: &str,
         instance: u64,
         label: &str,
-        journal: &Journal,
+        log: &LogQueue,
     ) -> Self {
         Self {
             file: Spool::file(config, name, url),
@@ -75,7 +75,7 @@ impl Store {
             target: name.to_owned(),
             instance,
             label: label.to_owned(),
-            journal: journal.clone(),
+            log: log.clone(),
             inner: Mutex::new(Inner {
                 spool: None,
                 sender: None,
@@ -300,6 +300,6 @@ impl Store {
     }
 
     fn log(&self, level: Level, text: &str) {
-        self.journal.log(level, format!("{}: {text}", self.label));
+        self.log.log(level, format!("{}: {text}", self.label));
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nginx_sys::ngx_core_conf_t;
-use tirreno_pipeline::file::lock_path;
+use tirreno_pipeline::audit::file::lock_path;
 
 /// The user that the workers become.
 pub(crate) struct User {

@@ -1,16 +1,16 @@
 //! The shared memory that all workers of all configurations map: the election of the deliverer, the
-//! accounts of the targets, and the segments that carry records.
+//! counters of the targets, and the segments that carry records.
 //!
 //! # Layout
 //! ```text
-//! Head        magic, number of segments, election, skipped, accounts[32], couriers[64]
+//! Head        magic, number of segments, election, skipped, targets[32], couriers[64]
 //! Segment 0   64 bytes of state, then records
 //! Segment 1   …
 //! ```
 //! The zone lives as long as the master process; a reload reuses it. Every field is an atomic or
 //! belongs to one process at a time, because any process may be killed between any two instructions.
 //!
-//! # Accounts
+//! # KnownAccounts
 //! A target's account is a row of counters. A worker adds to `captured` when it has published a record;
 //! the deliverer moves what it takes out of the segments to `collected` and to its own courier's
 //! `held`, and each held event ends in `delivered`, `rejected` or `dropped`. So
@@ -26,10 +26,10 @@ use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-use crate::accounts::{Accounts, Learned};
+use crate::audit::format::Drops;
+use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
-use crate::format::Drops;
-use crate::spool::SpoolTotals;
+use crate::delivery::spool::database::SpoolTotals;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
@@ -246,12 +246,12 @@ struct Head {
     learned: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
-    accounts: [Account; MAX_TARGETS],
+    targets: [TargetCounters; MAX_TARGETS],
     couriers: [Courier; MAX_COURIERS],
 }
 
 #[repr(C, align(64))]
-struct Account {
+struct TargetCounters {
     name_len: AtomicU32,
     name: UnsafeCell<[u8; MAX_NAME]>,
     captured: CacheLine,
@@ -525,12 +525,12 @@ impl Zone {
     }
 
     /// What is known of accounts.
-    pub fn accounts(&self) -> Accounts {
+    pub fn known_accounts(&self) -> KnownAccounts {
         let mut secret = [0; 32];
         for (bytes, word) in secret.as_chunks_mut().0.iter_mut().zip(&self.head.secret) {
             *bytes = word.load(Relaxed).to_ne_bytes();
         }
-        Accounts::new(secret, self.learned)
+        KnownAccounts::new(secret, self.learned)
     }
 
     /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
@@ -559,8 +559,8 @@ impl Zone {
     ///
     /// # Errors
     /// There were [`MAX_TARGETS`] other names since the zone was made.
-    pub fn open_account(&self, name: &str) -> Result<usize, NoAccount> {
-        for (slot, account) in self.head.accounts.iter().enumerate() {
+    pub fn target_slot(&self, name: &str) -> Result<usize, NoSlot> {
+        for (slot, account) in self.head.targets.iter().enumerate() {
             match account.name() {
                 Some(known) if known == name => return Ok(slot),
                 Some(_) => {}
@@ -575,12 +575,12 @@ impl Zone {
                 }
             }
         }
-        Err(NoAccount)
+        Err(NoSlot)
     }
 
     /// The name of the target that has the account.
-    pub fn account_name(&self, slot: usize) -> &'static str {
-        self.head.accounts[slot].name().unwrap_or_default()
+    pub fn target_name(&self, slot: usize) -> &'static str {
+        self.head.targets[slot].name().unwrap_or_default()
     }
 
     /// A worker counts a record that it has published.
@@ -599,9 +599,9 @@ impl Zone {
         }
     }
 
-    fn books(&self, targets: u32) -> impl Iterator<Item = &'static Account> {
+    fn books(&self, targets: u32) -> impl Iterator<Item = &'static TargetCounters> {
         let head = self.head;
-        (0..MAX_TARGETS).filter(move |t| targets & (1 << t) != 0).map(move |t| &head.accounts[t])
+        (0..MAX_TARGETS).filter(move |t| targets & (1 << t) != 0).map(move |t| &head.targets[t])
     }
 
     /// Counts a request that is not an event.
@@ -616,7 +616,7 @@ impl Zone {
 
     /// A target's account as it stands.
     pub fn totals(&self, slot: usize) -> Totals {
-        let account = &self.head.accounts[slot];
+        let account = &self.head.targets[slot];
         let collected = account.collected.load(Relaxed);
         let captured = account.captured.0.load(Relaxed);
         let held: u64 =
@@ -677,7 +677,7 @@ impl Zone {
         for courier in &self.head.couriers {
             let pid = courier.pid.load(Acquire);
             if pid != 0 && !alive(pid) {
-                for (account, held) in self.head.accounts.iter().zip(&courier.held) {
+                for (account, held) in self.head.targets.iter().zip(&courier.held) {
                     let lost = u64::from(held.swap(0, Relaxed));
                     account.dropped[DropReason::DelivererDied as usize].fetch_add(lost, Relaxed);
                 }
@@ -689,9 +689,9 @@ impl Zone {
 
 /// [`MAX_TARGETS`] names are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoAccount;
+pub struct NoSlot;
 
-impl Account {
+impl TargetCounters {
     fn name(&self) -> Option<&str> {
         let len = self.name_len.load(Acquire) as usize;
         // SAFETY: the name is written once, before its length.
@@ -735,7 +735,7 @@ impl Totals {
     }
 }
 
-/// One deliverer's right to change the accounts: of all processes, it alone moves events from
+/// One deliverer's right to change the counters: of all processes, it alone moves events from
 /// `captured` to where they end.
 #[derive(Clone, Copy, Debug)]
 pub struct Ledger {
@@ -744,8 +744,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    fn account(&self, slot: usize) -> &'static Account {
-        &self.zone.head.accounts[slot]
+    fn account(&self, slot: usize) -> &'static TargetCounters {
+        &self.zone.head.targets[slot]
     }
 
     fn held(&self, slot: usize) -> &'static AtomicU32 {
@@ -996,19 +996,19 @@ mod tests {
     #[test]
     fn accounts_are_found_by_name() {
         let zone = anonymous(1 << 20).unwrap();
-        assert_eq!(zone.open_account("a"), Ok(0));
-        assert_eq!(zone.open_account("b"), Ok(1));
-        assert_eq!(zone.open_account("a"), Ok(0));
+        assert_eq!(zone.target_slot("a"), Ok(0));
+        assert_eq!(zone.target_slot("b"), Ok(1));
+        assert_eq!(zone.target_slot("a"), Ok(0));
         for i in 2..MAX_TARGETS {
-            zone.open_account(&format!("t{i}")).unwrap();
+            zone.target_slot(&format!("t{i}")).unwrap();
         }
-        assert_eq!(zone.open_account("one more"), Err(NoAccount));
+        assert_eq!(zone.target_slot("one more"), Err(NoSlot));
     }
 
     #[test]
     fn drops_are_left_for_who_reports_them() {
         let zone = anonymous(1 << 20).unwrap();
-        let slot = zone.open_account("t").unwrap();
+        let slot = zone.target_slot("t").unwrap();
         let ledger = zone.enlist(std::process::id()).unwrap();
         assert_eq!(ledger.take_unreported(slot), None);
         ledger.leave_unreported(slot, &Drops { count: 2, first_ms: 5, last_ms: 7 });
@@ -1024,7 +1024,7 @@ mod tests {
     #[test]
     fn a_dead_deliverer_leaves_its_place_and_its_events() {
         let zone = anonymous(1 << 20).unwrap();
-        zone.open_account("t").unwrap();
+        zone.target_slot("t").unwrap();
         // SAFETY: the child only touches the zone and leaves without any handler.
         let child = unsafe {
             let child = libc::fork();

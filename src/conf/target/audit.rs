@@ -4,12 +4,12 @@ use std::path::{self, PathBuf};
 use std::time::Duration;
 
 use nginx_sys::{ngx_conf_t, ngx_str_t};
+use tirreno_pipeline::audit::format::FormatConfig;
+use tirreno_pipeline::audit::socket::tls_config;
+use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
 use tirreno_pipeline::config::{
-    Address, Console, FileConfig, ServerConfig, Sink, StreamConfig, SyslogConfig, Transport,
+    Address, AuditConfig, Console, FileConfig, ServerConfig, Sink, SyslogConfig, Transport,
 };
-use tirreno_pipeline::format::FormatConfig;
-use tirreno_pipeline::link::tls_config;
-use tirreno_pipeline::syslog::{Facility, HeaderConfig, Severity};
 
 use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, Place, parse_size, parse_time_ms};
@@ -110,7 +110,7 @@ impl Draft {
     }
 
     /// What the whole block of the target `name` says, of the type that `bit` is.
-    pub(super) fn finish(self, tls: Tls, name: &str, bit: u8) -> Result<StreamConfig, String> {
+    pub(super) fn finish(self, tls: Tls, name: &str, bit: u8) -> Result<AuditConfig, String> {
         let format = match &self.format {
             Some(format) => format.clone(),
             None => FormatConfig::parse("json", &[])?,
@@ -128,7 +128,7 @@ impl Draft {
             }
             _ => Sink::Tcp(self.server(tls, name, false)?),
         };
-        Ok(StreamConfig { format, sink })
+        Ok(AuditConfig { format, sink })
     }
 
     fn file(self, name: &str) -> Result<FileConfig, String> {

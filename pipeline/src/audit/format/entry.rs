@@ -9,12 +9,12 @@ use serde::Serialize;
 use sha2::Sha256;
 
 use super::{Drops, FormatConfig, rfc3339};
+use crate::capture::level::Level;
+use crate::capture::path;
 use crate::event::{EventType, Param};
-use crate::form::{self, TIME_INPUT};
-use crate::level::Level;
-use crate::path;
 use crate::privacy::View;
 use crate::record::{Extra, Record};
+use crate::tirreno::form::{self, TIME_INPUT};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

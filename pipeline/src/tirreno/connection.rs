@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use crate::deliverer::{NICE_SENDING, lower_priority};
-use crate::gate::{Attempt, Pause, Permit, Verdict};
-use crate::http::Outbound;
-use crate::journal::{Journal, Level};
-use crate::target::{Connect, Event, Shared};
-use crate::zone::DropReason;
+use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
+use crate::log_queue::{Level, LogQueue};
+use crate::shm::zone::DropReason;
+use crate::tirreno::http::Outbound;
+use crate::tirreno::policy::{Attempt, Pause, Permit, Verdict};
+use crate::tirreno::target::{Connect, Event, Shared};
 
 /// The longest time without a look at the key check and the end.
 const IDLE: Duration = Duration::from_millis(500);
@@ -28,16 +28,16 @@ const RESTART: Duration = Duration::from_millis(100);
 struct Kept {
     events: VecDeque<Event>,
     due: Instant,
-    /// It is due at once when the gate counts another number of recoveries.
+    /// It is due at once when the policy counts another number of recoveries.
     recoveries: Option<u64>,
 }
 
 /// One connection's thread.
-pub struct Lane {
+pub struct Connection {
     shared: Arc<Shared>,
     queue: Receiver<Event>,
     connect: Arc<Connect>,
-    journal: Journal,
+    log: LogQueue,
     /// The event to be sent now.
     head: Option<Event>,
     kept: HashMap<u64, Kept>,
@@ -46,19 +46,19 @@ pub struct Lane {
     ended: bool,
 }
 
-impl Lane {
-    /// A lane that reads `queue`.
+impl Connection {
+    /// A connection that reads `queue`.
     pub fn new(
         shared: Arc<Shared>,
         queue: Receiver<Event>,
         connect: Arc<Connect>,
-        journal: Journal,
+        log: LogQueue,
     ) -> Self {
         Self {
             shared,
             queue,
             connect,
-            journal,
+            log,
             head: None,
             kept: HashMap::new(),
             kept_turn: false,
@@ -72,10 +72,10 @@ impl Lane {
         while !self.ended && !self.shared.is_closed() {
             let outbound = (self.connect)();
             if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
-                self.journal.log(Level::Error, "a connection's thread failed and starts again");
+                self.log.log(Level::Error, "a connection's thread failed and starts again");
                 thread::sleep(RESTART);
                 if let Some(event) = &self.head {
-                    self.shared.gate().give_up(event.id, DropReason::Internal);
+                    self.shared.policy().give_up(event.id, DropReason::Internal);
                     self.settle();
                 }
             }
@@ -94,9 +94,9 @@ impl Lane {
                 continue;
             }
             let permit = match self.head {
-                Some(_) => self.shared.gate().permit(now),
+                Some(_) => self.shared.policy().permit(now),
                 None if self.ended => return,
-                None if self.shared.gate().key_is_due(now) => Permit::AskKey,
+                None if self.shared.policy().key_is_due(now) => Permit::AskKey,
                 None => {
                     self.idle(now);
                     continue;
@@ -106,7 +106,7 @@ impl Lane {
                 Permit::Wait(limit) => self.shared.wait(limit),
                 Permit::AskKey => {
                     let answer = outbound.check_key(self.shared.limit());
-                    self.shared.gate().key_answered(answer, Instant::now());
+                    self.shared.policy().key_answered(answer, Instant::now());
                     self.shared.wake();
                 }
                 Permit::Send => self.send(outbound.as_mut()),
@@ -126,10 +126,10 @@ impl Lane {
             waiting: !self.queue.is_empty() || !self.kept.is_empty(),
             crowded: self.shared.is_crowded(),
         };
-        let mut verdict = self.shared.gate().answered(attempt, answer, Instant::now());
+        let mut verdict = self.shared.policy().answered(attempt, answer, Instant::now());
         if verdict == Verdict::AskKey {
             let key = outbound.check_key(self.shared.limit());
-            verdict = self.shared.gate().judged_200(attempt, key, Instant::now());
+            verdict = self.shared.policy().judged_200(attempt, key, Instant::now());
         }
         self.shared.wake();
         match verdict {
@@ -171,7 +171,7 @@ impl Lane {
     }
 
     fn next_kept(&mut self, now: Instant) -> Option<Event> {
-        let recoveries = self.shared.gate().recoveries();
+        let recoveries = self.shared.policy().recoveries();
         let is_due = |kept: &Kept| {
             kept.due <= now
                 || kept.recoveries.is_some_and(|before| before != recoveries)

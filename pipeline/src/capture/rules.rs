@@ -1,6 +1,6 @@
 //! Rules for requests: which methods, paths and responses they are for, and which one comes first.
 //!
-//! Paths are compared byte by byte with a [normalized](crate::path) path. One slash at the end of a
+//! Paths are compared byte by byte with a [normalized](crate::capture::path) path. One slash at the end of a
 //! request's path is ignored, as many applications do, so that it takes no request past a rule.
 
 use std::fmt;

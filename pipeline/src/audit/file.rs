@@ -23,8 +23,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::config::FileConfig;
-use crate::deliverer::{NICE_SENDING, lower_priority};
-use crate::journal::{Journal, Level, Once};
+use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
+use crate::log_queue::{Level, LogQueue, Once};
 
 /// Mode of a new file: the records are about people.
 const MODE: u32 = 0o640;
@@ -52,7 +52,7 @@ pub struct RotatedFile {
     rotated: Option<DateTime<Utc>>,
     tidy: Sender<()>,
     label: String,
-    journal: Journal,
+    log: LogQueue,
     said: Once,
 }
 
@@ -61,14 +61,14 @@ impl RotatedFile {
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(config: &FileConfig, label: &str, journal: &Journal) -> io::Result<Self> {
+    pub fn start(config: &FileConfig, label: &str, log: &LogQueue) -> io::Result<Self> {
         let (tidy, orders) = bounded(1);
         let backups = Backups::new(config);
-        let (label, journal) = (label.to_owned(), journal.clone());
+        let (label, log) = (label.to_owned(), log.clone());
         let thread = thread::Builder::new().name("tirreno-file".into());
         thread.spawn({
-            let (label, journal) = (label.clone(), journal.clone());
-            move || backups.tend(&orders, &label, &journal)
+            let (label, log) = (label.clone(), log.clone());
+            move || backups.tend(&orders, &label, &log)
         })?;
         Ok(Self {
             config: config.clone(),
@@ -77,7 +77,7 @@ impl RotatedFile {
             rotated: None,
             tidy,
             label,
-            journal,
+            log,
             said: Once::every(REPEAT),
         })
     }
@@ -100,7 +100,7 @@ impl RotatedFile {
                 let (label, backup) = (&self.label, backup.display());
                 let text =
                     format!("{label}: it ended with no line of ours, and is kept as \"{backup}\"");
-                self.journal.log(Level::Warn, text);
+                self.log.log(Level::Warn, text);
                 continue;
             };
             if may_rotate && self.is_due(len, lines.len(), about.modified()?) {
@@ -150,7 +150,7 @@ impl RotatedFile {
         let whole = start + newline as u64 + 1;
         file.set_len(whole)?;
         let text = format!("{}: {} bytes of a torn line were cut off", self.label, len - whole);
-        self.journal.log(Level::Warn, text);
+        self.log.log(Level::Warn, text);
         Ok(Some(whole))
     }
 
@@ -180,7 +180,7 @@ impl RotatedFile {
             && self.said.may(Instant::now())
         {
             let text = format!("{}: the file cannot be rotated: {}", self.label, error.kind());
-            self.journal.log(Level::Error, text);
+            self.log.log(Level::Error, text);
         }
         // A thread that has not come to the last order yet will see this file too.
         let _ = self.tidy.try_send(());
@@ -281,7 +281,7 @@ impl Backups {
     }
 
     /// Tidies up now, at each order, and once in a while, until nobody can order any more.
-    fn tend(&self, orders: &Receiver<()>, label: &str, journal: &Journal) {
+    fn tend(&self, orders: &Receiver<()>, label: &str, log: &LogQueue) {
         lower_priority(NICE_SENDING);
         let mut said = Once::every(REPEAT);
         loop {
@@ -290,7 +290,7 @@ impl Backups {
             {
                 let (path, error) = (path.display(), error.kind());
                 let text = format!("{label}: \"{path}\" cannot be tidied up: {error}");
-                journal.log(Level::Error, text);
+                log.log(Level::Error, text);
             }
             match orders.recv_timeout(TIDY) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -375,7 +375,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::journal::journal;
+    use crate::log_queue::log_queue;
 
     struct Bench {
         dir: TempDir,
@@ -390,7 +390,7 @@ mod tests {
         }
 
         fn open(&self) -> RotatedFile {
-            RotatedFile::start(&self.config, "t", &journal().0).unwrap()
+            RotatedFile::start(&self.config, "t", &log_queue().0).unwrap()
         }
 
         fn content(&self) -> String {
@@ -428,8 +428,8 @@ mod tests {
         for before in ["somebody's", "a||b||", &too_long] {
             let bench = Bench::new();
             fs::write(&bench.config.path, before).unwrap();
-            let (journal, lines) = journal();
-            let mut file = RotatedFile::start(&bench.config, "t", &journal).unwrap();
+            let (log, lines) = log_queue();
+            let mut file = RotatedFile::start(&bench.config, "t", &log).unwrap();
             file.append(b"b\n").unwrap();
             file.append(b"c\n").unwrap();
             assert_eq!(bench.content(), "b\nc\n");

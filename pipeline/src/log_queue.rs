@@ -33,7 +33,7 @@ pub struct Message {
 
 /// The threads' end. It never blocks; what does not fit is counted.
 #[derive(Clone, Debug)]
-pub struct Journal {
+pub struct LogQueue {
     messages: Sender<Message>,
     lost: Arc<AtomicU64>,
 }
@@ -46,13 +46,13 @@ pub struct Reader {
 }
 
 /// A new journal.
-pub fn journal() -> (Journal, Reader) {
+pub fn log_queue() -> (LogQueue, Reader) {
     let (sender, receiver) = bounded(CAPACITY);
     let lost = Arc::new(AtomicU64::new(0));
-    (Journal { messages: sender, lost: lost.clone() }, Reader { messages: receiver, lost })
+    (LogQueue { messages: sender, lost: lost.clone() }, Reader { messages: receiver, lost })
 }
 
-impl Journal {
+impl LogQueue {
     /// Leaves a message.
     pub fn log(&self, level: Level, text: impl Into<String>) {
         if self.messages.try_send(Message { level, text: text.into() }).is_err() {

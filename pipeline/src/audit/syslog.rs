@@ -12,9 +12,9 @@ use std::io::Write;
 
 use chrono::{DateTime, SecondsFormat};
 
+use crate::audit::format::is_unseen;
 use crate::clock::wall_ms;
 use crate::event::EventType;
-use crate::format::is_unseen;
 use crate::record::Record;
 
 /// The SD-ID. 32473 is the enterprise number that RFC 5612 sets aside for those who have none.

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::format::Drops;
+use crate::audit::format::Drops;
 use crate::record::Record;
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.

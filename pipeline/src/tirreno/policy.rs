@@ -4,17 +4,17 @@
 //! body when it refuses the event *or* the API key; the key check tells which. In front of it there
 //! may be a proxy or a firewall that answers anything for the content of one event.
 //!
-//! The gate is one target's state, shared by its connections: whether an event may be sent now, and
+//! The policy is one target's state, shared by its connections: whether an event may be sent now, and
 //! what follows from each answer. It does no input or output and reads no clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::journal::{Journal, Level, Once};
-use crate::rate::Pacer;
-use crate::store::{Outcome, Store};
-use crate::zone::{DropReason, Fault, Ledger, State};
+use crate::delivery::spool::handle::{Outcome, Store};
+use crate::log_queue::{Level, LogQueue, Once};
+use crate::shm::zone::{DropReason, Fault, Ledger, State};
+use crate::tirreno::rate::Pacer;
 
 /// First and longest pause after an attempt that failed.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -76,7 +76,7 @@ pub enum Verdict {
     Again,
     /// It is kept, and other users' events come first.
     Later(Pause),
-    /// Ask whether the key is good, then call [`Gate::judged_200`].
+    /// Ask whether the key is good, then call [`Policy::judged_200`].
     AskKey,
 }
 
@@ -85,7 +85,7 @@ pub enum Verdict {
 pub struct Pause {
     /// At most so long.
     pub length: Duration,
-    /// Only while [`Gate::recoveries`] is this: after that it was the server's fault, and is over.
+    /// Only while [`Policy::recoveries`] is this: after that it was the server's fault, and is over.
     pub recoveries: Option<u64>,
 }
 
@@ -93,7 +93,7 @@ impl Pause {
     const NONE: Self = Self { length: Duration::ZERO, recoveries: None };
 }
 
-/// An event, as the gate and the accounts know it.
+/// An event, as the policy and the accounts know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventId {
     /// It is in the spool, with that key.
@@ -162,7 +162,7 @@ pub struct Attempt {
 
 /// The settings that decide what answers mean.
 #[derive(Clone, Debug)]
-pub struct GateConfig {
+pub struct PolicyConfig {
     /// The target's name and URL as they stand in the configuration, for messages.
     pub label: String,
     /// Whether 200 means success.
@@ -196,15 +196,15 @@ struct Strikes {
     count: u8,
     /// How often it failed at all.
     attempts: u32,
-    /// [`Gate::accepted`] when it failed last.
+    /// [`Policy::accepted`] when it failed last.
     accepted: u64,
 }
 
 /// One target's state; see the module.
-pub struct Gate {
-    config: GateConfig,
+pub struct Policy {
+    config: PolicyConfig,
     book: Book,
-    journal: Journal,
+    log: LogQueue,
     pacer: Pacer,
     hold: Hold,
     closed: bool,
@@ -233,14 +233,14 @@ pub struct Gate {
     said: HashMap<(Fault, &'static str), Once>,
 }
 
-impl Gate {
+impl Policy {
     /// The state at the start, at `now`: the key is asked for before anything is sent.
-    pub fn new(config: GateConfig, book: Book, journal: Journal, now: Instant) -> Self {
+    pub fn new(config: PolicyConfig, book: Book, log: LogQueue, now: Instant) -> Self {
         Self {
             pacer: Pacer::new(config.rate),
             config,
             book,
-            journal,
+            log,
             hold: Hold::Paused { until: now },
             closed: false,
             accepted: 0,
@@ -618,52 +618,52 @@ impl Gate {
     }
 
     fn log(&self, level: Level, text: impl std::fmt::Display) {
-        self.journal.log(level, format!("{}: {text}", self.config.label));
+        self.log.log(level, format!("{}: {text}", self.config.label));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::{Reader, journal};
-    use crate::zone::{Zone, anonymous};
+    use crate::log_queue::{Reader, log_queue};
+    use crate::shm::zone::{Zone, anonymous};
 
     const KEY_WORDS: &str = "key";
 
     struct Bench {
-        gate: Gate,
+        policy: Policy,
         zone: Zone,
         log: Reader,
         now: Instant,
     }
 
     impl Bench {
-        /// A gate that holds 100 events and has seen a good key.
+        /// A policy that holds 100 events and has seen a good key.
         fn new() -> Self {
             let zone = anonymous(1 << 20).unwrap();
-            zone.open_account("t").unwrap();
+            zone.target_slot("t").unwrap();
             (0..100).for_each(|_| zone.count_captured(1));
             let ledger = zone.enlist(std::process::id()).unwrap();
             ledger.collected(0, 100);
-            let (journal, log) = journal();
-            let config = GateConfig {
+            let (log, messages) = log_queue();
+            let config = PolicyConfig {
                 label: "t".into(),
                 accept_200: false,
                 rate: None,
                 timeout: Duration::from_secs(5),
             };
             let now = Instant::now();
-            let mut gate = Gate::new(config, Book { ledger, slot: 0, store: None }, journal, now);
-            assert_eq!(gate.permit(now), Permit::AskKey);
-            assert!(matches!(gate.permit(now), Permit::Wait(_)));
-            gate.key_answered(KeyAnswer::Good, now);
-            Self { gate, zone, log, now }
+            let mut policy = Policy::new(config, Book { ledger, slot: 0, store: None }, log, now);
+            assert_eq!(policy.permit(now), Permit::AskKey);
+            assert!(matches!(policy.permit(now), Permit::Wait(_)));
+            policy.key_answered(KeyAnswer::Good, now);
+            Self { policy, zone, log: messages, now }
         }
 
         /// Waits for the permission to send, sends `id`, and reports `answer`.
         fn post(&mut self, id: u64, answer: Answer) -> Verdict {
             loop {
-                match self.gate.permit(self.now) {
+                match self.policy.permit(self.now) {
                     Permit::Send => break,
                     Permit::Wait(wait) => self.now += wait,
                     Permit::AskKey => panic!("asks for the key"),
@@ -681,7 +681,7 @@ mod tests {
             waiting: bool,
         ) -> Verdict {
             let attempt = Attempt { waiting, ..attempt(id, sent) };
-            self.gate.answered(attempt, answer, now)
+            self.policy.answered(attempt, answer, now)
         }
 
         /// As [`post`](Self::post), for an event that must be kept; returns its own pause.
@@ -695,7 +695,7 @@ mod tests {
         /// Posts `id`, which is answered 200, and asks for the key.
         fn post_200(&mut self, id: u64, key: KeyAnswer) -> Verdict {
             assert_eq!(self.post(id, Status(200)), Verdict::AskKey);
-            self.gate.judged_200(attempt(id, self.now), key, self.now)
+            self.policy.judged_200(attempt(id, self.now), key, self.now)
         }
 
         fn counts(&self) -> (u64, u64, u64, u64) {
@@ -734,7 +734,7 @@ mod tests {
         let mut b = Bench::new();
         let refuse = |b: &mut Bench, id: u64, crowded: bool| {
             let attempt = Attempt { user: 7, crowded, ..attempt(id, b.now) };
-            b.gate.answered(attempt, Status(403), b.now)
+            b.policy.answered(attempt, Status(403), b.now)
         };
         for round in 0..4 {
             assert!(matches!(refuse(&mut b, 1, false), Verdict::Later(_)));
@@ -747,7 +747,7 @@ mod tests {
         assert_eq!(refuse(&mut b, 2, false), Verdict::Settled);
         assert_eq!(refuse(&mut b, 3, true), Verdict::Settled, "there is no room to wait");
         // An accepted event clears the user's name.
-        b.gate.answered(Attempt { user: 7, ..attempt(4, b.now) }, Status(204), b.now);
+        b.policy.answered(Attempt { user: 7, ..attempt(4, b.now) }, Status(204), b.now);
         assert!(matches!(refuse(&mut b, 5, true), Verdict::Later(_)));
         assert_eq!(b.counts(), (6, 3, 0, 91));
     }
@@ -756,7 +756,7 @@ mod tests {
     fn a_429_keeps_the_event_in_its_place() {
         let mut b = Bench::new();
         assert_eq!(b.post(1, Status(429)), Verdict::Again);
-        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        assert!(matches!(b.policy.permit(b.now), Permit::Wait(_)));
         assert_eq!(b.counts(), (0, 0, 0, 100));
     }
 
@@ -766,14 +766,14 @@ mod tests {
         let mut pauses = Vec::new();
         for _ in 0..12 {
             b.post_in_vain(1, Answer::None(Fault::ConnectionRefused));
-            let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("no pause") };
+            let Permit::Wait(pause) = b.policy.permit(b.now) else { panic!("no pause") };
             pauses.push(pause);
         }
         assert!(pauses[0] >= Duration::from_millis(250) && pauses[0] <= BACKOFF);
         assert!(pauses[11] >= BACKOFF_MAX / 2 && pauses[11] <= BACKOFF_MAX);
         assert_eq!(b.zone.totals(0).state, State::Retrying);
         assert_eq!(b.post(1, Status(204)), Verdict::Settled);
-        assert_eq!(b.gate.permit(b.now), Permit::Send);
+        assert_eq!(b.policy.permit(b.now), Permit::Send);
         assert_eq!(b.zone.totals(0).state, State::Ok);
         assert_eq!(b.counts(), (1, 0, 0, 99));
     }
@@ -782,22 +782,22 @@ mod tests {
     fn one_connection_tries_for_all() {
         let mut b = Bench::new();
         b.post(1, Answer::None(Fault::TimedOut));
-        let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("no pause") };
+        let Permit::Wait(pause) = b.policy.permit(b.now) else { panic!("no pause") };
         b.now += pause;
-        assert_eq!(b.gate.permit(b.now), Permit::Send);
-        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        assert_eq!(b.policy.permit(b.now), Permit::Send);
+        assert!(matches!(b.policy.permit(b.now), Permit::Wait(_)));
     }
 
     #[test]
     fn failures_at_the_same_time_are_one() {
         let mut b = Bench::new();
         let sent = b.now;
-        assert_eq!(b.gate.permit(sent), Permit::Send);
-        assert_eq!(b.gate.permit(sent), Permit::Send);
+        assert_eq!(b.policy.permit(sent), Permit::Send);
+        assert_eq!(b.policy.permit(sent), Permit::Send);
         let later = sent + Duration::from_secs(1);
         b.answered(1, Answer::None(Fault::TimedOut), sent, later, true);
         b.answered(2, Answer::None(Fault::TimedOut), sent, later, true);
-        let Permit::Wait(pause) = b.gate.permit(later) else { panic!("no pause") };
+        let Permit::Wait(pause) = b.policy.permit(later) else { panic!("no pause") };
         assert!(pause <= BACKOFF);
     }
 
@@ -808,7 +808,7 @@ mod tests {
         for round in 0..4 {
             for id in [1, 2] {
                 b.post_in_vain(id, Status(403));
-                assert_eq!(b.gate.permit(b.now), Permit::Send, "others are held up in {round}");
+                assert_eq!(b.policy.permit(b.now), Permit::Send, "others are held up in {round}");
                 let other = others.next().unwrap();
                 b.answered(other, Status(204), b.now, b.now, true);
             }
@@ -816,7 +816,7 @@ mod tests {
         // Nothing new is learned from these.
         assert_eq!(b.post(1, Status(403)), Verdict::Settled);
         assert_eq!(b.post(2, Status(403)), Verdict::Settled);
-        assert_eq!(b.gate.permit(b.now), Permit::Send);
+        assert_eq!(b.policy.permit(b.now), Permit::Send);
         assert_eq!(b.counts(), (8, 2, 0, 90));
         let set_aside = b.lines().iter().filter(|l| l.contains("set aside")).count();
         assert_eq!(set_aside, 1, "the second is within the minute");
@@ -828,10 +828,10 @@ mod tests {
             let mut b = Bench::new();
             for id in 1..u64::from(most) {
                 b.post_in_vain(id, Status(code));
-                assert_eq!(b.gate.permit(b.now), Permit::Send, "{code}: others may be accepted");
+                assert_eq!(b.policy.permit(b.now), Permit::Send, "{code}: others may be accepted");
             }
             b.post_in_vain(100, Status(code));
-            assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+            assert!(matches!(b.policy.permit(b.now), Permit::Wait(_)));
         }
     }
 
@@ -840,7 +840,7 @@ mod tests {
         let mut b = Bench::new();
         for _ in 0..20 {
             b.post_in_vain(1, Status(403));
-            assert_eq!(b.gate.permit(b.now), Permit::Send, "others may be accepted");
+            assert_eq!(b.policy.permit(b.now), Permit::Send, "others may be accepted");
         }
         b.post(2, Status(204));
         b.post_in_vain(1, Status(403));
@@ -853,9 +853,9 @@ mod tests {
         let broken = Answer::None(Fault::ConnectionBroken);
         let pauses = [1, 2, 1, 2, 1].map(|id| b.post_in_vain(id, broken));
         assert!(pauses[4].length >= Duration::from_secs(1));
-        assert!(pauses.iter().all(|p| p.recoveries == Some(b.gate.recoveries())));
+        assert!(pauses.iter().all(|p| p.recoveries == Some(b.policy.recoveries())));
         b.post(3, Status(204));
-        assert!(pauses.iter().all(|p| p.recoveries != Some(b.gate.recoveries())));
+        assert!(pauses.iter().all(|p| p.recoveries != Some(b.policy.recoveries())));
         // Others are accepted: from now on it is this event's own.
         assert_eq!(b.post_in_vain(1, broken).recoveries, None);
     }
@@ -884,18 +884,18 @@ mod tests {
         assert!(matches!(b.post_200(2, KeyAnswer::Refused(401)), Verdict::Later(_)));
         assert_eq!(b.zone.totals(0).state, State::Paused);
         for _ in 0..10 {
-            let Permit::Wait(pause) = b.gate.permit(b.now) else { panic!("not paused") };
+            let Permit::Wait(pause) = b.policy.permit(b.now) else { panic!("not paused") };
             assert!(pause <= KEY_PAUSE);
             b.now += pause;
-            assert_eq!(b.gate.permit(b.now), Permit::AskKey);
-            b.gate.key_answered(KeyAnswer::Refused(401), b.now);
+            assert_eq!(b.policy.permit(b.now), Permit::AskKey);
+            b.policy.key_answered(KeyAnswer::Refused(401), b.now);
         }
         assert_eq!(b.counts(), (1, 0, 0, 99));
         let said = b.lines().iter().filter(|l| l.contains("refused with 401")).count();
         assert!((5..=6).contains(&said), "one line a minute in 300 s, not {said}");
         b.now += KEY_PAUSE;
-        assert!(b.gate.key_is_due(b.now));
-        b.gate.key_answered(KeyAnswer::Good, b.now);
+        assert!(b.policy.key_is_due(b.now));
+        b.policy.key_answered(KeyAnswer::Good, b.now);
         assert_eq!(b.post(2, Status(204)), Verdict::Settled);
         assert!(b.lines().iter().any(|l| l.contains(KEY_WORDS) && l.ends_with("accepted")));
     }
@@ -922,8 +922,8 @@ mod tests {
         assert_eq!(b.zone.totals(0).state, State::Paused);
         assert_eq!(b.counts(), (1, 2, 0, 97));
         b.now += KEY_PAUSE;
-        assert_eq!(b.gate.permit(b.now), Permit::AskKey);
-        b.gate.key_answered(KeyAnswer::Good, b.now);
+        assert_eq!(b.policy.permit(b.now), Permit::AskKey);
+        b.policy.key_answered(KeyAnswer::Good, b.now);
         assert_eq!(b.post(5, Status(204)), Verdict::Settled);
         assert_eq!(b.post(4, Status(200)), Verdict::Settled);
         assert_eq!(b.counts(), (2, 3, 0, 95));
@@ -937,7 +937,7 @@ mod tests {
         let mut b = Bench::new();
         let unknown = KeyAnswer::Unknown(Fault::Answered(404));
         assert!(matches!(b.post_200(1, unknown), Verdict::Later(_)));
-        assert!(matches!(b.gate.permit(b.now), Permit::Wait(_)));
+        assert!(matches!(b.policy.permit(b.now), Permit::Wait(_)));
         assert_eq!(b.counts(), (0, 0, 0, 100));
     }
 
@@ -956,7 +956,7 @@ mod tests {
     #[test]
     fn accept_200() {
         let mut b = Bench::new();
-        b.gate.config.accept_200 = true;
+        b.policy.config.accept_200 = true;
         assert_eq!(b.post(1, Status(200)), Verdict::Settled);
         assert_eq!(b.counts(), (1, 0, 0, 99));
     }
@@ -965,9 +965,9 @@ mod tests {
     fn nothing_counts_after_closing() {
         let mut b = Bench::new();
         b.post(1, Status(204));
-        assert_eq!(b.gate.close(DropReason::Shutdown), 99);
+        assert_eq!(b.policy.close(DropReason::Shutdown), 99);
         assert_eq!(b.answered(2, Status(204), b.now, b.now, true), Verdict::Settled);
-        assert_eq!(b.gate.close(DropReason::Shutdown), 0);
+        assert_eq!(b.policy.close(DropReason::Shutdown), 0);
         assert_eq!(b.counts(), (1, 0, 99, 0));
     }
 }

@@ -7,8 +7,8 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::event::{EventType, Param};
-use crate::form::parse_ip;
 use crate::record::{Extra, Record};
+use crate::tirreno::form::parse_ip;
 
 /// What an application answers when a second factor is missing, or a password is wrong.
 const UNAUTHORIZED: u16 = 401;

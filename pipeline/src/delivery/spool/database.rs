@@ -26,10 +26,10 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
+use crate::capture::login::Attempt;
 use crate::clock::{monotonic_ns, wall_ms};
-use crate::form;
-use crate::login::Attempt;
 use crate::privacy::View;
+use crate::tirreno::form;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::*;
 
 use crate::clock::monotonic_ns;
 use crate::record::{Capture, MAX_RECORD, Record};
-use crate::zone::{MAX_TARGETS, Segment, Stage, Zone, alive};
+use crate::shm::zone::{MAX_TARGETS, Segment, Stage, Zone, alive};
 
 const _: () = assert!(MAX_RECORD <= Segment::ROOM);
 
@@ -93,7 +93,7 @@ impl Producer {
     }
 }
 
-/// The deliverer's end. Only the holder of the election's [`Term`](crate::zone::Term) may have one.
+/// The deliverer's end. Only the holder of the election's [`Term`](crate::shm::zone::Term) may have one.
 #[derive(Debug)]
 pub struct Collector {
     zone: Zone,
@@ -236,7 +236,7 @@ impl Cursor {
 mod tests {
     use super::*;
     use crate::event::Param;
-    use crate::zone::{DropReason, anonymous};
+    use crate::shm::zone::{DropReason, anonymous};
 
     const ALL: u64 = u64::MAX;
 
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn a_full_zone_drops_and_recovers() {
         let zone = anonymous(Zone::min_size(1)).unwrap();
-        zone.open_account("t").unwrap();
+        zone.target_slot("t").unwrap();
         let mut worker = Producer::new(zone, std::process::id());
         let url = [b'/'; 2047];
         let mut stored = 0;

@@ -16,15 +16,15 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, mem, ptr};
 
+use crate::audit::target::Stream;
 use crate::clock::monotonic_ns;
 use crate::config::{Console, Destination, Sink, TargetConfig};
-use crate::gate::EventId;
-use crate::journal::{Journal, Level};
+use crate::log_queue::{Level, LogQueue};
 use crate::record::Record;
-use crate::ring::Collector;
-use crate::stream::Stream;
-use crate::target::{Connect, Target};
-use crate::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
+use crate::shm::ring::Collector;
+use crate::shm::zone::{DropReason, Ledger, MAX_TARGETS, Term, Zone};
+use crate::tirreno::policy::EventId;
+use crate::tirreno::target::{Connect, Target};
 
 /// How much less urgent than the event loop collecting is: a ring that nobody empties drops events …
 const NICE: i32 = 5;
@@ -105,7 +105,7 @@ pub struct Setup {
     /// The configured targets.
     pub targets: Arc<[TargetConfig]>,
     /// Takes messages for the error log.
-    pub journal: Journal,
+    pub log: LogQueue,
     /// Makes connections; `None`: those that the targets' configurations name.
     pub connect: Option<Arc<Connect>>,
     /// Whether the threads leave the process's table of open files. SQLite takes for granted that a
@@ -183,7 +183,7 @@ impl Worker<'_> {
             {
                 if catch_unwind(AssertUnwindSafe(|| self.deliver(term))).is_err() {
                     let text = "the deliverer failed and starts again";
-                    self.setup.journal.log(Level::Error, text);
+                    self.setup.log.log(Level::Error, text);
                     thread::park_timeout(RESTART);
                 }
                 continue;
@@ -205,7 +205,7 @@ impl Worker<'_> {
 
     /// Delivers until the process stops or another one takes over.
     fn deliver(&self, term: Term<'_>) {
-        let Setup { zone, targets, journal, connect, .. } = &self.setup;
+        let Setup { zone, targets, log, connect, .. } = &self.setup;
         let before = targets.iter().map(|t| zone.totals(t.slot).dropped).collect::<Vec<_>>();
         let Some(ledger) = zone.enlist(std::process::id()) else {
             drop(term);
@@ -215,17 +215,17 @@ impl Worker<'_> {
         let _leave = Leave(ledger);
         let mut running = Vec::new();
         for (target, reported) in targets.iter().zip(before) {
-            match Running::start(target, connect.clone(), (*zone, ledger), reported, journal) {
+            match Running::start(target, connect.clone(), (*zone, ledger), reported, log) {
                 Ok(target) => running.push(target),
                 Err(error) => {
-                    journal.log(Level::Error, format!("a thread cannot be started: {error}"));
+                    log.log(Level::Error, format!("a thread cannot be started: {error}"));
                     drop(term);
                     thread::park_timeout(RESTART);
                     return;
                 }
             }
         }
-        let mut collection = Collection::new(*zone, ledger, running, journal.clone(), targets);
+        let mut collection = Collection::new(*zone, ledger, running, log.clone(), targets);
 
         if targets.iter().any(|target| target.spool.is_some()) {
             // A deliverer that died between committing records to a spool and freeing their segments
@@ -313,14 +313,14 @@ impl Running {
         connect: Option<Arc<Connect>>,
         accounts: (Zone, Ledger),
         reported: [u64; DropReason::ALL.len()],
-        journal: &Journal,
+        log: &LogQueue,
     ) -> io::Result<Self> {
         Ok(match &config.destination {
             Destination::Tirreno(tirreno) => Self::Tirreno(Box::new(Target::start(
-                config, tirreno, connect, accounts, reported, journal,
+                config, tirreno, connect, accounts, reported, log,
             )?)),
-            Destination::Stream(stream) => {
-                let stream = Stream::start(config, stream, accounts, reported, journal)?;
+            Destination::Audit(stream) => {
+                let stream = Stream::start(config, stream, accounts, reported, log)?;
                 Self::Stream(Box::new(stream))
             }
         })
@@ -397,7 +397,7 @@ struct Collection {
     zone: Zone,
     ledger: Ledger,
     targets: Vec<Running>,
-    journal: Journal,
+    log: LogQueue,
     interval_ns: u64,
     batch_size: usize,
     next_id: u64,
@@ -410,7 +410,7 @@ impl Collection {
         zone: Zone,
         ledger: Ledger,
         targets: Vec<Running>,
-        journal: Journal,
+        log: LogQueue,
         configs: &[TargetConfig],
     ) -> Self {
         let interval = configs.iter().map(|t| t.interval).min().unwrap_or_default();
@@ -420,7 +420,7 @@ impl Collection {
             zone,
             ledger,
             targets,
-            journal,
+            log,
             interval_ns: interval.as_nanos() as u64,
             batch_size,
             next_id: 0,
@@ -436,10 +436,10 @@ impl Collection {
 
     fn report_gone(&mut self) {
         for (slot, new) in mem::take(&mut self.gone) {
-            let (name, why) = (self.zone.account_name(slot), DropReason::TargetGone.text());
+            let (name, why) = (self.zone.target_name(slot), DropReason::TargetGone.text());
             let total: u64 = self.zone.totals(slot).dropped.iter().sum();
             let text = format!("target \"{name}\": {new} events dropped, {why}; {total} in total");
-            self.journal.log(Level::Error, text);
+            self.log.log(Level::Error, text);
         }
     }
 
@@ -457,7 +457,7 @@ impl Collection {
         loop {
             let (batch, progress) = self.collector.take(before, self.batch_size);
             if batch.damaged > 0 {
-                self.journal.log(Level::Error, "a segment of tirreno_zone is damaged");
+                self.log.log(Level::Error, "a segment of tirreno_zone is damaged");
             }
             // The collector has parsed each: none is left out here.
             let records: Vec<_> = batch.records.iter().filter_map(|r| Record::parse(r)).collect();
@@ -542,7 +542,7 @@ pub(crate) fn lower_priority(by: i32) {
 fn leave_file_table(targets: &[TargetConfig]) {
     let is_console = |wanted| {
         targets.iter().any(|target| match &target.destination {
-            Destination::Stream(stream) => matches!(stream.sink, Sink::Console(c) if c == wanted),
+            Destination::Audit(stream) => matches!(stream.sink, Sink::Console(c) if c == wanted),
             Destination::Tirreno(_) => false,
         })
     };

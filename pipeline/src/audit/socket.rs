@@ -18,7 +18,7 @@ use rustls::{
 };
 
 use crate::config::{Address, Console, Roots, ServerConfig, Transport};
-use crate::zone::Fault;
+use crate::shm::zone::Fault;
 
 /// How long connecting to one address may take, and a TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const READS: usize = 16;
 pub type GoOn<'a> = dyn Fn() -> bool + 'a;
 
 /// An open way.
-pub enum Link {
+pub enum Socket {
     /// nginx's own output, and its place in the process's table of open files.
     Console(File, PathBuf),
     /// A datagram each, over the network …
@@ -44,7 +44,7 @@ pub enum Link {
     Connection(Box<Connection>),
 }
 
-impl Link {
+impl Socket {
     /// Opens nginx's own output.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ fn is_wait(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn udp(addresses: &[SocketAddr]) -> Result<Link, Fault> {
+fn udp(addresses: &[SocketAddr]) -> Result<Socket, Fault> {
     let mut fault = Fault::HostNotFound;
     for address in addresses {
         let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -155,7 +155,7 @@ fn udp(addresses: &[SocketAddr]) -> Result<Link, Fault> {
             Ok(socket)
         });
         match opened {
-            Ok(socket) => return Ok(Link::Udp(socket)),
+            Ok(socket) => return Ok(Socket::Udp(socket)),
             Err(error) => fault = error.into(),
         }
     }
@@ -475,13 +475,13 @@ mod tests {
         let (first, second) = (dir.path().join("error.log.1"), dir.path().join("error.log"));
         let place = dir.path().join("fd");
         let open = |path: &Path| OpenOptions::new().append(true).create(true).open(path).unwrap();
-        let mut link = Link::Console(open(&first), place.clone());
+        let mut socket = Socket::Console(open(&first), place.clone());
         std::os::unix::fs::symlink(&first, &place).unwrap();
-        link.write(b"1", &|| true).unwrap();
+        socket.write(b"1", &|| true).unwrap();
         open(&second);
         std::fs::remove_file(&place).unwrap();
         std::os::unix::fs::symlink(&second, &place).unwrap();
-        link.write(b"2", &|| true).unwrap();
+        socket.write(b"2", &|| true).unwrap();
         assert_eq!(std::fs::read(&first).unwrap(), b"1");
         assert_eq!(std::fs::read(&second).unwrap(), b"2");
     }

@@ -67,12 +67,12 @@ impl Learned {
 }
 
 /// The table, and the key of its hashes.
-pub struct Accounts {
+pub struct KnownAccounts {
     secret: Zeroizing<[u8; 32]>,
     table: &'static [Learned],
 }
 
-impl Accounts {
+impl KnownAccounts {
     /// `table` is shared by all processes that have the same `secret`.
     pub(crate) fn new(secret: [u8; 32], table: &'static [Learned]) -> Self {
         Self { secret: secret.into(), table }
@@ -142,21 +142,21 @@ fn id_of(words: &[u64; WORDS]) -> Vec<u8> {
     id.take((words[2] & (DOUBTFUL - 1)) as usize).collect()
 }
 
-impl std::fmt::Debug for Accounts {
+impl std::fmt::Debug for KnownAccounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Accounts").field("table", &self.table.len()).finish()
+        f.debug_struct("KnownAccounts").field("table", &self.table.len()).finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zone::{Zone, anonymous};
+    use crate::shm::zone::{Zone, anonymous};
 
     #[test]
     fn what_is_learned_is_found_by_all() {
         let zone = anonymous(1 << 20).unwrap();
-        let (one, other) = (zone.accounts(), zone.accounts());
+        let (one, other) = (zone.known_accounts(), zone.known_accounts());
         let key = one.key("Ann@Example.com");
         assert_eq!(other.find(&key), None);
         one.learn(&key, b"4yqk5pwc", 1);
@@ -173,14 +173,15 @@ mod tests {
 
     #[test]
     fn another_zone_has_another_key() {
-        let [a, b] = [(); 2].map(|()| anonymous(1 << 20).unwrap().accounts().key("ann").alias());
+        let [a, b] =
+            [(); 2].map(|()| anonymous(1 << 20).unwrap().known_accounts().key("ann").alias());
         assert_ne!(a, b);
         assert_eq!(a.len(), "unknown-".len() + 16);
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets_the_oldest() {
-        let accounts = anonymous(Zone::min_size(1)).unwrap().accounts();
+        let accounts = anonymous(Zone::min_size(1)).unwrap().known_accounts();
         let keys: Vec<_> = (0..10_000).map(|i| accounts.key(&format!("user{i}"))).collect();
         for (i, key) in keys.iter().enumerate() {
             accounts.learn(key, format!("id{i}").as_bytes(), i as i64);
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_torn_entry_is_none() {
-        let accounts = anonymous(1 << 20).unwrap().accounts();
+        let accounts = anonymous(1 << 20).unwrap().known_accounts();
         let key = accounts.key("ann");
         accounts.learn(&key, b"id", 1);
         let entry = accounts.ways(&key).find(|entry| entry.read().is_some()).unwrap();

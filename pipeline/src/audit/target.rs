@@ -15,17 +15,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use crate::config::{Sink, StreamConfig, TargetConfig, Transport};
-use crate::deliverer::{NICE_SENDING, lower_priority};
-use crate::file::RotatedFile;
-use crate::format::{Drops, Formatter};
-use crate::journal::{Journal, Level, Once};
-use crate::link::Link;
+use crate::audit::file::RotatedFile;
+use crate::audit::format::{Drops, Formatter};
+use crate::audit::socket::Socket;
+use crate::audit::syslog::Header;
+use crate::config::{AuditConfig, Sink, TargetConfig, Transport};
+use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
+use crate::delivery::queue::{Entry, Queue};
+use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
-use crate::queue::{Entry, Queue};
 use crate::record::Record;
-use crate::syslog::Header;
-use crate::zone::{DropReason, Fault, Ledger, State, Zone};
+use crate::shm::zone::{DropReason, Fault, Ledger, State, Zone};
 
 /// First pause after an attempt that failed, how it grows, and the longest.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -65,7 +65,7 @@ enum Frame {
 }
 
 impl Writer {
-    fn new(privacy: &Privacy, config: &StreamConfig) -> Self {
+    fn new(privacy: &Privacy, config: &AuditConfig) -> Self {
         let formatter = Formatter::new(&config.format);
         let frame = match &config.sink {
             Sink::Syslog(syslog) => Frame::Syslog {
@@ -165,7 +165,7 @@ struct Shared {
     ledger: Ledger,
     slot: usize,
     label: String,
-    journal: Journal,
+    log: LogQueue,
 }
 
 struct Waiting {
@@ -218,17 +218,17 @@ impl Shared {
     }
 
     fn log(&self, level: Level, text: &str) {
-        self.journal.log(level, format!("{}: {text}", self.label));
+        self.log.log(level, format!("{}: {text}", self.label));
     }
 }
 
 /// Says and shows how it goes.
-struct Mood {
+struct Health {
     in_trouble: bool,
     said: Option<(Fault, Once)>,
 }
 
-impl Mood {
+impl Health {
     fn new() -> Self {
         Self { in_trouble: false, said: None }
     }
@@ -283,7 +283,7 @@ struct FileOutlet {
     file: RotatedFile,
     writer: Writer,
     backoff: Backoff,
-    mood: Mood,
+    health: Health,
     lines: Vec<u8>,
 }
 
@@ -295,14 +295,14 @@ impl FileOutlet {
         match self.file.append(&self.lines) {
             Ok(()) => {
                 self.backoff.succeeded();
-                self.mood.succeeded(shared);
+                self.health.succeeded(shared);
                 true
             }
             Err(error) => {
                 let now = Instant::now();
                 // Another process that writes is no trouble, unless it does not end.
                 if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
-                    self.mood.failed(shared, error.into(), now);
+                    self.health.failed(shared, error.into(), now);
                 }
                 self.backoff.failed(now);
                 false
@@ -318,10 +318,10 @@ impl Stream {
     /// A thread cannot be started.
     pub fn start(
         config: &TargetConfig,
-        stream: &StreamConfig,
+        stream: &AuditConfig,
         (zone, ledger): (Zone, Ledger),
         reported: [u64; DropReason::ALL.len()],
-        journal: &Journal,
+        log: &LogQueue,
     ) -> io::Result<Self> {
         let place = match &stream.sink {
             Sink::File(file) => file.path.display().to_string(),
@@ -340,18 +340,18 @@ impl Stream {
             ledger,
             slot: config.slot,
             label,
-            journal: journal.clone(),
+            log: log.clone(),
         });
         let writer = Writer::new(&config.privacy, stream);
         let outlet = match &stream.sink {
             Sink::File(file) => {
-                let file = RotatedFile::start(file, &shared.label, journal)?;
-                let (backoff, mood) = (Backoff::new(BACKOFF_MAX_FILE), Mood::new());
+                let file = RotatedFile::start(file, &shared.label, log)?;
+                let (backoff, health) = (Backoff::new(BACKOFF_MAX_FILE), Health::new());
                 Outlet::File(Box::new(FileOutlet {
                     file,
                     writer,
                     backoff,
-                    mood,
+                    health,
                     lines: Vec::new(),
                 }))
             }
@@ -517,7 +517,7 @@ impl Drop for Stream {
 /// Entries that were sent and may still be lost.
 struct Sent {
     entries: usize,
-    /// What the link has sent behind them.
+    /// What the socket has sent behind them.
     end: u64,
     /// Since when they are confirmed.
     confirmed: Option<Instant>,
@@ -529,12 +529,12 @@ struct Sender {
     sink: Sink,
     writer: Writer,
     backoff: Backoff,
-    mood: Mood,
+    health: Health,
 }
 
 impl Sender {
     fn new(shared: Arc<Shared>, sink: Sink, writer: Writer) -> Self {
-        Self { shared, sink, writer, backoff: Backoff::new(BACKOFF_MAX), mood: Mood::new() }
+        Self { shared, sink, writer, backoff: Backoff::new(BACKOFF_MAX), health: Health::new() }
     }
 
     /// Sends until the target is closed.
@@ -559,7 +559,7 @@ impl Sender {
     fn pause(&mut self, fault: Fault) {
         let now = Instant::now();
         self.backoff.failed(now);
-        self.mood.failed(&self.shared, fault, now);
+        self.health.failed(&self.shared, fault, now);
         let was_stopping = self.shared.is_stopping();
         loop {
             let left = self.backoff.left(Instant::now());
@@ -584,18 +584,18 @@ impl Sender {
             }
             shared.wait(IDLE);
         }
-        let mut link = match &self.sink {
-            Sink::Console(console) => Link::console(*console),
-            Sink::Syslog(syslog) => Link::server(&syslog.server, &go_on),
-            Sink::Tcp(server) => Link::server(server, &go_on),
+        let mut socket = match &self.sink {
+            Sink::Console(console) => Socket::console(*console),
+            Sink::Syslog(syslog) => Socket::server(&syslog.server, &go_on),
+            Sink::Tcp(server) => Socket::server(server, &go_on),
             // The collector writes it.
             Sink::File(_) => return Ok(()),
         }?;
-        let most = if link.takes_one() { 1 } else { CHUNK };
+        let most = if socket.takes_one() { 1 } else { CHUNK };
         let mut sent: VecDeque<Sent> = VecDeque::new();
         let mut bytes = Vec::new();
         while !shared.state().closed {
-            match self.settle(&mut link, &mut sent) {
+            match self.settle(&mut socket, &mut sent) {
                 Ok(()) => {}
                 // A server may close a connection that has nothing to do.
                 Err(_) if sent.is_empty() && !shared.state().queue.has_new() => return Ok(()),
@@ -608,30 +608,34 @@ impl Sender {
             }
             bytes.clear();
             entries.iter().for_each(|entry| self.writer.entry(entry, &mut bytes));
-            match link.write(&bytes, &go_on) {
+            match socket.write(&bytes, &go_on) {
                 Ok(()) => {}
-                Err(Fault::TooLong) if link.takes_one() => {
-                    self.mood.rejected(&shared, Fault::TooLong, Instant::now());
+                Err(Fault::TooLong) if socket.takes_one() => {
+                    self.health.rejected(&shared, Fault::TooLong, Instant::now());
                     shared.settle(1, Ledger::rejected);
                     continue;
                 }
                 Err(fault) => return Err(fault),
             }
-            if link.takes_one() {
+            if socket.takes_one() {
                 self.settled(1);
             } else {
-                sent.push_back(Sent { entries: entries.len(), end: link.sent(), confirmed: None });
+                sent.push_back(Sent {
+                    entries: entries.len(),
+                    end: socket.sent(),
+                    confirmed: None,
+                });
             }
         }
         Ok(())
     }
 
     /// Counts what is confirmed as delivered.
-    fn settle(&mut self, link: &mut Link, sent: &mut VecDeque<Sent>) -> Result<(), Fault> {
-        if link.takes_one() {
+    fn settle(&mut self, socket: &mut Socket, sent: &mut VecDeque<Sent>) -> Result<(), Fault> {
+        if socket.takes_one() {
             return Ok(());
         }
-        let confirmed = link.confirmed()?;
+        let confirmed = socket.confirmed()?;
         let now = Instant::now();
         for chunk in sent.iter_mut().filter(|chunk| chunk.end <= confirmed) {
             chunk.confirmed.get_or_insert(now);
@@ -652,7 +656,7 @@ impl Sender {
     fn settled(&mut self, entries: usize) {
         self.shared.settle(entries, Ledger::delivered);
         self.backoff.succeeded();
-        self.mood.succeeded(&self.shared);
+        self.health.succeeded(&self.shared);
     }
 }
 
@@ -663,19 +667,19 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::audit::format::FormatConfig;
+    use crate::capture::level::Routing;
     use crate::config::{Address, Destination, FileConfig, ServerConfig};
     use crate::event::EventType;
-    use crate::format::FormatConfig;
-    use crate::journal::journal;
-    use crate::level::Routing;
+    use crate::log_queue::log_queue;
     use crate::record::Capture;
-    use crate::zone::anonymous;
+    use crate::shm::zone::anonymous;
 
     fn start(zone: Zone, sink: Sink) -> Stream {
-        let stream = StreamConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
+        let stream = AuditConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
         let config = TargetConfig {
             name: "t".into(),
-            slot: zone.open_account("t").unwrap(),
+            slot: zone.target_slot("t").unwrap(),
             events: Routing::ALL,
             queue_events: 10,
             queue_bytes: 1 << 20,
@@ -684,10 +688,10 @@ mod tests {
             shutdown_timeout: Duration::ZERO,
             spool: None,
             privacy: Privacy::default(),
-            destination: Destination::Stream(stream.clone()),
+            destination: Destination::Audit(stream.clone()),
         };
         let ledger = zone.enlist(std::process::id()).unwrap();
-        Stream::start(&config, &stream, (zone, ledger), Default::default(), &journal().0).unwrap()
+        Stream::start(&config, &stream, (zone, ledger), Default::default(), &log_queue().0).unwrap()
     }
 
     fn offer(stream: &mut Stream, times: impl Iterator<Item = i64>) {

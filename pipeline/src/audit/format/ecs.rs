@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::entry::{Entry, Outcome, segment_field};
 use super::rfc3339;
+use crate::capture::level::Level;
 use crate::event::EventType;
-use crate::level::Level;
 
 /// The version of the schema that Elastic's own integration of Mattermost writes.
 const VERSION: &str = "8.11.0";

@@ -5,11 +5,11 @@ mod elastic;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::capture::level::Level;
+use crate::capture::session;
 use crate::event::{EventType, Param};
-use crate::level::Level;
 use crate::privacy::Privacy;
 use crate::record::{Capture, Extra, Record, push_segment};
-use crate::session;
 
 /// 2021-12-04 23:19:32.051 UTC.
 const TIME: i64 = 1_638_659_972_051;

@@ -16,10 +16,10 @@ use ureq::unversioned::transport::{
 };
 use ureq::{Agent, Error, Timeout};
 
+use crate::audit::socket::tls_fault;
 use crate::config::TirrenoConfig;
-use crate::gate::{Answer, KeyAnswer};
-use crate::link::tls_fault;
-use crate::zone::Fault;
+use crate::shm::zone::Fault;
+use crate::tirreno::policy::{Answer, KeyAnswer};
 
 /// How long addresses of a host are used before it is looked up again.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::path;
+use crate::capture::path;
 
 /// What stands in the place of a secret.
 const MASK: &[u8] = b"***";
@@ -389,7 +389,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::rules::{Methods, Pattern, Rules};
+    use crate::capture::rules::{Methods, Pattern, Rules};
 
     fn text(bytes: &[u8]) -> String {
         String::from_utf8_lossy(bytes).into_owned()

@@ -9,18 +9,18 @@ use std::{io, thread};
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::capture::login::Attempt;
 use crate::config::{TargetConfig, TirrenoConfig};
-use crate::form;
-use crate::gate::{Book, EventId, Gate, GateConfig};
-use crate::http::{Addresses, Outbound, Post, Tirreno};
-use crate::journal::{Journal, Level, Once};
-use crate::lane::Lane;
-use crate::login::Attempt;
+use crate::delivery::spool::database::{Cursor, Stored};
+use crate::delivery::spool::handle::Store;
+use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::{MIN_RECORD, Record};
-use crate::spool::{Cursor, Stored};
-use crate::store::Store;
-use crate::zone::{DropReason, Ledger, Zone};
+use crate::shm::zone::{DropReason, Ledger, Zone};
+use crate::tirreno::connection::Connection;
+use crate::tirreno::form;
+use crate::tirreno::http::{Addresses, Outbound, Post, Tirreno};
+use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.
 const PAGES_UP_TO: f64 = 0.8;
@@ -105,7 +105,7 @@ pub type Connect = dyn Fn() -> Box<dyn Outbound> + Send + Sync;
 
 /// What a target's connections share.
 pub struct Shared {
-    gate: Mutex<Gate>,
+    policy: Mutex<Policy>,
     gate_changed: Condvar,
     /// The events that are queued, kept or in flight, with the time they were captured.
     held: Mutex<BTreeMap<EventId, i64>>,
@@ -130,16 +130,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// The target's state.
-    pub fn gate(&self) -> MutexGuard<'_, Gate> {
-        lock(&self.gate)
+    pub fn policy(&self) -> MutexGuard<'_, Policy> {
+        lock(&self.policy)
     }
 
     /// Waits until the state changed, at most `limit`.
     pub fn wait(&self, limit: Duration) {
-        let gate = self.gate();
+        let policy = self.policy();
         if !self.is_closed() {
             // Whoever called `wake` just before is not missed for long.
-            let _ = self.gate_changed.wait_timeout(gate, limit.min(WAKE));
+            let _ = self.gate_changed.wait_timeout(policy, limit.min(WAKE));
         }
     }
 
@@ -236,11 +236,11 @@ pub struct Target {
     /// What the spool had no room for, or was too old, since it was last said.
     spool_dropped: u64,
     spool_expired: u64,
-    lanes: Vec<Sender<Event>>,
+    queues: Vec<Sender<Event>>,
     threads: Vec<JoinHandle<()>>,
     zone: Zone,
     ledger: Ledger,
-    journal: Journal,
+    log: LogQueue,
     reported: [u64; DropReason::ALL.len()],
     /// When the present measurement of the rate began, and the events since.
     measured: (Instant, u64),
@@ -260,11 +260,11 @@ impl Target {
         connect: Option<Arc<Connect>>,
         (zone, ledger): (Zone, Ledger),
         reported: [u64; DropReason::ALL.len()],
-        journal: &Journal,
+        log: &LogQueue,
     ) -> io::Result<Self> {
         let tirreno = Arc::new(tirreno.clone());
         let label = format!("target \"{}\" {}", config.name, tirreno.endpoint.sensor());
-        let gate = GateConfig {
+        let policy = PolicyConfig {
             label: label.clone(),
             accept_200: tirreno.accept_200,
             rate: tirreno.rate,
@@ -274,10 +274,10 @@ impl Target {
         let url = tirreno.endpoint.sensor().to_string();
         let spool = config.spool.as_ref();
         let store = spool
-            .map(|s| Arc::new(Store::new(s, &config.name, &url, zone.instance(), &label, journal)));
+            .map(|s| Arc::new(Store::new(s, &config.name, &url, zone.instance(), &label, log)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
-            gate: Mutex::new(Gate::new(gate, book, journal.clone(), now)),
+            policy: Mutex::new(Policy::new(policy, book, log.clone(), now)),
             gate_changed: Condvar::new(),
             held: Mutex::default(),
             held_less: Condvar::new(),
@@ -312,25 +312,26 @@ impl Target {
             looked_back: now,
             spool_dropped: 0,
             spool_expired: 0,
-            lanes: Vec::new(),
+            queues: Vec::new(),
             threads: Vec::new(),
             zone,
             ledger,
-            journal: journal.clone(),
+            log: log.clone(),
             reported,
             measured: (now, 0),
             delivered: (now, zone.totals(config.slot).delivered),
             rate_said: Once::every(RATE_REPEAT),
         };
         for i in 0..connections {
-            // The queue's bounds are checked before: a lane never blocks the collector.
+            // The queue's bounds are checked before: a connection never blocks the collector.
             let (sender, receiver) = bounded(
                 config.queue_events.min(config.queue_bytes / MIN_RECORD + 1) + WINDOW + DUE,
             );
-            let lane = Lane::new(shared.clone(), receiver, connect.clone(), journal.clone());
+            let connection =
+                Connection::new(shared.clone(), receiver, connect.clone(), log.clone());
             let thread = thread::Builder::new().name(format!("tirreno-{i}"));
-            target.threads.push(thread.spawn(move || lane.run())?);
-            target.lanes.push(sender);
+            target.threads.push(thread.spawn(move || connection.run())?);
+            target.queues.push(sender);
         }
         Ok(target)
     }
@@ -407,11 +408,11 @@ impl Target {
 
     /// Hands a held event to its user's connection.
     fn send(&mut self, event: Event) {
-        let lane = (event.user % self.lanes.len() as u64) as usize;
-        if let Err(error) = self.lanes[lane].try_send(event) {
+        let connection = (event.user % self.queues.len() as u64) as usize;
+        if let Err(error) = self.queues[connection].try_send(event) {
             let event = error.into_inner();
             self.shared.release(&event);
-            self.shared.gate().give_up(event.id, DropReason::Internal);
+            self.shared.policy().give_up(event.id, DropReason::Internal);
         }
     }
 
@@ -561,7 +562,7 @@ impl Target {
         }
         self.measured = (now, 0);
         let captured = count as f64 / span.as_secs_f64();
-        let Some(rate) = self.shared.gate().rate() else { return };
+        let Some(rate) = self.shared.policy().rate() else { return };
         if captured > rate && !self.shared.is_empty() && self.rate_said.may(now) {
             let waiting = self.shared.len();
             self.log(
@@ -624,8 +625,8 @@ impl Target {
         while let Some((.., event)) = self.failed.pop_front() {
             self.send(event);
         }
-        self.lanes.clear();
-        self.shared.gate().last_chance(Instant::now());
+        self.queues.clear();
+        self.shared.policy().last_chance(Instant::now());
         self.shared.wake();
     }
 
@@ -651,7 +652,7 @@ impl Target {
     }
 
     fn close(&mut self, reason: DropReason) -> u32 {
-        let rest = self.shared.gate().close(reason);
+        let rest = self.shared.policy().close(reason);
         if let Some(store) = &self.store {
             if let Some(totals) = store.totals() {
                 self.ledger.show_stored(self.config.slot, &totals);
@@ -659,7 +660,7 @@ impl Target {
             store.leave();
         }
         self.shared.closed.store(true, Relaxed);
-        self.lanes.clear();
+        self.queues.clear();
         self.shared.wake();
         // One that waits for an answer ends by itself when that, or its time-out, comes.
         for thread in self.threads.drain(..) {
@@ -671,7 +672,7 @@ impl Target {
     }
 
     fn log(&self, level: Level, text: String) {
-        self.journal.log(level, format!("{}: {text}", self.label));
+        self.log.log(level, format!("{}: {text}", self.label));
     }
 }
 

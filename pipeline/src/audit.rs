@@ -1,0 +1,7 @@
+//! Audit targets: records in their formats, written to a file, the console, syslog or a TCP server.
+
+pub mod file;
+pub mod format;
+pub mod socket;
+pub mod syslog;
+pub mod target;

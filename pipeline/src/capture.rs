@@ -1,0 +1,11 @@
+//! What the event loop asks of a request: which event it is, whose, and what of it may be shown.
+
+pub mod body;
+pub mod cookie;
+pub mod known_accounts;
+pub mod level;
+pub mod login;
+pub mod path;
+pub mod redact;
+pub mod rules;
+pub mod session;

@@ -1,0 +1,4 @@
+//! Events that are not delivered yet, on disk.
+
+pub mod database;
+pub mod handle;

@@ -1,0 +1,4 @@
+//! The shared memory of all workers: records on their way, counters, and who collects.
+
+pub mod ring;
+pub mod zone;

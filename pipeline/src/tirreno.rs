@@ -1,0 +1,8 @@
+//! Delivery to a Tirreno server: the form, the connections, and what its answers mean.
+
+pub mod connection;
+pub mod form;
+pub mod http;
+pub mod policy;
+pub mod rate;
+pub mod target;
