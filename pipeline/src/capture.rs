@@ -2,10 +2,12 @@
 
 pub mod body;
 pub mod cookie;
+pub mod identity;
 pub mod known_accounts;
 pub mod level;
 pub mod login;
 pub mod path;
+pub mod rank;
 pub mod redact;
 pub mod rules;
 pub mod session;

@@ -348,7 +348,7 @@ mod tests {
     fn a_damaged_record_may_have_an_empty_name() {
         let mut bytes = written(&capture(&[(Param::UserName, "ada"), (Param::Url, "/ada")]));
         // The length of the first field that is there.
-        bytes[80..82].copy_from_slice(&[0, 0]);
+        bytes[88..90].copy_from_slice(&[0, 0]);
         let hashed = hashed();
         let view = hashed.view(Record::parse(&bytes).unwrap());
         assert_eq!(*view.get(Param::Url).unwrap(), *b"ada/");

@@ -11,7 +11,10 @@
 //! 28  u32       parameters and extras that follow, a bit each
 //! 32  [u8; 16]  address
 //! 48  [u8; 32]  trace id
-//! 80  u16 …     length of each parameter, in order of their bits
+//! 80  u8        by what evidence the user is known
+//! 81  u8        rank
+//! 82  [u8; 6]   zero
+//! 88  u16 …     length of each parameter, in order of their bits
 //!     [u8] …    the parameters' bytes, then padding
 //! ```
 //!
@@ -19,10 +22,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::capture::identity::Identity;
+use crate::capture::rank::Rank;
 use crate::event::{EventType, OverLimit, Param};
 
 /// Bytes before the parameters' lengths.
-const FIXED: usize = 80;
+const FIXED: usize = 88;
 /// Records start on this boundary.
 const ALIGN: usize = 8;
 /// Bytes that are captured beyond a parameter's limit, so that a character that the limit cuts in
@@ -52,11 +57,17 @@ pub enum Extra {
     Segments,
     /// SHA-256 of the session's token, 32 bytes.
     Session,
+    /// What accounts and sessions were learned for: the name of `tirreno_realm`.
+    Realm,
+    /// Whom the client claims to be, where that is somebody else than the user.
+    Claimed,
+    /// Fields of audit records that the rule adds, as [`push_segment`] and [`segments`] write and read them.
+    Fields,
 }
 
 impl Extra {
     /// How many there are.
-    const COUNT: usize = 5;
+    const COUNT: usize = 8;
 
     fn place(self) -> usize {
         Param::COUNT + self as usize
@@ -70,6 +81,8 @@ impl Extra {
             Self::Level => 2,
             Self::Segments => 2048,
             Self::Session => 32,
+            Self::Realm | Self::Claimed => 255,
+            Self::Fields => 2048,
         }
     }
 }
@@ -107,6 +120,10 @@ pub struct Capture<'a> {
     pub status: u16,
     /// The event's type.
     pub kind: EventType,
+    /// By what evidence the user is known.
+    pub identity: Identity,
+    /// How much the event matters when there is no room for all.
+    pub rank: Rank,
     /// The peer's address; a socket that has none (`unix:`) has none here.
     pub ip: Option<IpAddr>,
     /// The trace id, sent as `X-Request-Id`.
@@ -126,6 +143,8 @@ impl<'a> Capture<'a> {
             time_ms,
             status: 0,
             kind: EventType::PageView,
+            identity: Identity::None,
+            rank: Rank::Four,
             ip: None,
             trace: [b'0'; TRACE_LEN],
             present: 0,
@@ -208,6 +227,9 @@ impl<'a> Capture<'a> {
         out[28..32].copy_from_slice(&self.present.to_ne_bytes());
         out[32..48].copy_from_slice(&address);
         out[48..80].copy_from_slice(&self.trace);
+        out[80] = self.identity as u8;
+        out[81] = self.rank as u8;
+        out[82..88].fill(0);
     }
 }
 
@@ -221,6 +243,8 @@ pub struct Record<'a> {
     bytes: &'a [u8],
     present: u32,
     kind: EventType,
+    identity: Identity,
+    rank: Rank,
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
@@ -237,7 +261,9 @@ impl<'a> Record<'a> {
         let bytes = bytes.get(..len)?;
         let present = u32::from_ne_bytes(array(bytes, 28)?);
         let kind = EventType::from_number(bytes[26])?;
-        let record = Self { bytes, present, kind };
+        let identity = Identity::from_number(bytes[80])?;
+        let rank = Rank::from_number(bytes[81])?;
+        let record = Self { bytes, present, kind, identity, rank };
         let mut end = record.data_start();
         if present >> FIELDS != 0 || end > len {
             return None;
@@ -285,6 +311,16 @@ impl<'a> Record<'a> {
     /// The event's type.
     pub fn kind(&self) -> EventType {
         self.kind
+    }
+
+    /// By what evidence the user is known.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// How much it matters when there is no room for all.
+    pub fn rank(&self) -> Rank {
+        self.rank
     }
 
     /// The peer's address; an IPv4 address that came over an IPv6 socket is IPv4.
@@ -353,6 +389,8 @@ mod tests {
             &[(Param::Url, b"/a?b=\xff"), (Param::UserName, b"u1"), (Param::FullName, b"")];
         let mut capture = capture(EventType::AccountLogin, params);
         capture.status = 302;
+        capture.identity = Identity::Session;
+        capture.rank = Rank::One;
         capture.trace = [b'a'; 32];
         capture.ip = Some("::ffff:192.0.2.7".parse().unwrap());
         let bytes = written(&capture);
@@ -362,6 +400,7 @@ mod tests {
         assert_eq!(record.time_ms(), 1_700_000_000_123);
         assert_eq!(record.status(), 302);
         assert_eq!(record.kind(), EventType::AccountLogin);
+        assert_eq!((record.identity(), record.rank()), (Identity::Session, Rank::One));
         assert_eq!(record.ip(), Some("192.0.2.7".parse().unwrap()));
         assert_eq!(record.trace(), "a".repeat(32));
         assert_eq!(record.get(Param::Url), Some(&b"/a?b=\xff"[..]));
