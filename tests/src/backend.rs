@@ -40,6 +40,20 @@ impl BackendRequest {
     }
 }
 
+/// What an application answers; see [`Backend::answering`].
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// The status; 0 ends the connection without an answer.
+    pub status: u16,
+    /// In order; `Content-Length` is added.
+    pub headers: Vec<(String, String)>,
+    /// The body, which is not sent where there can be none.
+    pub body: Vec<u8>,
+}
+
+/// What an application does with a request.
+type Answering = dyn Fn(&BackendRequest) -> Answer + Send + Sync;
+
 /// A running application. Dropping it ends its connections.
 pub struct Backend {
     server: Server,
@@ -54,12 +68,27 @@ impl Backend {
 
     /// Starts on `address`, or on a free port of 127.0.0.1.
     pub fn start_on(address: Option<SocketAddr>) -> io::Result<Self> {
+        Self::serving(address, scripted)
+    }
+
+    /// Starts on a free port of 127.0.0.1, with an application that answers what `answering` says.
+    pub fn answering(
+        answering: impl Fn(&BackendRequest) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let backend = Self::serving(None, answering);
+        backend.unwrap_or_else(|error| panic!("the backend cannot listen: {error}"))
+    }
+
+    fn serving(
+        address: Option<SocketAddr>,
+        answering: impl Fn(&BackendRequest) -> Answer + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let requests = Arc::default();
         let handler = {
             let requests = Arc::clone(&requests);
             move |stream, _| {
                 // What ends a connection is the client's business.
-                let _ = serve(stream, &requests);
+                let _ = serve(stream, &requests, &answering);
             }
         };
         Ok(Self { server: Server::start(address, handler)?, requests })
@@ -92,78 +121,77 @@ impl Backend {
     }
 }
 
-fn serve(stream: Arc<TcpStream>, requests: &Mutex<Vec<BackendRequest>>) -> io::Result<()> {
+fn serve(
+    stream: Arc<TcpStream>,
+    requests: &Mutex<Vec<BackendRequest>>,
+    answering: &Answering,
+) -> io::Result<()> {
     let mut io = Transport::Plain(stream);
     let mut reader = http1::Reader::default();
     while let Some(request) = reader.request(&mut io)? {
-        lock(requests).push(BackendRequest {
-            method: request.method.clone(),
-            target: request.target.clone(),
-            headers: request.headers.clone(),
+        let keep_alive = request.keep_alive;
+        let request = BackendRequest {
+            method: request.method,
+            target: request.target,
+            headers: request.headers,
             body: request.body,
-        });
+        };
+        lock(requests).push(request.clone());
         if let Some(key) = http1::header(&request.headers, "Sec-WebSocket-Key") {
             return echo(&mut io, &mut reader, key);
         }
-        let script = Script::read(&request.target);
-        thread::sleep(script.delay);
-        if script.close {
+        let answer = answering(&request);
+        if answer.status == 0 {
             return Ok(());
         }
-        let mut head = format!("HTTP/1.1 {} Scripted\r\n", script.status);
-        if !matches!(script.status, 204 | 304) {
-            head += &format!("Content-Length: {}\r\n", script.body.len());
+        let mut head = format!("HTTP/1.1 {} Scripted\r\n", answer.status);
+        let bodyless = matches!(answer.status, 204 | 304);
+        if !bodyless {
+            head += &format!("Content-Length: {}\r\n", answer.body.len());
         }
-        if !request.keep_alive {
+        if !keep_alive {
             head += "Connection: close\r\n";
         }
-        for header in &script.headers {
-            head += &format!("{header}\r\n");
+        for (name, value) in &answer.headers {
+            head += &format!("{name}: {value}\r\n");
         }
         head += "\r\n";
-        let bodyless = request.method == "HEAD" || matches!(script.status, 204 | 304);
-        let body = if bodyless { "" } else { &*script.body };
-        io.write_all(&[head.as_bytes(), body.as_bytes()].concat())?;
-        if !request.keep_alive {
+        let body = if bodyless || request.method == "HEAD" { &[][..] } else { &answer.body };
+        io.write_all(&[head.as_bytes(), body].concat())?;
+        if !keep_alive {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// What the query asks for.
-struct Script {
-    status: u16,
-    headers: Vec<String>,
-    body: String,
-    delay: Duration,
-    close: bool,
-}
-
-impl Script {
-    fn read(target: &str) -> Self {
-        let mut script = Self {
-            status: 200,
-            headers: vec!["Content-Type: text/plain".to_owned()],
-            body: "hello\n".to_owned(),
-            delay: Duration::ZERO,
-            close: false,
-        };
-        let query = target.split_once('?').map_or("", |(_, query)| query);
-        for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-            let value = clean_utf8(&url_decode(value.as_bytes()));
-            match name {
-                "status" => script.status = value.parse().unwrap_or(500),
-                "set_cookie" => script.headers.push(format!("Set-Cookie: {value}; Path=/")),
-                "header" => script.headers.push(value),
-                "body" => script.body = value,
-                "delay" => script.delay = Duration::from_millis(value.parse().unwrap_or(0)),
-                "close" => script.close = value == "1",
-                _ => {}
+/// Answers as the query asks for.
+fn scripted(request: &BackendRequest) -> Answer {
+    let mut answer = Answer {
+        status: 200,
+        headers: vec![("Content-Type".to_owned(), "text/plain".to_owned())],
+        body: b"hello\n".to_vec(),
+    };
+    let mut delay = Duration::ZERO;
+    let query = request.target.split_once('?').map_or("", |(_, query)| query);
+    let mut close = false;
+    for (name, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
+        let value = clean_utf8(&url_decode(value.as_bytes()));
+        match name {
+            "status" => answer.status = value.parse().unwrap_or(500),
+            "set_cookie" => answer.headers.push(("Set-Cookie".into(), format!("{value}; Path=/"))),
+            "header" => {
+                let (name, value) = value.split_once(':').unwrap_or((&value, ""));
+                answer.headers.push((name.to_owned(), value.to_owned()));
             }
+            "body" => answer.body = value.into_bytes(),
+            "delay" => delay = Duration::from_millis(value.parse().unwrap_or(0)),
+            "close" => close = value == "1",
+            _ => {}
         }
-        script
     }
+    thread::sleep(delay);
+    if close { Answer::default() } else { answer }
 }
 
 fn echo(io: &mut Transport, reader: &mut http1::Reader, key: &[u8]) -> io::Result<()> {
