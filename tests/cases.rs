@@ -395,7 +395,10 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
         .strip_prefix("/api/v4/users/{")
         .and_then(|rest| rest.split('}').next())
         .map(str::to_owned);
-    let is_login = path.split('?').next().is_some_and(|p| p.ends_with("/users/login") || p.ends_with("%2Flogin"));
+    let is_login = path
+        .split('?')
+        .next()
+        .is_some_and(|p| p.ends_with("/users/login") || p.ends_with("%2Flogin"));
     let signs_up = case.text("method") == "POST" && path.split('?').next() == Some("/api/v4/users");
     let who = match () {
         () if is_login => actor.clone().unwrap_or(whose.clone()),
@@ -548,7 +551,11 @@ fn mattermost() {
         let got: Vec<_> = events.get(&number).into_iter().flatten().map(|e| told(e)).collect();
         let said = match &*got {
             [] => "none".to_owned(),
-            got => got.iter().map(|(kind, user)| format!("{kind} {user}")).collect::<Vec<_>>().join(", "),
+            got => got
+                .iter()
+                .map(|(kind, user)| format!("{kind} {user}"))
+                .collect::<Vec<_>>()
+                .join(", "),
         };
         let user = case.0["expected_user"]
             .as_str()
