@@ -1,4 +1,5 @@
 //! The shared memory of all workers: records on their way, counters, and who collects.
 
+pub mod bindings;
 pub mod ring;
 pub mod zone;

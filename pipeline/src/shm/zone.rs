@@ -4,6 +4,7 @@
 //! # Layout
 //! ```text
 //! Head        magic, number of segments, election, skipped, targets[32], couriers[64]
+//! KnownAccounts, Bindings
 //! Segment 0   64 bytes of state, then records
 //! Segment 1   …
 //! ```
@@ -30,6 +31,8 @@ use crate::audit::format::Drops;
 use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::delivery::spool::database::SpoolTotals;
+use crate::identity::keys::{Keys, Secret};
+use crate::shm::bindings::Bindings;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
@@ -45,6 +48,8 @@ const SEGMENT: usize = 64 * 1024;
 /// For how many accounts there is room, and what share of the zone that is.
 const LEARNED: RangeInclusive<usize> = 64..=16_384;
 const LEARNED_SHARE: usize = 16;
+/// What share of the zone holds sessions: three tenths, 25,000 of them in 16m.
+const BINDINGS_SHARE: (usize, usize) = (3, 10);
 const MAGIC: u64 = u64::from_be_bytes(*b"tirreno1");
 
 /// Why an event was given up.
@@ -244,6 +249,8 @@ struct Head {
     secret: [AtomicU64; 4],
     segments: AtomicU32,
     learned: AtomicU32,
+    /// How many buckets of bindings there are.
+    bindings: AtomicU32,
     election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
     targets: [TargetCounters; MAX_TARGETS],
@@ -441,6 +448,7 @@ pub const SEGMENT_SIZE: usize = SEGMENT;
 pub struct Zone {
     head: &'static Head,
     learned: &'static [Learned],
+    bindings: Bindings,
     segments: &'static [Segment],
 }
 
@@ -460,8 +468,12 @@ impl Zone {
     /// room, and the head.
     pub fn min_size(workers: usize) -> usize {
         let others = size_of::<Head>() + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT;
-        let learned = LEARNED.start() * size_of::<Learned>();
-        others + learned.max(others / (LEARNED_SHARE - 1))
+        // What is left of the zone beside the shares of accounts and bindings.
+        let (share, of) = BINDINGS_SHARE;
+        let rest = LEARNED_SHARE * (of - share) - of;
+        let least =
+            LEARNED.start() * size_of::<Learned>() + Bindings::size(Bindings::buckets_in(0));
+        (others + least).max((others * LEARNED_SHARE * of).div_ceil(rest))
     }
 
     /// Formats `len` bytes of zeros at `start`. Nothing is touched but the head, so unused segments
@@ -474,7 +486,9 @@ impl Zone {
         let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
         let learned =
             (len / LEARNED_SHARE / size_of::<Learned>()).clamp(*LEARNED.start(), *LEARNED.end());
-        let (_, first) = Self::parts(head, learned);
+        let (share, of) = BINDINGS_SHARE;
+        let bindings = Bindings::buckets_in(len / of * share);
+        let (.., first) = Self::parts(head, learned, bindings);
         let segments = (start as usize + len).checked_sub(first as usize)? / SEGMENT;
         let mut secret = [0; 32];
         if segments == 0 || getrandom::fill(&mut secret).is_err() {
@@ -485,6 +499,7 @@ impl Zone {
             (*head).election.init();
             (*head).segments.store(segments as u32, Relaxed);
             (*head).learned.store(learned as u32, Relaxed);
+            (*head).bindings.store(bindings as u32, Relaxed);
             (*head).instance.store(monotonic_ns(), Relaxed);
             for (word, bytes) in (*head).secret.iter().zip(secret.as_chunks().0) {
                 word.store(u64::from_ne_bytes(*bytes), Relaxed);
@@ -508,29 +523,64 @@ impl Zone {
             }
             let segments = head.segments.load(Relaxed) as usize;
             let learned = head.learned.load(Relaxed) as usize;
-            let (first_learned, first_segment) = Self::parts(place, learned);
+            let bindings = head.bindings.load(Relaxed) as usize;
+            let (first_learned, first_binding, first_segment) =
+                Self::parts(place, learned, bindings);
             Some(Self {
                 head,
                 learned: std::slice::from_raw_parts(first_learned, learned),
+                bindings: Bindings::at(first_binding, bindings),
                 segments: std::slice::from_raw_parts(first_segment, segments),
             })
         }
     }
 
-    /// Where what follows the head begins, with room for so many learned accounts.
-    fn parts(head: *mut Head, learned: usize) -> (*const Learned, *const Segment) {
+    /// Where what follows the head begins, with room for so many learned accounts and buckets of bindings.
+    fn parts(
+        head: *mut Head,
+        learned: usize,
+        bindings: usize,
+    ) -> (*const Learned, *const u8, *const Segment) {
+        let aligned = |place: *mut u8| place.wrapping_add(place.align_offset(64));
         let first = head.wrapping_add(1).cast::<Learned>();
-        let end = first.wrapping_add(learned).cast::<u8>();
-        (first, end.wrapping_add(end.align_offset(64)).cast())
+        let binding = aligned(first.wrapping_add(learned).cast::<u8>());
+        let segment = aligned(binding.wrapping_add(Bindings::size(bindings)));
+        (first, binding, segment.cast())
+    }
+
+    /// Whose session a token is.
+    pub fn bindings(&self) -> Bindings {
+        self.bindings
+    }
+
+    /// The keys of what the zone holds hashes of. To derive them costs some microseconds.
+    pub fn keys(&self) -> Keys {
+        Keys::derive(&self.secret())
+    }
+
+    fn secret(&self) -> Secret {
+        let mut secret = Secret::default();
+        for (bytes, word) in secret.as_chunks_mut().0.iter_mut().zip(&self.head.secret) {
+            *bytes = word.load(Relaxed).to_ne_bytes();
+        }
+        secret
+    }
+
+    /// Makes another secret the zone's, before any worker of a new configuration begins. What was learned
+    /// under the former one is forgotten.
+    pub fn set_secret(&self, secret: &Secret) {
+        if *self.secret() == **secret {
+            return;
+        }
+        for (word, bytes) in self.head.secret.iter().zip(secret.as_chunks().0) {
+            word.store(u64::from_ne_bytes(*bytes), Relaxed);
+        }
+        self.bindings.clear();
     }
 
     /// What is known of accounts.
     pub fn known_accounts(&self) -> KnownAccounts {
-        let mut secret = [0; 32];
-        for (bytes, word) in secret.as_chunks_mut().0.iter_mut().zip(&self.head.secret) {
-            *bytes = word.load(Relaxed).to_ne_bytes();
-        }
-        KnownAccounts::new(secret, self.learned)
+        KnownAccounts::new(*self.keys().accounts(), self.learned)
     }
 
     /// Tells this instance of nginx, a master and its workers over reloads, from all others that the

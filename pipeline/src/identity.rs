@@ -1,0 +1,5 @@
+//! Whose session a token is: how it is known, kept over restarts, and asked for.
+//!
+//! - [`keys`] are what tokens and names are hashed with.
+
+pub mod keys;

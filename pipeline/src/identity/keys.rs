@@ -1,0 +1,165 @@
+//! The keys that all workers of one nginx share, derived from one secret.
+//!
+//! Neither the shared memory nor the state file holds a token or an account's name: only hashes of them,
+//! which tell nothing to whoever has not the secret.
+
+use std::hash::Hasher;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use siphasher::sip::SipHasher24;
+use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24Of128};
+use zeroize::Zeroizing;
+
+/// Bytes of the secret.
+pub const SECRET_LEN: usize = 32;
+
+/// The secret, as the key file and the shared memory hold it.
+pub type Secret = Zeroizing<[u8; SECRET_LEN]>;
+
+/// A session's token in a realm, hashed: 128 bits, so that no two tokens ever share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenKey(pub(crate) [u64; 2]);
+
+/// The keys.
+pub struct Keys {
+    token: SipHasher24Of128,
+    alias: SipHasher24,
+    user: SipHasher24,
+    check: u64,
+    accounts: Zeroizing<[u8; 32]>,
+    state: Zeroizing<[u8; 32]>,
+}
+
+impl Keys {
+    /// The keys of a secret: each for one purpose, so that what one gives away tells nothing of another.
+    pub fn derive(secret: &Secret) -> Self {
+        let key = |purpose: &str| {
+            // A key of any length is good.
+            let mac = Hmac::<Sha256>::new_from_slice(&secret[..]);
+            let digest = mac.map(|mac| mac.chain_update(purpose).finalize().into_bytes().into());
+            Zeroizing::new(digest.unwrap_or([0_u8; 32]))
+        };
+        let half =
+            |key: Zeroizing<[u8; 32]>| Zeroizing::new(std::array::from_fn::<u8, 16, _>(|i| key[i]));
+        Self {
+            token: SipHasher24Of128::new_with_key(&half(key("token"))),
+            alias: SipHasher24::new_with_key(&half(key("alias"))),
+            user: SipHasher24::new_with_key(&half(key("user"))),
+            check: u64::from_ne_bytes(std::array::from_fn(|i| key("check")[i])) | 1,
+            accounts: key("account"),
+            state: key("state"),
+        }
+    }
+
+    /// The key of a session's token. The parts of a token are those that `tirreno_session` joins.
+    pub fn token<'t>(&self, realm: &[u8], parts: impl IntoIterator<Item = &'t [u8]>) -> TokenKey {
+        let mut hasher = self.token;
+        write_parts(&mut hasher, realm, parts);
+        let hash = hasher.finish128();
+        TokenKey([hash.h1, hash.h2])
+    }
+
+    /// What stands for a session of which nobody knows whose it is.
+    pub fn session_alias<'t>(
+        &self,
+        realm: &[u8],
+        parts: impl IntoIterator<Item = &'t [u8]>,
+    ) -> String {
+        let mut hasher = self.alias;
+        write_parts(&mut hasher, realm, parts);
+        format!("session-{:016x}", hasher.finish())
+    }
+
+    /// Tells the users of all realms apart.
+    pub(crate) fn user(&self, realm: &[u8], user: &[u8]) -> u64 {
+        let mut hasher = self.user;
+        write_parts(&mut hasher, realm, [user]);
+        hasher.finish()
+    }
+
+    /// A checksum of words that two writers, or the death of one, may have torn. It is no proof against
+    /// whoever can write the words; nobody can compute it who cannot read the key.
+    pub(crate) fn check(&self, words: &[u64]) -> u64 {
+        words.iter().fold(self.check, |sum, word| {
+            let wide = u128::from(sum ^ word) * u128::from(self.check);
+            (wide as u64) ^ (wide >> 64) as u64 ^ sum.rotate_left(29)
+        })
+    }
+
+    /// The key of accounts' names.
+    pub(crate) fn accounts(&self) -> &[u8; 32] {
+        &self.accounts
+    }
+
+    /// The key of the state file's entries.
+    pub(crate) fn state(&self) -> &[u8; 32] {
+        &self.state
+    }
+}
+
+/// No two lists of parts are the same bytes: none of the bytes that nginx takes in a header or a cookie
+/// separates them.
+fn write_parts<'t>(
+    hasher: &mut impl Hasher,
+    realm: &[u8],
+    parts: impl IntoIterator<Item = &'t [u8]>,
+) {
+    hasher.write(realm);
+    for part in parts {
+        hasher.write(b"\0");
+        hasher.write(part);
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(first: u8) -> Keys {
+        let mut secret = Secret::default();
+        secret[0] = first;
+        Keys::derive(&secret)
+    }
+
+    #[test]
+    fn realm_parts_and_secret_count() {
+        let (a, b) = (keys(1), keys(2));
+        let one = a.token(b"chat", [&b"token"[..]]);
+        assert_eq!(a.token(b"chat", [&b"token"[..]]), one);
+        for (keys, realm, parts) in [
+            (&b, &b"chat"[..], &[&b"token"[..]][..]),
+            (&a, b"wiki", &[b"token"]),
+            (&a, b"chat", &[b"tok", b"en"]),
+            (&a, b"chat", &[b"token", b""]),
+            (&a, b"cha", &[b"ttoken"]),
+        ] {
+            assert_ne!(keys.token(realm, parts.iter().copied()), one, "{realm:?} {parts:?}");
+        }
+        let alias = a.session_alias(b"chat", [&b"token"[..]]);
+        assert_eq!(alias.len(), "session-".len() + 16);
+        assert_ne!(b.session_alias(b"chat", [&b"token"[..]]), alias);
+        // The alias is shown: it tells nothing of where the token's binding lies.
+        assert!(!one.0.iter().any(|word| alias.ends_with(&format!("{word:016x}"))));
+    }
+
+    #[test]
+    fn each_word_changes_the_checksum() {
+        let keys = keys(1);
+        let words = [1, 2, 3, u64::MAX, 0];
+        for at in 0..words.len() {
+            for bit in 0..64 {
+                let mut torn = words;
+                torn[at] ^= 1 << bit;
+                assert_ne!(keys.check(&torn), keys.check(&words), "{at} {bit}");
+            }
+        }
+        assert_ne!(keys.check(&[0; 5]), 0);
+    }
+}
