@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod cookie;
+pub mod extract;
 pub mod identity;
 pub mod known_accounts;
 pub mod level;

@@ -1,0 +1,461 @@
+//! `application/x-www-form-urlencoded`, and the names of fields as PHP and Rails read them.
+//!
+//! PHP's rules are those of `php_register_variable_ex` (main/php_variables.c), Rails' those of Rack's
+//! query parser, of which several versions are in use: where they differ, the field is unreadable.
+
+use memchr::memchr3;
+
+use super::kept::{Kept, Share};
+use super::{FieldError, Slot, State, Step, Values};
+
+/// How many fields PHP reads at most (`max_input_vars`).
+const MAX_PHP_FIELDS: usize = 1000;
+
+/// How many fields the strictest Rack reads at most.
+const MAX_RACK_FIELDS: usize = 4096;
+
+/// How deep PHP nests (`max_input_nesting_level`).
+const MAX_PHP_NESTING: usize = 64;
+
+/// The longest name that is kept; wanted ones are shorter.
+pub(super) const MAX_NAME: usize = 1024;
+
+/// The body means different things to different readers.
+#[derive(Debug)]
+pub(super) struct Unclear;
+
+/// Whose rules are for the names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    Php,
+    Rails,
+}
+
+/// The steps of a form's field for PHP.
+pub(super) fn php_steps(text: &str) -> Result<Vec<Step>, FieldError> {
+    let name = PhpName::parse(text.as_bytes()).ok_or(FieldError::Empty)?;
+    if name.is_odd || text.starts_with(' ') || has_stray_bracket(text) {
+        return Err(FieldError::Bracket);
+    }
+    steps(name.keys.iter().map(Vec::as_slice))
+}
+
+/// The steps of a form's field for Rails.
+pub(super) fn rails_steps(text: &str) -> Result<Vec<Step>, FieldError> {
+    let name = PhpName::parse(text.as_bytes()).ok_or(FieldError::Empty)?;
+    if name.is_odd || text.starts_with(' ') || has_stray_bracket(text) {
+        return Err(FieldError::Bracket);
+    }
+    // Unlike PHP, Rails does not change a name.
+    let base = text.split('[').next().unwrap_or_default().as_bytes();
+    steps(std::iter::once(base).chain(name.keys.iter().skip(1).map(Vec::as_slice)))
+}
+
+/// Whether what stands behind the first `[` is not all in brackets, or a `]` stands before it.
+fn has_stray_bracket(text: &str) -> bool {
+    let (base, indexes) = text.split_at(text.find('[').unwrap_or(text.len()));
+    base.contains(']') || !(indexes.is_empty() || indexes.ends_with(']'))
+}
+
+fn steps<'k>(keys: impl Iterator<Item = &'k [u8]>) -> Result<Vec<Step>, FieldError> {
+    let step = |key: &[u8]| match str::from_utf8(key) {
+        Ok("") => Ok(Step::Each),
+        Ok(name) => Ok(Step::Name(name.into())),
+        Err(_) => Err(FieldError::Bracket),
+    };
+    keys.map(step).collect()
+}
+
+/// A field's name as PHP takes it apart.
+struct PhpName {
+    /// From the outermost; an empty one appends to a list.
+    keys: Vec<Vec<u8>>,
+    /// PHP's versions take it apart in different ways.
+    is_odd: bool,
+}
+
+impl PhpName {
+    /// Nothing where PHP ignores the field.
+    fn parse(name: &[u8]) -> Option<Self> {
+        let start = name.iter().position(|b| *b != b' ')?;
+        let name = name[start..].split(|b| *b == 0).next().unwrap_or_default();
+        let base = name.iter().position(|b| *b == b'[').unwrap_or(name.len());
+        let mut keys = vec![name[..base].iter().map(mangle).collect::<Vec<_>>()];
+        if base == 0 {
+            return None;
+        }
+        let (mut rest, mut is_odd) = (&name[base..], false);
+        while let Some(inside) = rest.strip_prefix(b"[") {
+            // One blank in front of an index that is empty does not count.
+            let blank = inside.first().is_some_and(|b| is_space(*b));
+            if inside.get(usize::from(blank)) == Some(&b']') {
+                keys.push(Vec::new());
+                rest = &inside[usize::from(blank) + 1..];
+            } else if let Some(end) = inside.iter().position(|b| *b == b']') {
+                keys.push(inside[..end].to_vec());
+                rest = &inside[end + 1..];
+            } else {
+                // No index: the bracket is a character of the name, and another one to PHP.
+                let [base] = &mut keys[..] else {
+                    is_odd = true;
+                    break;
+                };
+                base.push(b'_');
+                base.extend(inside.iter());
+                is_odd = inside.iter().any(|b| matches!(b, b' ' | b'.' | b'['));
+                rest = &[];
+            }
+            if keys.len() > MAX_PHP_NESTING {
+                is_odd = true;
+                break;
+            }
+        }
+        // PHP ignores what follows the last index.
+        Some(Self { keys, is_odd })
+    }
+}
+
+/// What PHP makes of a byte in front of an index.
+fn mangle(byte: &u8) -> u8 {
+    if matches!(byte, b' ' | b'.') { b'_' } else { *byte }
+}
+
+/// As C's `isspace`.
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+/// What a field in a body means for a wanted one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relation {
+    /// Nothing.
+    Other,
+    /// It is its value.
+    Same,
+    /// It makes a list or a text of what the wanted one lies in, or is.
+    Replaces,
+    /// Readers differ.
+    Unclear,
+}
+
+/// Puts the fields of a form where they are wanted, in the order in which they come.
+#[derive(Debug)]
+pub(super) struct Fields {
+    rules: Rules,
+    count: usize,
+    /// The place of the field whose value comes.
+    target: Option<usize>,
+    /// What must stay unreadable, whatever comes.
+    unclear: u64,
+    /// What was there.
+    seen: u64,
+    value: Kept,
+}
+
+impl Fields {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self { rules, count: 0, target: None, unclear: 0, seen: 0, value: Kept::default() }
+    }
+
+    /// A field's name has come, decoded; where it `is_cut`, more of it was not kept. Returns whether its
+    /// value is wanted.
+    ///
+    /// # Errors
+    /// There are more fields than all readers take.
+    pub(super) fn name(
+        &mut self,
+        name: &[u8],
+        is_cut: bool,
+        values: &mut Values,
+        share: &mut Share,
+    ) -> Result<bool, Unclear> {
+        self.count += 1;
+        let most = match self.rules {
+            Rules::Php => MAX_PHP_FIELDS,
+            Rules::Rails => MAX_RACK_FIELDS,
+        };
+        if self.count > most {
+            return Err(Unclear);
+        }
+        self.target = None;
+        self.value.clear();
+        let php = match self.rules {
+            Rules::Php => match PhpName::parse(name) {
+                Some(php) => Some(php),
+                None => return Ok(false),
+            },
+            Rules::Rails => None,
+        };
+        let fields = std::rc::Rc::clone(&values.fields);
+        for (place, field) in fields.iter().enumerate().take(super::MAX_FIELDS) {
+            let bit = 1 << place;
+            let relation = match &php {
+                Some(php) => php_relation(php, name, is_cut, field.steps()),
+                None => rails_relation(name, is_cut, field.as_str(), field.steps()),
+            };
+            let is_twice = self.rules == Rules::Rails && self.seen & bit != 0;
+            // Of a list, the first counts.
+            let has_one =
+                field.steps().contains(&Step::Each) && !matches!(values.slots[place], Slot::Absent);
+            match relation {
+                Relation::Other => continue,
+                Relation::Unclear => self.unclear |= bit,
+                _ if is_twice => self.unclear |= bit,
+                Relation::Replaces => release(&mut values.slots[place], share),
+                Relation::Same if has_one => {}
+                Relation::Same => {
+                    release(&mut values.slots[place], share);
+                    self.target = Some(place);
+                }
+            }
+            self.seen |= bit;
+        }
+        Ok(self.target.is_some())
+    }
+
+    /// More of the value of the field that was named last.
+    pub(super) fn value(&mut self, bytes: &[u8], values: &mut Values, share: &mut Share) {
+        if let Some(place) = self.target
+            && self.value.push(bytes, share).is_err()
+        {
+            self.value.release(share);
+            values.slots[place] = Slot::Unreadable;
+            self.target = None;
+        }
+    }
+
+    /// The value has ended.
+    pub(super) fn end_value(&mut self, values: &mut Values) {
+        if let Some(place) = self.target.take() {
+            values.slots[place] = Slot::Text(std::mem::take(&mut self.value));
+        }
+    }
+
+    /// The form has ended.
+    pub(super) fn finish(&self, values: &mut Values) {
+        for (place, slot) in values.slots.iter_mut().enumerate().take(super::MAX_FIELDS) {
+            if self.unclear & 1 << place != 0 {
+                *slot = Slot::Unreadable;
+            }
+        }
+        values.state = State::Read;
+    }
+}
+
+fn release(slot: &mut Slot, share: &mut Share) {
+    if let Slot::Text(kept) | Slot::Scalar(kept) = slot {
+        kept.release(share);
+    }
+    *slot = Slot::Absent;
+}
+
+fn php_relation(php: &PhpName, name: &[u8], is_cut: bool, steps: &[Step]) -> Relation {
+    if php.is_odd || is_cut {
+        // The name as a whole, and where it has an index.
+        let Step::Name(own) = &steps[0] else { return Relation::Unclear };
+        let is_own = |key: &[u8]| key.iter().map(mangle).eq(own.bytes());
+        let base = name.iter().position(|b| *b != b' ').map_or(name, |start| &name[start..]);
+        let base = base.split(|b| matches!(b, b'[' | 0)).next().unwrap_or_default();
+        let is_like = is_own(base) || php.keys.first().is_some_and(|key| is_own(key));
+        return if is_like { Relation::Unclear } else { Relation::Other };
+    }
+    for (key, step) in php.keys.iter().zip(steps) {
+        match (step, &key[..]) {
+            (Step::Name(own), key) if own.as_bytes() == key => {}
+            (Step::Each, b"") => {}
+            // Which element that is depends on those before.
+            (Step::Each, _) => return Relation::Unclear,
+            (Step::Name(own), b"") if own.bytes().all(|b| b.is_ascii_digit()) => {
+                return Relation::Unclear;
+            }
+            _ => return Relation::Other,
+        }
+    }
+    match php.keys.len() == steps.len() {
+        true => Relation::Same,
+        // Of a list, other elements stay.
+        false if php.keys.iter().zip(steps).any(|(_, step)| *step == Step::Each) => {
+            Relation::Unclear
+        }
+        false => Relation::Replaces,
+    }
+}
+
+fn rails_relation(name: &[u8], is_cut: bool, own: &str, steps: &[Step]) -> Relation {
+    if name == own.as_bytes() && !is_cut {
+        return Relation::Same;
+    }
+    // Brackets that do not fit mean other things to each version: what has the same words is unclear,
+    // and so is what makes a list or a text of what the field lies in.
+    let mut words = name
+        .split(|b| matches!(b, b'[' | b']' | 0))
+        .map(|word| word.trim_ascii())
+        .filter(|word| !word.is_empty());
+    let mut names = steps.iter().filter_map(|step| match step {
+        Step::Name(name) => Some(name.as_bytes()),
+        Step::Each => None,
+    });
+    loop {
+        match (words.next(), names.next()) {
+            (Some(word), Some(name)) if word == name => {}
+            (Some(_), Some(_)) => return Relation::Other,
+            _ => return Relation::Unclear,
+        }
+    }
+}
+
+/// Reads `application/x-www-form-urlencoded`.
+#[derive(Debug)]
+pub(super) struct UrlEncoded {
+    fields: Fields,
+    name: Kept,
+    is_cut: bool,
+    place: Place,
+    /// A `%` whose digits have not come: the first of them, or `%` itself.
+    escape: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Name,
+    Value,
+    /// A value that is not wanted.
+    Skipped,
+}
+
+impl UrlEncoded {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            fields: Fields::new(rules),
+            name: Kept::default(),
+            is_cut: false,
+            place: Place::Name,
+            escape: None,
+        }
+    }
+
+    /// Reads more of the body.
+    pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
+        if !values.is_read() && self.read(chunk, values, share).is_err() {
+            values.give_up();
+        }
+    }
+
+    /// The body has ended.
+    pub(super) fn finish(&mut self, values: &mut Values, share: &mut Share) {
+        if values.is_read() {
+            return;
+        }
+        match self.end(values, share) {
+            Ok(()) => self.fields.finish(values),
+            Err(Unclear) => values.give_up(),
+        }
+    }
+
+    fn end(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
+        self.end_escape(values, share)?;
+        // What ends with `&` has no field after it.
+        if self.place == Place::Name && self.name.bytes().is_empty() {
+            return Ok(());
+        }
+        self.end_field(values, share)
+    }
+
+    fn read(
+        &mut self,
+        mut chunk: &[u8],
+        values: &mut Values,
+        share: &mut Share,
+    ) -> Result<(), Unclear> {
+        while let Some((&byte, rest)) = chunk.split_first() {
+            if let Some(first) = self.escape {
+                if !byte.is_ascii_hexdigit() {
+                    self.end_escape(values, share)?;
+                    // The byte belongs to what follows.
+                    continue;
+                }
+                if first == b'%' {
+                    self.escape = Some(byte);
+                } else {
+                    self.escape = None;
+                    let digit = |b: u8| char::from(b).to_digit(16).unwrap_or(0) as u8;
+                    self.add(&[digit(first) << 4 | digit(byte)], values, share);
+                }
+                chunk = rest;
+                continue;
+            }
+            let plain = match self.place {
+                // PHP does not look into what it only skips.
+                Place::Skipped if self.fields.rules == Rules::Php => memchr::memchr(b'&', chunk),
+                Place::Skipped => memchr3(b'&', b'%', b';', chunk),
+                _ => chunk.iter().position(|b| matches!(b, b'&' | b'=' | b'%' | b'+' | b';')),
+            };
+            let plain = plain.unwrap_or(chunk.len());
+            if plain > 0 {
+                self.add(&chunk[..plain], values, share);
+                chunk = &chunk[plain..];
+                continue;
+            }
+            match byte {
+                b'&' => self.end_field(values, share)?,
+                b'=' if self.place == Place::Name => self.end_name(values, share)?,
+                b'%' => self.escape = Some(b'%'),
+                // It ends a field for some versions of Rack.
+                b';' if self.fields.rules == Rules::Rails => return Err(Unclear),
+                b'+' => self.add(b" ", values, share),
+                _ => self.add(&[byte], values, share),
+            }
+            chunk = rest;
+        }
+        Ok(())
+    }
+
+    /// What began like an encoded byte is none: PHP takes it as it is, Ruby refuses the body.
+    fn end_escape(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
+        let Some(first) = self.escape.take() else { return Ok(()) };
+        if self.fields.rules == Rules::Rails {
+            return Err(Unclear);
+        }
+        self.add(b"%", values, share);
+        if first != b'%' {
+            self.add(&[first], values, share);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, bytes: &[u8], values: &mut Values, share: &mut Share) {
+        match self.place {
+            Place::Name => {
+                // To PHP, blanks in front do not count, however many.
+                let is_start = self.fields.rules == Rules::Php && self.name.bytes().is_empty();
+                let skip = match is_start {
+                    true => bytes.iter().position(|b| *b != b' ').unwrap_or(bytes.len()),
+                    false => 0,
+                };
+                let bytes = &bytes[skip..];
+                let room = MAX_NAME - self.name.bytes().len();
+                let kept = &bytes[..bytes.len().min(room)];
+                self.is_cut |= kept.len() < bytes.len() || self.name.push(kept, share).is_err();
+            }
+            Place::Value => self.fields.value(bytes, values, share),
+            Place::Skipped => {}
+        }
+    }
+
+    fn end_name(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
+        let wanted = self.fields.name(self.name.bytes(), self.is_cut, values, share)?;
+        self.place = if wanted { Place::Value } else { Place::Skipped };
+        Ok(())
+    }
+
+    fn end_field(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
+        if self.place == Place::Name {
+            self.end_name(values, share)?;
+        }
+        self.fields.end_value(values);
+        self.name.clear();
+        self.is_cut = false;
+        self.place = Place::Name;
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! `multipart/form-data`.
+//!
+//! Readers are many and lenient in different ways: PHP takes whole lines for boundaries and reads on
+//! after the last, Rack undoes encodings in names. Read here is what all of them read alike, which is
+//! what browsers, curl and HTTP libraries send; anything else is unreadable.
+
+use memchr::memchr2;
+
+use super::Values;
+use super::form::{Fields, MAX_NAME, Rules, Unclear};
+use super::kept::{Kept, Share};
+
+/// The longest boundary (RFC 2046).
+const MAX_BOUNDARY: usize = 70;
+
+/// The longest line of a part's header.
+const MAX_LINE: usize = 2 * MAX_NAME;
+
+/// Reads `multipart/form-data`.
+#[derive(Debug)]
+pub(super) struct Multipart {
+    fields: Fields,
+    /// `\r\n--` and the boundary.
+    delimiter: Vec<u8>,
+    place: Place,
+    /// A line of a part's header.
+    line: Kept,
+    disposition: Option<Disposition>,
+    has_type: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the delimiter in front of the first part, of which so many bytes came.
+    First(usize),
+    /// After a delimiter: what came of `\r\n` or `--`.
+    AfterDelimiter(Option<u8>),
+    Header,
+    /// In a part's content, of whose delimiter so much has come; where not `has_cr`, without its `\r`.
+    Content {
+        matched: usize,
+        has_cr: bool,
+    },
+    /// After the last delimiter: what came of `\r\n`.
+    End(usize),
+}
+
+/// What a part is.
+#[derive(Debug)]
+struct Disposition {
+    name: Kept,
+    is_file: bool,
+}
+
+impl Multipart {
+    /// Nothing where readers differ on the boundary that the `Content-Type` names.
+    pub(super) fn new(content_type: &[u8], rules: Rules) -> Option<Self> {
+        let delimiter = [b"\r\n--", boundary(content_type)?].concat();
+        Some(Self {
+            fields: Fields::new(rules),
+            delimiter,
+            place: Place::First(2),
+            line: Kept::default(),
+            disposition: None,
+            has_type: false,
+        })
+    }
+
+    /// Reads more of the body.
+    pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
+        if !values.is_read() && self.read(chunk, values, share).is_err() {
+            values.give_up();
+        }
+    }
+
+    /// The body has ended.
+    pub(super) fn finish(&mut self, values: &mut Values) {
+        if values.is_read() {
+            return;
+        }
+        match self.place {
+            Place::End(0 | 2) => self.fields.finish(values),
+            _ => values.give_up(),
+        }
+    }
+
+    fn read(
+        &mut self,
+        mut chunk: &[u8],
+        values: &mut Values,
+        share: &mut Share,
+    ) -> Result<(), Unclear> {
+        while let Some((&byte, rest)) = chunk.split_first() {
+            chunk = match self.place {
+                Place::Header => self.read_line(chunk, values, share)?,
+                Place::Content { matched: 0, .. } => self.read_content(chunk, values, share),
+                Place::Content { matched, has_cr } => {
+                    self.read_delimiter(chunk, matched, has_cr, values, share)?
+                }
+                Place::First(matched) => {
+                    if self.delimiter[matched] != byte {
+                        return Err(Unclear);
+                    }
+                    self.place = match matched + 1 {
+                        matched if matched == self.delimiter.len() => Place::AfterDelimiter(None),
+                        matched => Place::First(matched),
+                    };
+                    rest
+                }
+                Place::AfterDelimiter(before) => {
+                    self.place = match (before, byte) {
+                        (None, b'\r' | b'-') => Place::AfterDelimiter(Some(byte)),
+                        (Some(b'\r'), b'\n') => Place::Header,
+                        (Some(b'-'), b'-') => Place::End(0),
+                        _ => return Err(Unclear),
+                    };
+                    rest
+                }
+                Place::End(seen) => {
+                    if b"\r\n".get(seen) != Some(&byte) {
+                        return Err(Unclear);
+                    }
+                    self.place = Place::End(seen + 1);
+                    rest
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Content up to what may be the beginning of a delimiter.
+    fn read_content<'c>(
+        &mut self,
+        chunk: &'c [u8],
+        values: &mut Values,
+        share: &mut Share,
+    ) -> &'c [u8] {
+        let end = memchr2(b'\r', b'\n', chunk).unwrap_or(chunk.len());
+        let (content, rest) = chunk.split_at(end);
+        self.fields.value(content, values, share);
+        let Some((byte, rest)) = rest.split_first() else { return rest };
+        self.place = match byte {
+            b'\r' => Place::Content { matched: 1, has_cr: true },
+            _ => Place::Content { matched: 2, has_cr: false },
+        };
+        rest
+    }
+
+    /// What may be the rest of a delimiter. Neither `\r` nor `\n` is in a boundary: what was none is
+    /// content as a whole, and the next byte may begin one.
+    fn read_delimiter<'c>(
+        &mut self,
+        chunk: &'c [u8],
+        matched: usize,
+        has_cr: bool,
+        values: &mut Values,
+        share: &mut Share,
+    ) -> Result<&'c [u8], Unclear> {
+        if chunk[0] != self.delimiter[matched] {
+            let begun = &self.delimiter[usize::from(!has_cr)..matched];
+            self.fields.value(begun, values, share);
+            self.place = Place::Content { matched: 0, has_cr: false };
+            return Ok(chunk);
+        }
+        let matched = matched + 1;
+        self.place = Place::Content { matched, has_cr };
+        if matched == self.delimiter.len() {
+            // Without its `\r`, it is one for PHP.
+            if !has_cr {
+                return Err(Unclear);
+            }
+            self.fields.end_value(values);
+            self.place = Place::AfterDelimiter(None);
+        }
+        Ok(&chunk[1..])
+    }
+
+    /// A line of a part's header.
+    fn read_line<'c>(
+        &mut self,
+        chunk: &'c [u8],
+        values: &mut Values,
+        share: &mut Share,
+    ) -> Result<&'c [u8], Unclear> {
+        let end = memchr2(b'\n', 0, chunk).unwrap_or(chunk.len());
+        let (line, rest) = chunk.split_at(end);
+        if self.line.bytes().len() + line.len() > MAX_LINE || self.line.push(line, share).is_err() {
+            return Err(Unclear);
+        }
+        let Some((b'\n', rest)) = rest.split_first() else {
+            return if rest.is_empty() { Ok(rest) } else { Err(Unclear) };
+        };
+        let line = self.line.bytes().strip_suffix(b"\r").ok_or(Unclear)?;
+        if line.contains(&b'\r') {
+            return Err(Unclear);
+        }
+        if !line.is_empty() {
+            let colon = line.iter().position(|b| *b == b':').ok_or(Unclear)?;
+            let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            if !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') {
+                return Err(Unclear);
+            }
+            if name.eq_ignore_ascii_case(b"content-disposition") {
+                if self.disposition.is_some() {
+                    return Err(Unclear);
+                }
+                self.disposition = Some(disposition(value, share)?);
+            } else if name.eq_ignore_ascii_case(b"content-type") {
+                self.has_type = true;
+            } else if name.eq_ignore_ascii_case(b"content-transfer-encoding") {
+                return Err(Unclear);
+            }
+            self.line.clear();
+            return Ok(rest);
+        }
+        self.line.clear();
+        let mut part = self.disposition.take().ok_or(Unclear)?;
+        let has_type = std::mem::take(&mut self.has_type);
+        if !part.is_file {
+            let wanted = self.fields.name(part.name.bytes(), false, values, share)?;
+            // A type may say how the text is encoded.
+            if wanted && has_type {
+                return Err(Unclear);
+            }
+        }
+        part.name.release(share);
+        self.place = Place::Content { matched: 0, has_cr: false };
+        Ok(rest)
+    }
+}
+
+/// Reads `form-data; name="…"; filename="…"`.
+fn disposition(value: &[u8], share: &mut Share) -> Result<Disposition, Unclear> {
+    let kind = b"form-data";
+    let (start, mut rest) = value.split_at_checked(kind.len()).ok_or(Unclear)?;
+    if !start.eq_ignore_ascii_case(kind) {
+        return Err(Unclear);
+    }
+    let (mut name, mut is_file) = (None, false);
+    while let Some(parameter) = rest.strip_prefix(b";") {
+        let parameter = parameter.trim_ascii_start();
+        let equals = parameter.iter().position(|b| *b == b'=').ok_or(Unclear)?;
+        let quoted = parameter[equals + 1..].strip_prefix(b"\"").ok_or(Unclear)?;
+        let end = quoted.iter().position(|b| *b == b'"').ok_or(Unclear)?;
+        let text = &quoted[..end];
+        rest = &quoted[end + 1..];
+        // What it hides differs.
+        if text.contains(&b'\\') {
+            return Err(Unclear);
+        }
+        let parameter = &parameter[..equals];
+        if parameter.eq_ignore_ascii_case(b"name") && name.is_none() && !text.contains(&b'%') {
+            let mut kept = Kept::default();
+            kept.push(text, share).map_err(|_| Unclear)?;
+            name = Some(kept);
+        } else if parameter.eq_ignore_ascii_case(b"filename") && !is_file {
+            is_file = true;
+        } else {
+            return Err(Unclear);
+        }
+    }
+    match name {
+        Some(name) if rest.is_empty() => Ok(Disposition { name, is_file }),
+        _ => Err(Unclear),
+    }
+}
+
+/// The boundary that a `Content-Type` names, where all readers find the same.
+fn boundary(content_type: &[u8]) -> Option<&[u8]> {
+    let is_boundary = |word: &[u8]| word.eq_ignore_ascii_case(b"boundary");
+    let mut places = content_type.windows(8).enumerate().filter(|(_, word)| is_boundary(word));
+    let (place, _) = places.next()?;
+    let value = content_type[place + 8..].strip_prefix(b"=")?;
+    let before = content_type[..place].trim_ascii_end();
+    if places.next().is_some() || before.last() != Some(&b';') {
+        return None;
+    }
+    let value = match value.strip_prefix(b"\"") {
+        Some(quoted) => &quoted[..quoted.iter().position(|b| *b == b'"')?],
+        None => value.split(|b| *b == b';').next()?,
+    };
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"-_.'+=".contains(b);
+    (1..=MAX_BOUNDARY).contains(&value.len()).then_some(value).filter(|v| v.iter().all(plain))
+}
