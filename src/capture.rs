@@ -24,7 +24,7 @@ use ngx::ngx_string;
 use tirreno_pipeline::capture::known_accounts::{AccountKey, KnownAccounts};
 use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::path;
-use tirreno_pipeline::capture::redact::{self, FindSegments, Redaction};
+use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
 use tirreno_pipeline::capture::rules::{Rules, Segments};
 use tirreno_pipeline::capture::session;
 use tirreno_pipeline::event::{EventType, Param};
@@ -317,8 +317,9 @@ unsafe fn push(
         }
     });
     let find = find.as_ref().map(|find| find as &FindSegments<'_>);
-    let url = redaction.url(own_url.unwrap_or(target), find, &mut scratch.url);
-    let referer = redaction.referer(own_referer.unwrap_or(referer), find, &mut scratch.referer);
+    let paths = Paths { own: find, nested: find, normalized: None };
+    let url = redaction.url(own_url.unwrap_or(target), paths, &mut scratch.url);
+    let referer = redaction.referer(own_referer.unwrap_or(referer), paths, &mut scratch.referer);
     event.set(Param::Url, url)?;
     event.set(Param::HttpReferer, referer)?;
 
@@ -375,7 +376,7 @@ fn open_segments<'s>(
     for (name, range) in segments.ranges() {
         let overlaps = |s: &Range<usize>| s.start < range.end && range.start < s.end;
         let text = &segments.path()[range.clone()];
-        if !secret.iter().any(overlaps) && redaction.url(text, None, value) == text {
+        if !secret.iter().any(overlaps) && redaction.url(text, Paths::default(), value) == text {
             push_segment(out, name, text);
         }
     }

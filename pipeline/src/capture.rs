@@ -11,4 +11,5 @@ pub mod path;
 pub mod rank;
 pub mod redact;
 pub mod rules;
+mod secret_name;
 pub mod session;

@@ -22,8 +22,20 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     }
     scratch.clear();
     scratch.push(b'/');
-    let mut segment = 1;
-    for byte in decode(path.iter().copied()) {
+    let (mut segment, mut at) = (1, 1);
+    while at < path.len() {
+        // What stays as it is, at once.
+        let plain = path[at..].iter().position(|b| matches!(b, b'/' | b'%'));
+        let end = plain.map_or(path.len(), |len| at + len);
+        scratch.extend_from_slice(&path[at..end]);
+        let Some(mut byte) = path.get(end).copied() else { break };
+        at = end + 1;
+        if byte == b'%'
+            && let Some(decoded) = escape(&path[at..])
+        {
+            byte = decoded;
+            at += 2;
+        }
         if byte != b'/' {
             scratch.push(byte);
             continue;
@@ -60,10 +72,34 @@ pub(crate) fn authority_len(rest: &[u8]) -> usize {
     rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len())
 }
 
+/// Writes `text` to `out` with one percent-encoding undone, and returns whether there was any; without,
+/// `out` has no meaning. A malformed escape stays as it is.
+pub(crate) fn decode_into(text: &[u8], out: &mut Vec<u8>) -> bool {
+    let (mut done, mut from) = (0, 0);
+    out.clear();
+    while let Some(percent) = text[from..].iter().position(|b| *b == b'%').map(|len| from + len) {
+        from = percent + 1;
+        if let Some(byte) = escape(&text[from..]) {
+            out.extend_from_slice(&text[done..percent]);
+            out.push(byte);
+            from += 2;
+            done = from;
+        }
+    }
+    if done > 0 {
+        out.extend_from_slice(&text[done..]);
+    }
+    done > 0
+}
+
+/// The byte that is encoded, given what follows its `%`.
+fn escape(digits: &[u8]) -> Option<u8> {
+    let [high, low, ..] = digits else { return None };
+    Some(hex(Some(*high))? << 4 | hex(Some(*low))?)
+}
+
 /// Undoes one percent-encoding; a malformed escape stays as it is.
-pub(crate) fn decode(
-    mut bytes: impl Iterator<Item = u8> + Clone,
-) -> impl Iterator<Item = u8> + Clone {
+pub fn decode(mut bytes: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item = u8> + Clone {
     iter::from_fn(move || {
         let byte = bytes.next()?;
         if byte == b'%' {
@@ -93,23 +129,32 @@ pub(crate) fn decode_with_places(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
 }
 
 fn hex(digit: Option<u8>) -> Option<u8> {
-    // A hexadecimal digit is below 16.
-    char::from(digit?).to_digit(16).map(|value| value as u8)
+    match digit? {
+        digit @ b'0'..=b'9' => Some(digit - b'0'),
+        digit @ (b'a'..=b'f' | b'A'..=b'F') => Some((digit | 0x20) - b'a' + 10),
+        _ => None,
+    }
 }
 
 /// Whether a path that begins with a slash is what [`normalize`] makes of it.
 fn is_normal(path: &[u8]) -> bool {
-    path.iter().enumerate().all(|(i, byte)| {
-        let after = &path[i + 1..];
-        match byte {
+    let mut at = 0;
+    while let Some(len) = path[at..].iter().position(|b| matches!(b, b'/' | b'%')) {
+        let byte = path[at + len];
+        at += len + 1;
+        let after = &path[at..];
+        let is_normal = match byte {
             b'/' => !matches!(
                 after,
                 [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]
             ),
-            b'%' => hex(after.first().copied()).and(hex(after.get(1).copied())).is_none(),
-            _ => true,
+            _ => escape(after).is_none(),
+        };
+        if !is_normal {
+            return false;
         }
-    })
+    }
+    true
 }
 
 /// Resolves the last segment of `path`, which begins at `segment`, if it is a dot segment.

@@ -65,6 +65,11 @@ impl Methods {
         Ok(Self(Some(names.into())))
     }
 
+    /// Every method.
+    pub fn any() -> Self {
+        Self(None)
+    }
+
     /// Whether `method` is one of them.
     pub fn matches(&self, method: &[u8]) -> bool {
         self.0.as_ref().is_none_or(|names| names.iter().any(|name| name.as_bytes() == method))
@@ -182,6 +187,14 @@ impl Pattern {
     /// The names of its segments, from left to right.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(Part::name)
+    }
+
+    /// The same pattern below a normalized path like `/chat`; nothing stands for the root.
+    #[must_use]
+    pub fn below(&self, prefix: &[u8]) -> Self {
+        let segments = prefix.split(|b| *b == b'/').filter(|segment| !segment.is_empty());
+        let above = segments.map(|segment| Part::Literal(segment.into()));
+        Self(above.chain(self.0.iter().cloned()).collect())
     }
 
     /// Whether every path that matches `other` matches this one.

@@ -1,0 +1,1008 @@
+//! Which arguments are secrets, by the kind of their names.
+//!
+//! Modelled on what GitLab, Rails, Django, Laravel, Sentry and OWASP's rules filter, with two
+//! differences. A name is read in words (`AWSAccessKeyId`, `user[current_password]`, `x-api-key`), so
+//! that `monkey` and `keyword` are not keys. And what only tells a place (`page_token`, `sort_key`) or
+//! something about a secret (`token_type`, `password_length`) stays readable. What is not sure to be
+//! harmless is a secret.
+
+use std::sync::LazyLock;
+
+use aho_corasick::automaton::Automaton;
+use aho_corasick::dfa::DFA;
+use aho_corasick::{Anchored, MatchKind, StartKind};
+
+/// The longest name that is read, in letters and digits; a longer one is a secret's.
+const MAX_NAME: usize = 128;
+
+/// A word that names a secret.
+struct Noun {
+    text: &'static str,
+    place: Place,
+    before: Before,
+    /// Words that hold it, or end with it, and mean something else.
+    except: &'static [&'static str],
+}
+
+/// Where in a name the noun makes it a secret's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Anywhere, also inside a word and over several, unless a word of [`ABOUT`] follows.
+    Anywhere,
+    /// As a word or words of its own, unless a word of [`ABOUT`] follows.
+    Word,
+    /// At the end, or before words of [`STILL`]. It may be the end of a word.
+    End,
+    /// At the end, or before words of [`STILL`], as a word or words of its own.
+    EndWord,
+}
+
+/// What the words before a noun say.
+#[derive(Clone, Copy)]
+enum Before {
+    /// Nothing.
+    Any,
+    /// After one of these it is harmless.
+    Not(&'static [&'static [&'static str]]),
+    /// It is a secret's only after one of these.
+    Only(&'static [&'static str]),
+    /// It is a secret's after one of these, and as the whole name.
+    OnlyOrBare(&'static [&'static str]),
+}
+
+const fn noun(text: &'static str, place: Place) -> Noun {
+    Noun { text, place, before: Before::Any, except: &[] }
+}
+
+impl Noun {
+    const fn before(mut self, before: Before) -> Self {
+        self.before = before;
+        self
+    }
+
+    const fn except(mut self, words: &'static [&'static str]) -> Self {
+        self.except = words;
+        self
+    }
+}
+
+use Place::{Anywhere, End, EndWord, Word};
+
+const NOUNS: &[Noun] = &[
+    // Passwords.
+    noun("password", Anywhere),
+    noun("passwd", Anywhere),
+    noun("passwort", Anywhere),
+    noun("kennwort", Anywhere),
+    noun("passphrase", Anywhere),
+    noun("passcode", Anywhere),
+    noun("motdepasse", Anywhere),
+    noun("pass", End).before(Before::Not(&[PASSES])).except(&[
+        "bypass",
+        "compass",
+        "encompass",
+        "impass",
+        "overpass",
+        "surpass",
+        "trespass",
+        "underpass",
+    ]),
+    noun("pwd", End),
+    noun("pw", EndWord),
+    noun("psw", EndWord),
+    noun("pswd", EndWord),
+    noun("otp", Word),
+    noun("otp", End),
+    noun("pin", EndWord),
+    noun("pincode", EndWord),
+    noun("pinnumber", EndWord),
+    noun("credential", Anywhere),
+    noun("cred", EndWord),
+    noun("creds", EndWord),
+    noun("mnemonic", EndWord),
+    noun("phrase", End).before(Before::Only(&["backup", "recovery", "seed"])),
+    noun("code", End).before(Before::OnlyOrBare(CODES)),
+    noun("codes", End).before(Before::Only(CODES)),
+    noun("answer", End).before(Before::Only(&["challenge", "recovery", "security"])),
+    // Secrets and keys.
+    noun("secret", Anywhere).except(&[
+        "secretarial",
+        "secretariat",
+        "secretaries",
+        "secretary",
+        "secrete",
+        "secretion",
+        "secretive",
+    ]),
+    noun("secretid", Anywhere),
+    noun("apikey", Anywhere),
+    noun("accesskey", Anywhere),
+    noun("accesskeyid", Anywhere),
+    noun("privatekey", Anywhere),
+    noun("key", End).before(Before::Not(&[PLACES, KEYS])).except(&[
+        "dickey",
+        "donkey",
+        "doohickey",
+        "flukey",
+        "flunkey",
+        "hickey",
+        "hockey",
+        "hokey",
+        "hookey",
+        "jockey",
+        "lackey",
+        "latchkey",
+        "malarkey",
+        "mickey",
+        "monkey",
+        "okey",
+        "pokey",
+        "rickey",
+        "smokey",
+        "turkey",
+        "turnkey",
+        "whiskey",
+    ]),
+    noun("keys", End).before(Before::Only(SECRET)),
+    noun("psk", Word),
+    noun("salt", End).before(Before::Not(&[&["bath", "rock", "sea", "table"]])).except(&["basalt"]),
+    noun("hmac", End),
+    noun("crypt", Word),
+    noun("crypted", Word),
+    noun("encrypted", Word),
+    noun("ciphertext", Word),
+    // Tokens.
+    noun("token", End).before(Before::Not(&[PLACES, TOKENS])).except(&["betoken"]),
+    noun("tokens", End).before(Before::Only(SECRET)),
+    noun("jwt", Anywhere),
+    noun("csrf", Anywhere),
+    noun("xsrf", Anywhere),
+    noun("nonce", End).except(&["annonce", "denonce", "enonce", "prononce", "renonce"]),
+    noun("auth", End),
+    noun("authorization", End),
+    noun("authentication", End),
+    noun("bearer", EndWord).before(Before::Not(&[&["ring", "standard"]])),
+    noun("assertion", End),
+    noun("verifier", End),
+    noun("idtokenhint", Anywhere),
+    noun("logintokenhint", Anywhere),
+    noun("captcharesponse", Anywhere),
+    noun("turnstileresponse", Anywhere),
+    noun("samlart", Anywhere),
+    noun("samlrequest", Anywhere),
+    noun("samlresponse", Anywhere),
+    noun("relaystate", Anywhere),
+    noun("wresult", Word),
+    noun("ticket", End).before(Before::Not(&[TICKETS])),
+    noun("pgtid", Word),
+    noun("pgtiou", Word),
+    // Sessions.
+    noun("session", End).before(Before::Not(&[SESSIONS])).except(&[
+        "dispossession",
+        "obsession",
+        "possession",
+        "repossession",
+    ]),
+    noun("sess", EndWord),
+    noun("sessionid", Anywhere),
+    noun("sessid", Word),
+    noun("phpsessid", Anywhere),
+    noun("sid", EndWord),
+    noun("phpsid", EndWord),
+    noun("jsid", EndWord),
+    noun("cfid", EndWord),
+    noun("cookie", End).before(Before::Not(&[&["accept", "fortune"]])),
+    // Signatures and certificates.
+    noun("signature", End).before(Before::Not(&[&["email", "forum", "mail", "time"]])),
+    noun("sig", End),
+    noun("cert", End).before(Before::Not(&[CERTIFICATES])).except(&["concert", "disconcert"]),
+    noun("certificate", End).before(Before::Not(&[CERTIFICATES])),
+    // URLs that hold a password or are one.
+    noun("dsn", Word),
+    noun("url", End).before(Before::Only(URLS)),
+    noun("uri", End).before(Before::Only(URLS)),
+    noun("connectionstring", Anywhere),
+    noun("connstr", EndWord),
+    // Cards and numbers of persons.
+    noun("ssn", Word),
+    noun("cvv", Word),
+    noun("cvc", Word),
+    noun("ccv", Word),
+    noun("creditcard", Anywhere),
+    noun("cardnumber", Anywhere),
+    noun("ccnumber", Word),
+];
+
+/// Before `token` and `key`: where a list goes on. Each list is sorted.
+const PLACES: &[&str] = &[
+    "after",
+    "before",
+    "continuation",
+    "continue",
+    "cursor",
+    "delta",
+    "end",
+    "evaluated",
+    "exclusive",
+    "first",
+    "from",
+    "last",
+    "marker",
+    "next",
+    "offset",
+    "page",
+    "pagination",
+    "paging",
+    "position",
+    "prev",
+    "previous",
+    "resume",
+    "resumption",
+    "scroll",
+    "skip",
+    "sort",
+    "sorting",
+    "start",
+    "starting",
+    "sync",
+];
+
+/// Before `token`.
+const TOKENS: &[&str] = &[
+    "bos",
+    "color",
+    "css",
+    "design",
+    "eos",
+    "iterator",
+    "lexer",
+    "mask",
+    "pad",
+    "punctuation",
+    "separator",
+    "special",
+    "stop",
+    "syntax",
+    "theme",
+    "unk",
+];
+
+/// Before `key`.
+const KEYS: &[&str] = &[
+    "alt",
+    "answer",
+    "any",
+    "arrow",
+    "asset",
+    "attribute",
+    "block",
+    "cache",
+    "candidate",
+    "category",
+    "chart",
+    "child",
+    "color",
+    "column",
+    "component",
+    "composite",
+    "config",
+    "configuration",
+    "control",
+    "ctrl",
+    "dedup",
+    "deduplication",
+    "delete",
+    "dict",
+    "dictionary",
+    "element",
+    "enter",
+    "escape",
+    "event",
+    "experiment",
+    "facet",
+    "feature",
+    "field",
+    "filter",
+    "flag",
+    "foreign",
+    "function",
+    "group",
+    "grouping",
+    "hash",
+    "home",
+    "hot",
+    "i18n",
+    "idempotency",
+    "image",
+    "index",
+    "issue",
+    "item",
+    "keyboard",
+    "l10n",
+    "label",
+    "lang",
+    "language",
+    "list",
+    "locale",
+    "lookup",
+    "low",
+    "major",
+    "map",
+    "menu",
+    "message",
+    "meta",
+    "metadata",
+    "metric",
+    "minor",
+    "modifier",
+    "music",
+    "musical",
+    "natural",
+    "nav",
+    "node",
+    "object",
+    "option",
+    "order",
+    "parent",
+    "partition",
+    "path",
+    "piano",
+    "primary",
+    "project",
+    "property",
+    "pub",
+    "public",
+    "publishable",
+    "query",
+    "range",
+    "react",
+    "report",
+    "route",
+    "routing",
+    "row",
+    "schema",
+    "search",
+    "section",
+    "setting",
+    "shard",
+    "shift",
+    "short",
+    "shortcut",
+    "site",
+    "space",
+    "string",
+    "surrogate",
+    "tab",
+    "table",
+    "tag",
+    "template",
+    "text",
+    "title",
+    "topic",
+    "translation",
+    "tree",
+    "type",
+    "unique",
+    "view",
+    "widget",
+];
+
+/// Before `pass`.
+const PASSES: &[&str] = &[
+    "all", "band", "boarding", "bus", "day", "event", "first", "hall", "high", "low", "mountain",
+    "multi", "next", "parking", "rail", "render", "season", "second", "single", "ski", "third",
+    "train", "travel", "vip",
+];
+
+/// Before `session`.
+const SESSIONS: &[&str] = &[
+    "breakout",
+    "class",
+    "conference",
+    "court",
+    "game",
+    "jam",
+    "keynote",
+    "lab",
+    "lecture",
+    "live",
+    "parliamentary",
+    "photo",
+    "plenary",
+    "poster",
+    "recording",
+    "study",
+    "therapy",
+    "trading",
+    "training",
+    "tutorial",
+    "video",
+    "workout",
+];
+
+/// Before `ticket`.
+const TICKETS: &[&str] = &[
+    "all", "assigned", "bug", "bus", "child", "closed", "concert", "event", "flight", "help",
+    "helpdesk", "issue", "jira", "lottery", "movie", "my", "new", "open", "parent", "raffle",
+    "season", "support", "train", "trouble", "zendesk",
+];
+
+/// Before `certificate`.
+const CERTIFICATES: &[&str] =
+    &["birth", "completion", "course", "death", "gift", "marriage", "medical", "training"];
+
+/// Before `code`: what somebody proves himself with.
+const CODES: &[&str] = &[
+    "2fa",
+    "access",
+    "activation",
+    "auth",
+    "authcode",
+    "authentication",
+    "authenticator",
+    "authorization",
+    "backup",
+    "bearer",
+    "confirm",
+    "confirmation",
+    "device",
+    "email",
+    "factor",
+    "invitation",
+    "invite",
+    "link",
+    "login",
+    "magic",
+    "mfa",
+    "oauth",
+    "oauth2",
+    "onetime",
+    "otp",
+    "pairing",
+    "pass",
+    "phone",
+    "pin",
+    "recovery",
+    "registration",
+    "reset",
+    "secret",
+    "security",
+    "session",
+    "signin",
+    "sms",
+    "tfa",
+    "time",
+    "token",
+    "totp",
+    "twofactor",
+    "unlock",
+    "user",
+    "validation",
+    "verification",
+    "verify",
+];
+
+/// Before `tokens` and `keys`, which mostly are numbers of them.
+const SECRET: &[&str] = &[
+    "access",
+    "account",
+    "api",
+    "app",
+    "auth",
+    "bearer",
+    "client",
+    "deploy",
+    "encryption",
+    "host",
+    "id",
+    "license",
+    "master",
+    "oauth",
+    "personal",
+    "private",
+    "recovery",
+    "refresh",
+    "secret",
+    "security",
+    "session",
+    "shared",
+    "signing",
+    "ssh",
+    "user",
+    "verification",
+];
+
+/// Before `url`.
+const URLS: &[&str] = &[
+    "amqp",
+    "broker",
+    "callbackhook",
+    "database",
+    "db",
+    "elasticsearch",
+    "hook",
+    "import",
+    "jdbc",
+    "mirror",
+    "mongo",
+    "mongodb",
+    "redis",
+    "sentry",
+    "webhook",
+];
+
+/// Behind a secret's name: what tells something about it.
+const ABOUT: &[&str] = &[
+    "age",
+    "alg",
+    "algo",
+    "algorithm",
+    "allowed",
+    "at",
+    "attempts",
+    "by",
+    "changed",
+    "class",
+    "count",
+    "counts",
+    "created",
+    "date",
+    "disabled",
+    "enabled",
+    "error",
+    "errors",
+    "expiration",
+    "expire",
+    "expired",
+    "expires",
+    "expiry",
+    "field",
+    "format",
+    "generator",
+    "hidden",
+    "history",
+    "id",
+    "ids",
+    "index",
+    "invalid",
+    "kind",
+    "label",
+    "len",
+    "length",
+    "less",
+    "level",
+    "lifetime",
+    "limit",
+    "manager",
+    "max",
+    "method",
+    "min",
+    "mode",
+    "modified",
+    "name",
+    "names",
+    "optional",
+    "options",
+    "page",
+    "policies",
+    "policy",
+    "protected",
+    "protection",
+    "provider",
+    "rate",
+    "required",
+    "rotation",
+    "scope",
+    "scopes",
+    "settings",
+    "size",
+    "sort",
+    "status",
+    "strength",
+    "time",
+    "timeout",
+    "timestamp",
+    "ttl",
+    "type",
+    "types",
+    "updated",
+    "usage",
+    "valid",
+    "version",
+    "visible",
+];
+
+/// Behind a secret's name: what leaves it one.
+const STILL: &[&str] = &[
+    "again",
+    "attempt",
+    "base",
+    "confirm",
+    "confirmation",
+    "current",
+    "data",
+    "digest",
+    "encoded",
+    "encrypted",
+    "hash",
+    "hex",
+    "input",
+    "new",
+    "old",
+    "plain",
+    "plaintext",
+    "raw",
+    "repeat",
+    "retype",
+    "str",
+    "string",
+    "text",
+    "val",
+    "value",
+    "verification",
+    "verify",
+];
+
+/// In front of a name: it asks whether, and is answered with yes or no.
+const WHETHER: &[&str] = &[
+    "allow", "allows", "can", "disable", "disables", "enable", "enables", "exclude", "has", "have",
+    "hide", "include", "includes", "is", "missing", "need", "needs", "no", "require", "required",
+    "requires", "should", "show", "support", "supports", "without",
+];
+
+/// Finds the nouns in a folded name, all of them.
+static FINDER: LazyLock<DFA> = LazyLock::new(|| {
+    DFA::builder()
+        .match_kind(MatchKind::Standard)
+        .start_kind(StartKind::Unanchored)
+        .prefilter(false)
+        .build(NOUNS.iter().map(|noun| noun.text))
+        .expect("a few short words")
+});
+
+/// A name as it is compared: letters and digits in lower case. What else stands in a name parts words:
+/// `api_key`, `api-key` and `apiKey` have the same two.
+pub(crate) struct Folded {
+    bytes: [u8; MAX_NAME],
+    len: usize,
+    /// A bit for each place where a word begins, and for the end.
+    starts: u128,
+    /// A bit for each place where something other than the case of the letters parts words.
+    cuts: u128,
+    /// A bit for each place where a part of `user[name]` begins. An application may cut a name at a NUL
+    /// or at white space: it parts, too.
+    parts: u128,
+}
+
+/// What a byte is in a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Lower,
+    Upper,
+    Digit,
+    Separator,
+    Bracket,
+}
+
+static KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Lower; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        kinds[byte] = match byte as u8 {
+            b'a'..=b'z' => Kind::Lower,
+            b'A'..=b'Z' => Kind::Upper,
+            b'0'..=b'9' => Kind::Digit,
+            b'[' | b']' | 0..=31 | 127 => Kind::Bracket,
+            _ => Kind::Separator,
+        };
+        byte += 1;
+    }
+    kinds
+};
+
+impl Folded {
+    /// Folds a decoded name; nothing if it is too long.
+    pub(crate) fn new(name: &[u8]) -> Option<Self> {
+        let mut folded = Self { bytes: [0; MAX_NAME], len: 0, starts: 1, cuts: 1, parts: 1 };
+        let mut last = Kind::Bracket;
+        for (i, byte) in name.iter().enumerate() {
+            let kind = KINDS[usize::from(*byte)];
+            // `accessToken`, `XMLToken`, `token2`.
+            let parts = match (last, kind) {
+                (Kind::Separator | Kind::Bracket, _) => false,
+                (_, Kind::Separator | Kind::Bracket) => true,
+                (Kind::Lower | Kind::Digit, Kind::Upper) => true,
+                (Kind::Upper, Kind::Upper) => {
+                    name.get(i + 1).is_some_and(|next| KINDS[usize::from(*next)] == Kind::Lower)
+                }
+                (Kind::Lower | Kind::Upper, Kind::Digit) => true,
+                _ => false,
+            };
+            // At the capacity there is no place for another letter, but for the end of the name.
+            let here = 1_u128.checked_shl(folded.len as u32).unwrap_or(0);
+            if parts {
+                folded.starts |= here;
+            }
+            last = kind;
+            match kind {
+                Kind::Separator => folded.cuts |= here,
+                Kind::Bracket => {
+                    folded.cuts |= here;
+                    folded.parts |= here;
+                }
+                _ => {
+                    *folded.bytes.get_mut(folded.len)? = byte.to_ascii_lowercase();
+                    folded.len += 1;
+                }
+            }
+        }
+        Some(folded)
+    }
+
+    fn text(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    fn has(&self, places: u128, at: usize) -> bool {
+        at == self.len || places >> at & 1 == 1
+    }
+
+    /// Whether a word begins or ends there.
+    fn is_start(&self, at: usize) -> bool {
+        self.has(self.starts, at)
+    }
+
+    /// The last place up to `at` where a word begins.
+    fn start_before(&self, at: usize) -> usize {
+        (0..=at).rev().find(|at| self.is_start(*at)).unwrap_or(0)
+    }
+
+    /// Where the word ends that begins at `at`, or holds it.
+    fn end_after(&self, at: usize) -> usize {
+        (at + 1..self.len).find(|at| self.is_start(*at)).unwrap_or(self.len)
+    }
+
+    /// The parts of `user[name]`: `user` and `name`.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            while from < self.len {
+                let end = (from + 1..self.len).find(|at| self.has(self.parts, *at));
+                let part = from..end.unwrap_or(self.len);
+                from = part.end;
+                if !part.is_empty() {
+                    return Some(&self.text()[part]);
+                }
+            }
+            None
+        })
+    }
+
+    /// Whether a name of this kind is a secret's, but for the parts that `is_shown`.
+    pub(crate) fn is_secret(&self, is_shown: impl Fn(&[u8]) -> bool) -> bool {
+        let finder = &*FINDER;
+        let Ok(mut state) = finder.start_state(Anchored::No) else { return true };
+        for (i, byte) in self.text().iter().enumerate() {
+            state = finder.next_state(Anchored::No, state, *byte);
+            if !finder.is_match(state) {
+                continue;
+            }
+            for found in 0..finder.match_len(state) {
+                let noun = &NOUNS[finder.match_pattern(state, found).as_usize()];
+                let end = i + 1;
+                if self.means_secret(noun, end - noun.text.len(), end) && !is_shown(self.part_at(i))
+                {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Where the part begins that holds the byte there.
+    fn part_start(&self, at: usize) -> usize {
+        (0..=at).rev().find(|at| self.has(self.parts, *at)).unwrap_or(0)
+    }
+
+    fn part_at(&self, at: usize) -> &[u8] {
+        let start = self.part_start(at);
+        let end = (at + 1..self.len).find(|at| self.has(self.parts, *at)).unwrap_or(self.len);
+        &self.text()[start..end]
+    }
+
+    fn means_secret(&self, noun: &Noun, start: usize, end: usize) -> bool {
+        let own_start = self.is_start(start);
+        let placed = match noun.place {
+            Place::Anywhere => true,
+            Place::Word | Place::EndWord => own_start && self.is_start(end),
+            Place::End => self.is_start(end),
+        };
+        // `classId` and `s_id` are no `sid`; `passWord` and `pass_word` are a `password`.
+        let is_whole = || {
+            noun.place == Place::Anywhere
+                || noun.text.len() > 4
+                || (start + 1..end).all(|at| self.cuts >> at & 1 == 0)
+        };
+        placed
+            && is_whole()
+            && !self.is_exception(noun, start, end)
+            && self.remains_secret(noun.place, end)
+            && self.is_qualified(noun.before, start, end)
+            && !self.asks_whether(start)
+    }
+
+    fn asks_whether(&self, noun: usize) -> bool {
+        let start = self.part_start(noun);
+        start < noun && WHETHER.contains_word(&self.text()[start..self.end_after(start)])
+    }
+
+    fn is_exception(&self, noun: &Noun, start: usize, end: usize) -> bool {
+        if noun.except.is_empty() {
+            return false;
+        }
+        let word = &self.text()[self.start_before(start)..self.end_after(end - 1)];
+        noun.except.contains_word(word)
+    }
+
+    /// Whether what follows the noun leaves it a secret.
+    fn remains_secret(&self, place: Place, end: usize) -> bool {
+        let mut at = end;
+        while at < self.len && !(at > 0 && self.parts >> at & 1 == 1) {
+            let next = self.end_after(at);
+            let word = &self.text()[at..next];
+            at = next;
+            if word.iter().all(u8::is_ascii_digit) {
+                continue;
+            }
+            match place {
+                Place::Anywhere | Place::Word => return !ABOUT.contains_word(word),
+                Place::End | Place::EndWord if STILL.contains_word(word) => {}
+                Place::End | Place::EndWord => return false,
+            }
+        }
+        true
+    }
+
+    /// Whether what stands before the noun leaves it a secret.
+    fn is_qualified(&self, before: Before, start: usize, end: usize) -> bool {
+        match before {
+            Before::Any => true,
+            Before::Not(lists) => {
+                !self.words_before(start).any(|word| lists.iter().any(|list| is_of(list, word)))
+            }
+            Before::Only(list) => self.words_before(start).any(|word| is_of(list, word)),
+            Before::OnlyOrBare(list) => {
+                let is_bare = start == 0 || self.parts >> start & 1 == 1;
+                is_bare && self.has(self.parts, end)
+                    || self.words_before(start).any(|word| is_of(list, word))
+            }
+        }
+    }
+
+    /// What stands before a place: its last word, its last two, three.
+    fn words_before(&self, at: usize) -> impl Iterator<Item = &[u8]> {
+        let starts = (0..at).rev().filter(|start| self.is_start(*start)).take(3);
+        starts.map(move |start| &self.text()[start..at])
+    }
+}
+
+trait Words {
+    fn contains_word(&self, word: &[u8]) -> bool;
+}
+
+impl Words for [&str] {
+    fn contains_word(&self, word: &[u8]) -> bool {
+        self.binary_search_by(|known| known.as_bytes().cmp(word)).is_ok()
+    }
+}
+
+/// Whether `text` is a word of the list, or two in one, as in `nextpage`.
+fn is_of(list: &[&str], text: &[u8]) -> bool {
+    list.contains_word(text)
+        || (1..text.len())
+            .any(|at| list.contains_word(&text[..at]) && list.contains_word(&text[at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_secret(name: &str) -> bool {
+        Folded::new(name.as_bytes()).is_none_or(|name| name.is_secret(|_| false))
+    }
+
+    #[test]
+    fn lists_are_sorted() {
+        let lists = [
+            PLACES,
+            TOKENS,
+            KEYS,
+            PASSES,
+            SESSIONS,
+            TICKETS,
+            CERTIFICATES,
+            CODES,
+            SECRET,
+            URLS,
+            ABOUT,
+            STILL,
+            WHETHER,
+        ];
+        let nouns = NOUNS.iter().map(|noun| noun.except);
+        let before = NOUNS.iter().flat_map(|noun| match noun.before {
+            Before::Any => vec![],
+            Before::Not(lists) => lists.to_vec(),
+            Before::Only(list) | Before::OnlyOrBare(list) => vec![list],
+        });
+        // `except` is looked up the same way.
+        for list in lists.into_iter().chain(nouns) {
+            assert!(list.is_sorted(), "{list:?}");
+        }
+        for list in before {
+            let mut sorted = list.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(list, sorted);
+        }
+    }
+
+    #[test]
+    fn words() {
+        let words = |name: &str| {
+            let folded = Folded::new(name.as_bytes()).unwrap();
+            let (mut out, mut at) = (Vec::new(), 0);
+            while at < folded.len {
+                let end = folded.end_after(at);
+                out.push(String::from_utf8_lossy(&folded.text()[at..end]).into_owned());
+                at = end;
+            }
+            out.join(" ")
+        };
+        let cases = [
+            ("accessToken", "access token"),
+            ("access-token", "access token"),
+            ("__access..token__", "access token"),
+            ("AWSAccessKeyId", "aws access key id"),
+            ("user[current_password]", "user current password"),
+            ("password2", "password 2"),
+            ("XMLHttp", "xml http"),
+            ("APIKEY", "apikey"),
+            ("X-Api-Key", "x api key"),
+            ("token\0zz", "token zz"),
+            ("é_Token", "é token"),
+            ("", ""),
+            ("-_.", ""),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(words(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn parts() {
+        let parts = |name: &str| {
+            let folded = Folded::new(name.as_bytes()).unwrap();
+            let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+            folded.parts().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(parts("user[current_password][]"), ["user", "currentpassword"]);
+        assert_eq!(parts("[a]"), ["a"]);
+        assert_eq!(parts("token\0z"), ["token", "z"]);
+        assert!(parts("").is_empty() && parts("[]").is_empty());
+    }
+
+    #[test]
+    fn names_too_long_to_read_are_secret() {
+        assert!(!is_secret(&"a".repeat(MAX_NAME)));
+        assert!(!is_secret(&format!("{}_", "a".repeat(MAX_NAME))));
+        assert!(is_secret(&"a".repeat(MAX_NAME + 1)));
+        assert!(is_secret(&format!("{}token", "a".repeat(MAX_NAME - 5))));
+        assert!(!is_secret(&"_".repeat(10_000)));
+    }
+
+    #[test]
+    fn strange_cases() {
+        for name in ["ToKeN", "tOKEN", "PASSword", "aPI_KEY", "api_kEy", "pIn", "x[PassWord]"] {
+            assert!(is_secret(name), "{name}");
+        }
+    }
+}
