@@ -424,7 +424,7 @@ impl<'r> Account<'r> {
             (name, (*r).pool, start_ms(&*r))
         };
         let accounts = main.zone?.known_accounts();
-        Some(Self { name, key: accounts.key(name), accounts, pool, time_ms })
+        Some(Self { name, key: accounts.key(b"", name), accounts, pool, time_ms })
     }
 
     /// The user whose account it is, or what stands for an unknown one.

@@ -1,5 +1,7 @@
 //! Whose session a token is: how it is known, kept over restarts, and asked for.
 //!
-//! - [`keys`] are what tokens and names are hashed with.
+//! - [`keys`] are what tokens and names are hashed with,
+//! - [`state`] is the file that keeps them over restarts.
 
 pub mod keys;
+pub mod state;

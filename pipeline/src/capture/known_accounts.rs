@@ -69,22 +69,80 @@ impl Learned {
 /// The table, and the key of its hashes.
 pub struct KnownAccounts {
     secret: Zeroizing<[u8; 32]>,
+    changes: &'static AtomicU64,
     table: &'static [Learned],
 }
 
-impl KnownAccounts {
-    /// `table` is shared by all processes that have the same `secret`.
-    pub(crate) fn new(secret: [u8; 32], table: &'static [Learned]) -> Self {
-        Self { secret: secret.into(), table }
+/// What is known of an account, for the state file.
+#[derive(Clone, Copy)]
+pub(crate) struct Known([u64; WORDS]);
+
+impl Known {
+    /// Of so many bytes, as [`KnownAccounts::all`] gave them.
+    pub(crate) fn new(place: [u64; 2], id: &[u8], doubtful: bool, time_ms: i64) -> Option<Self> {
+        let mut words = [0; WORDS];
+        words[..2].copy_from_slice(&place);
+        words[2] = (time_ms as u64) << 8 | id.len() as u64 | if doubtful { DOUBTFUL } else { 0 };
+        put(&mut words[3..], id);
+        (!id.is_empty() && id.len() <= MAX_ID).then_some(Self(words))
     }
 
-    /// The key of an account's name.
-    pub fn key(&self, name: &str) -> AccountKey {
+    /// The name's hash, as far as it tells where the account lies.
+    pub(crate) fn place(&self) -> [u64; 2] {
+        [self.0[0], self.0[1]]
+    }
+
+    pub(crate) fn id(&self) -> Vec<u8> {
+        id_of(&self.0)
+    }
+
+    /// Whether its last two logins were not of one user.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0[2] & DOUBTFUL != 0
+    }
+
+    /// When its last login was, in milliseconds since the epoch.
+    pub(crate) fn time_ms(&self) -> i64 {
+        (self.0[2] >> 8) as i64
+    }
+}
+
+impl KnownAccounts {
+    /// `table` is shared by all processes that have the same `secret`; `changes` counts what is learned.
+    pub(crate) fn new(
+        secret: [u8; 32],
+        changes: &'static AtomicU64,
+        table: &'static [Learned],
+    ) -> Self {
+        Self { secret: secret.into(), changes, table }
+    }
+
+    /// The number of the last change: it is larger after each.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Acquire)
+    }
+
+    /// All that is known.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Known> {
+        self.table.iter().filter_map(Learned::read).filter(|words| words[2] != 0).map(Known)
+    }
+
+    /// What another process, or this one before a restart, knew. What is known to be newer stays.
+    pub(crate) fn restore(&self, known: &Known) {
+        let place = known.place();
+        if self.entry(&place).is_some_and(|words| words[2] >> 8 >= known.0[2] >> 8) {
+            return;
+        }
+        self.put(&place, known.0);
+    }
+
+    /// The key of an account's name in a realm.
+    pub fn key(&self, realm: &[u8], name: &str) -> AccountKey {
         // A key of any length is good.
         let mac = Hmac::<Sha256>::new_from_slice(&*self.secret);
         let digest = mac.map(|mac| {
             let name = Zeroizing::new(name.trim().to_lowercase());
-            mac.chain_update(name.as_bytes()).finalize().into_bytes()
+            mac.chain_update(realm).chain_update(b"\0").chain_update(&*name).finalize().into_bytes()
         });
         let digest: [u8; 32] = digest.map_or([0; 32], Into::into);
         let [tag, a, b, alias] = [0, 1, 2, 3].map(|i| digest.as_chunks::<8>().0[i]);
@@ -97,42 +155,46 @@ impl KnownAccounts {
         if id.is_empty() || id.len() > MAX_ID || self.table.is_empty() {
             return;
         }
-        let contradicts = self.entry(key).is_some_and(|words| id_of(&words) != id);
-        let mut words = [0; WORDS];
-        words[..2].copy_from_slice(&key.place);
-        // The milliseconds leave the lowest byte to the length and to the doubt.
-        words[2] = (now_ms as u64) << 8 | id.len() as u64;
-        if contradicts {
-            words[2] |= DOUBTFUL;
+        let known = self.entry(&key.place);
+        let contradicts = known.is_some_and(|words| id_of(&words) != id);
+        if let Some(known) = Known::new(key.place, id, contradicts, now_ms) {
+            self.put(&key.place, known.0);
         }
-        for (word, bytes) in words[3..].iter_mut().zip(id.chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_ne_bytes(whole);
-        }
+    }
+
+    fn put(&self, own: &[u64; 2], words: [u64; WORDS]) {
         // Its own place, or an empty one, or that of the login that was longest ago.
         let worth = |place: &&Learned| match place.read() {
-            Some(known) if known[..2] == key.place => 0,
+            Some(known) if known[..2] == *own => 0,
             Some(known) => known[2].max(2),
             None => 1,
         };
-        if let Some(place) = self.ways(key).min_by_key(worth) {
+        if let Some(place) = self.ways(own).min_by_key(worth) {
             place.write(words);
+            self.changes.fetch_add(1, Release);
         }
     }
 
     /// The user whose account it is, if that is known.
     pub fn find(&self, key: &AccountKey) -> Option<Vec<u8>> {
-        self.entry(key).filter(|words| words[2] & DOUBTFUL == 0).map(|words| id_of(&words))
+        self.entry(&key.place).filter(|words| words[2] & DOUBTFUL == 0).map(|words| id_of(&words))
     }
 
-    fn entry(&self, key: &AccountKey) -> Option<[u64; WORDS]> {
-        self.ways(key).filter_map(Learned::read).find(|words| words[..2] == key.place)
+    fn entry(&self, place: &[u64; 2]) -> Option<[u64; WORDS]> {
+        self.ways(place).filter_map(Learned::read).find(|words| words[..2] == *place)
     }
 
-    fn ways(&self, key: &AccountKey) -> impl Iterator<Item = &'static Learned> {
-        let (table, first) = (self.table, key.place[0] as usize);
+    fn ways(&self, place: &[u64; 2]) -> impl Iterator<Item = &'static Learned> {
+        let (table, first) = (self.table, place[0] as usize);
         (0..WAYS.min(table.len())).map(move |i| &table[first.wrapping_add(i) % table.len()])
+    }
+}
+
+fn put(words: &mut [u64], bytes: &[u8]) {
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks(8)) {
+        let mut whole = [0; 8];
+        whole[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_ne_bytes(whole);
     }
 }
 
@@ -157,11 +219,11 @@ mod tests {
     fn what_is_learned_is_found_by_all() {
         let zone = anonymous(1 << 20).unwrap();
         let (one, other) = (zone.known_accounts(), zone.known_accounts());
-        let key = one.key("Ann@Example.com");
+        let key = one.key(b"", "Ann@Example.com");
         assert_eq!(other.find(&key), None);
         one.learn(&key, b"4yqk5pwc", 1);
-        assert_eq!(other.find(&other.key(" ann@example.COM ")), Some(b"4yqk5pwc".to_vec()));
-        assert_eq!(other.find(&other.key("bob")), None);
+        assert_eq!(other.find(&other.key(b"", " ann@example.COM ")), Some(b"4yqk5pwc".to_vec()));
+        assert_eq!(other.find(&other.key(b"", "bob")), None);
         // Somebody else's: it may be a mistake, until it is so again.
         one.learn(&key, &[b'x'; MAX_ID], 2);
         assert_eq!(other.find(&key), None);
@@ -174,7 +236,7 @@ mod tests {
     #[test]
     fn another_zone_has_another_key() {
         let [a, b] =
-            [(); 2].map(|()| anonymous(1 << 20).unwrap().known_accounts().key("ann").alias());
+            [(); 2].map(|()| anonymous(1 << 20).unwrap().known_accounts().key(b"", "ann").alias());
         assert_ne!(a, b);
         assert_eq!(a.len(), "unknown-".len() + 16);
     }
@@ -182,7 +244,7 @@ mod tests {
     #[test]
     fn the_table_is_bounded_and_forgets_the_oldest() {
         let accounts = anonymous(Zone::min_size(1)).unwrap().known_accounts();
-        let keys: Vec<_> = (0..10_000).map(|i| accounts.key(&format!("user{i}"))).collect();
+        let keys: Vec<_> = (0..10_000).map(|i| accounts.key(b"", &format!("user{i}"))).collect();
         for (i, key) in keys.iter().enumerate() {
             accounts.learn(key, format!("id{i}").as_bytes(), i as i64);
             assert_eq!(accounts.find(key), Some(format!("id{i}").into_bytes()));
@@ -194,9 +256,9 @@ mod tests {
     #[test]
     fn a_torn_entry_is_none() {
         let accounts = anonymous(1 << 20).unwrap().known_accounts();
-        let key = accounts.key("ann");
+        let key = accounts.key(b"", "ann");
         accounts.learn(&key, b"id", 1);
-        let entry = accounts.ways(&key).find(|entry| entry.read().is_some()).unwrap();
+        let entry = accounts.ways(&key.place).find(|entry| entry.read().is_some()).unwrap();
         entry.0[3].fetch_add(1, Relaxed);
         assert_eq!(accounts.find(&key), None);
         accounts.learn(&key, b"id", 2);

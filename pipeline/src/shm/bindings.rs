@@ -32,12 +32,14 @@ pub const PER_USER: usize = 64;
 const SLOTS: usize = 16;
 /// Words of a user's id.
 const USER_WORDS: usize = MAX_USER.div_ceil(8);
-/// Words of an entry: two of the key, the stamp, length and kind and time, the user's hash, the digest, the
+/// Words of an entry: two of the key, the stamp, time and kind and length, the user's hash, the digest, the
 /// user, the checksum.
 const WORDS: usize = 9 + USER_WORDS + 1;
 const USER_AT: usize = 9;
 /// The flag of an entry's fourth word: the binding has ended.
-const ENDED: u64 = 1 << 16;
+const ENDED: u64 = 1 << 12;
+/// Where that word has the time, in milliseconds since the epoch.
+const TIME_AT: u32 = 16;
 /// How long a writer may take, in seconds: one that was killed marks its slot for no longer.
 const WRITING: u32 = 2;
 /// A use is noted again after so many seconds: noting it costs the other processors their copy.
@@ -101,7 +103,7 @@ impl Bound {
 
     /// By what evidence requests of the session are their user's: `Session` or `Lookup`.
     pub fn identity(&self) -> Identity {
-        Identity::from_number((self.words[3] >> 8) as u8).unwrap_or_default()
+        Identity::from_number((self.words[3] >> 8) as u8 & 0xf).unwrap_or_default()
     }
 
     /// Whether the session has ended, or its token is known to be nobody's.
@@ -109,9 +111,10 @@ impl Bound {
         self.words[3] & ENDED != 0
     }
 
-    /// When it was learned, in seconds since the epoch.
-    pub fn since_s(&self) -> u32 {
-        (self.words[3] >> 32) as u32
+    /// When it was learned or has ended, in milliseconds since the epoch. Of two changes of one token the
+    /// later one has the larger number, also where the clock was set back.
+    pub fn time_ms(&self) -> i64 {
+        (self.words[3] >> TIME_AT) as i64
     }
 
     /// The keyed hash of the user and the realm.
@@ -227,19 +230,64 @@ impl Bindings {
         {
             return false;
         }
+        self.put_binding(keys, binding, known.as_ref(), now_ms);
+        true
+    }
+
+    fn put_binding(&self, keys: &Keys, binding: &Binding<'_>, known: Option<&Bound>, now_ms: i64) {
         if known.is_none_or(|known| known.user_hash() != binding.user_hash || known.has_ended()) {
             self.make_room_for_user(keys, binding.user_hash);
         }
-        let seconds = u64::try_from(now_ms / 1000).unwrap_or(0);
-        let mut words = [0; WORDS];
-        words[..2].copy_from_slice(&binding.key.0);
-        words[2] = self.head.stamp.fetch_add(1, AcqRel) + 1;
-        words[3] = seconds << 32 | (binding.identity as u64) << 8 | binding.user.len() as u64;
+        let kind = (binding.identity as u64) << 8 | binding.user.len() as u64;
+        let mut words = self.new_entry(binding.key, kind, known, now_ms);
         words[4] = binding.user_hash;
         put(&mut words[5..USER_AT], binding.digest.as_ref().map_or(&[], |digest| digest));
         put(&mut words[USER_AT..], binding.user);
         self.put_entry(keys, &mut words, known.map(|known| known.slot), use_time(now_ms));
+    }
+
+    /// What another process, or this one before a restart, knew of a token at that time; no binding: that
+    /// it has ended. What is known to be newer stays. Whether something has changed.
+    pub(crate) fn restore(
+        &self,
+        keys: &Keys,
+        key: TokenKey,
+        binding: Option<&Binding<'_>>,
+        time_ms: i64,
+    ) -> bool {
+        let known = self.newest(keys, key);
+        if known.is_some_and(|known| known.time_ms() >= time_ms) {
+            return false;
+        }
+        match binding {
+            Some(binding) if binding.user.is_empty() || binding.user.len() > MAX_USER => {
+                return false;
+            }
+            Some(binding) => self.put_binding(keys, binding, known.as_ref(), time_ms),
+            None if known.is_none() => return false,
+            None => self.put_end(keys, key, known.as_ref(), time_ms),
+        }
         true
+    }
+
+    fn new_entry(
+        &self,
+        key: TokenKey,
+        kind: u64,
+        known: Option<&Bound>,
+        now_ms: i64,
+    ) -> [u64; WORDS] {
+        let time_ms = known.map_or(now_ms, |known| now_ms.max(known.time_ms() + 1)).max(0);
+        let mut words = [0; WORDS];
+        words[..2].copy_from_slice(&key.0);
+        words[2] = self.head.stamp.fetch_add(1, AcqRel) + 1;
+        words[3] = (time_ms as u64) << TIME_AT | kind;
+        words
+    }
+
+    fn put_end(&self, keys: &Keys, key: TokenKey, known: Option<&Bound>, now_ms: i64) {
+        let mut words = self.new_entry(key, ENDED, known, now_ms);
+        self.put_entry(keys, &mut words, known.map(|known| known.slot), use_time(now_ms));
     }
 
     /// Ends a token's binding. Whether there was one.
@@ -247,12 +295,7 @@ impl Bindings {
         let Some(known) = self.newest(keys, key).filter(|known| !known.has_ended()) else {
             return false;
         };
-        let seconds = u64::try_from(now_ms / 1000).unwrap_or(0);
-        let mut words = [0; WORDS];
-        words[..2].copy_from_slice(&key.0);
-        words[2] = self.head.stamp.fetch_add(1, AcqRel) + 1;
-        words[3] = seconds << 32 | ENDED;
-        self.put_entry(keys, &mut words, Some(known.slot), use_time(now_ms));
+        self.put_end(keys, key, Some(&known), now_ms);
         true
     }
 

@@ -249,6 +249,8 @@ struct Head {
     secret: [AtomicU64; 4],
     segments: AtomicU32,
     learned: AtomicU32,
+    /// Counts what is learned of accounts.
+    learned_changes: AtomicU64,
     /// How many buckets of bindings there are.
     bindings: AtomicU32,
     election: Election,
@@ -580,7 +582,7 @@ impl Zone {
 
     /// What is known of accounts.
     pub fn known_accounts(&self) -> KnownAccounts {
-        KnownAccounts::new(*self.keys().accounts(), self.learned)
+        KnownAccounts::new(*self.keys().accounts(), &self.head.learned_changes, self.learned)
     }
 
     /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
