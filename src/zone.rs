@@ -16,7 +16,7 @@ use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
 use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig};
-use tirreno_pipeline::delivery::spool::database::{self as spool, Spool};
+use tirreno_pipeline::delivery::spool::{Database, lock};
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
@@ -115,10 +115,10 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
             continue;
         };
         let url = tirreno.endpoint.sensor().to_string();
-        let place = (Spool::file(spool, &target.name, &url), zone.instance());
+        let place = (Database::file(spool, &target.name, &url), zone.instance());
         let lock = match before.remove(&place) {
             Some(lock) => Ok(lock),
-            None => spool::announce(&place.0, place.1),
+            None => lock::announce(&place.0, place.1),
         };
         match lock {
             Ok(lock) => drop(announced.insert(place, lock)),

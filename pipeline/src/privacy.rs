@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -10,6 +9,7 @@ use sha2::Sha256;
 
 use crate::capture::path;
 use crate::event::{EventType, Param};
+use crate::hash::stable_hash;
 use crate::record::{self, Extra, Record};
 use crate::tirreno::form::{parse_ip, text};
 
@@ -143,12 +143,14 @@ impl<'a> View<'a> {
     /// Tells the users apart: events with the same key go over one connection, in order. It lies in the
     /// spool, and tells no more of the user than the target may know.
     pub fn user_key(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
         match self.get(Param::UserName) {
-            Some(user) => user.hash(&mut hasher),
-            None => self.ip().hash(&mut hasher),
+            Some(user) => stable_hash([&*user]),
+            None => {
+                let address = self.ip().map(|ip| ip.to_string()).unwrap_or_default();
+                // Apart from a user of that name.
+                stable_hash([b"", address.as_bytes()])
+            }
         }
-        hasher.finish()
     }
 
     /// Whether the target is not to get a parameter at all.

@@ -12,13 +12,13 @@ use tirreno_pipeline::capture::level::Routing;
 use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::config::{Destination, Endpoint, Secret, TargetConfig, TirrenoConfig};
 use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
-use tirreno_pipeline::delivery::spool::database::{Spool, SpoolConfig, WhenFull};
+use tirreno_pipeline::delivery::spool::{Database, SpoolConfig, WhenFull};
 use tirreno_pipeline::event::Param;
 use tirreno_pipeline::log_queue::{Reader, log_queue};
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::ring::Producer;
-use tirreno_pipeline::shm::zone::{DropReason, Zone, anonymous};
+use tirreno_pipeline::shm::zone::{DropReason, Fault, Zone, anonymous};
 use tirreno_pipeline::tirreno::http::{Outbound, Post};
 use tirreno_pipeline::tirreno::policy::{Answer, KeyAnswer};
 use tirreno_pipeline::tirreno::target::Connect;
@@ -395,7 +395,7 @@ fn a_refused_event_is_kept_in_the_spool_with_its_reason() {
     bench.adds_up();
     deliverer.finish(None);
     let config = bench.setup.targets[0].spool.clone().unwrap();
-    let file = Spool::file(&config, "t", "http://localhost/sensor/");
-    let reasons = Spool::open(&config, &file).unwrap().rejected_by_reason().unwrap();
-    assert_eq!(reasons, [("answered 400".to_owned(), 1)]);
+    let file = Database::file(&config, "t", "http://localhost/sensor/");
+    let reasons = Database::open(&config, &file, 0).unwrap().rejected_by_reason().unwrap();
+    assert_eq!(reasons, [(Fault::Answered(400), 1)]);
 }

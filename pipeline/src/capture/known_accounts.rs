@@ -4,12 +4,13 @@
 //! takes no lock: an entry that was torn by two writers, or by the death of one, does not match its own
 //! checksum, and is as good as empty until the next login.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
+
+use crate::hash::stable_hash_words;
 
 /// The longest user id that is learned, in bytes.
 pub const MAX_ID: usize = 64;
@@ -46,9 +47,7 @@ pub struct Learned([AtomicU64; WORDS]);
 
 impl Learned {
     fn checksum(words: &[u64]) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        words.hash(&mut hasher);
-        hasher.finish()
+        stable_hash_words(words)
     }
 
     /// The entry, unless it is empty or torn.

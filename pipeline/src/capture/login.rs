@@ -4,9 +4,8 @@
 //! factor: that 401 is no attack. So a failed login waits, and one directly before a good login of the
 //! same account and address is withdrawn.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use crate::event::{EventType, Param};
+use crate::hash::stable_hash;
 use crate::record::{Extra, Record};
 use crate::tirreno::form::parse_ip;
 
@@ -32,8 +31,7 @@ impl Attempt {
         };
         let account = record.extra(Extra::Account)?;
         let address = record.get(Param::IpAddress).and_then(parse_ip).or(record.ip());
-        let mut hasher = DefaultHasher::new();
-        (account, address).hash(&mut hasher);
-        Some(attempt(hasher.finish()))
+        let address = address.map(|address| address.to_string()).unwrap_or_default();
+        Some(attempt(stable_hash([account, address.as_bytes()])))
     }
 }

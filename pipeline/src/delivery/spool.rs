@@ -1,4 +1,15 @@
-//! Events that are not delivered yet, on disk.
+//! What is not delivered yet, on disk.
+//!
+//! [`Spool`] is what a target's threads use, [`database`] what lies behind it; [`lock`] decides which
+//! process sends.
 
 pub mod database;
-pub mod handle;
+mod handle;
+pub mod lock;
+mod schema;
+
+pub use database::{
+    Appended, BEFORE, Database, Intake, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp,
+    Stored, WhenFull,
+};
+pub use handle::{SETTLE, SETTLE_WITHIN, Spool};

@@ -189,11 +189,6 @@ impl Fault {
         kind << 16 | u32::from(code)
     }
 
-    /// The answer that a text of this type's `Display` tells of.
-    pub fn from_answered(text: &str) -> Option<Self> {
-        text.strip_prefix("answered ")?.parse().ok().map(Self::Answered)
-    }
-
     fn unpack(packed: u32) -> Option<Self> {
         let code = packed as u16;
         Some(match packed >> 16 {
@@ -299,6 +294,7 @@ struct StoredCounters {
     delivered: AtomicU64,
     rejected: AtomicU64,
     dropped: AtomicU64,
+    merged: AtomicU64,
     withdrawn: AtomicU64,
     pending: AtomicU64,
     bytes: AtomicU64,
@@ -679,6 +675,7 @@ impl Zone {
             delivered: account.stored.delivered.load(Relaxed),
             rejected: account.stored.rejected.load(Relaxed),
             dropped: account.stored.dropped.load(Relaxed),
+            merged: account.stored.merged.load(Relaxed),
             withdrawn: account.stored.withdrawn.load(Relaxed),
             pending: account.stored.pending.load(Relaxed),
             bytes: account.stored.bytes.load(Relaxed),
@@ -845,6 +842,7 @@ impl Ledger {
         stored.delivered.store(totals.delivered, Relaxed);
         stored.rejected.store(totals.rejected, Relaxed);
         stored.dropped.store(totals.dropped, Relaxed);
+        stored.merged.store(totals.merged, Relaxed);
         stored.withdrawn.store(totals.withdrawn, Relaxed);
         stored.pending.store(totals.pending, Relaxed);
         stored.bytes.store(totals.bytes, Relaxed);

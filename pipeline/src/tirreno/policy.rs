@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::delivery::spool::handle::{Outcome, Store};
+use crate::delivery::spool::{Outcome, Spool};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::zone::{DropReason, Fault, Ledger, State};
 use crate::tirreno::rate::Pacer;
@@ -110,7 +110,7 @@ pub struct Book {
     /// The target's place in them.
     pub slot: usize,
     /// Its spool, if it has one.
-    pub store: Option<Arc<Store>>,
+    pub store: Option<Arc<Spool>>,
 }
 
 impl Book {

@@ -11,8 +11,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::capture::login::Attempt;
 use crate::config::{TargetConfig, TirrenoConfig};
-use crate::delivery::spool::database::{Cursor, Stored};
-use crate::delivery::spool::handle::Store;
+use crate::delivery::spool::{Intake, Spool, Stored};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::{MIN_RECORD, Record};
@@ -33,8 +32,6 @@ const CHUNK: usize = 512;
 const COMMIT: Duration = Duration::from_secs(1);
 /// How long events in memory wait for those in a spool that cannot be read.
 const UNREAD: Duration = Duration::from_secs(3);
-/// How often events are looked for that were committed behind later ones.
-const LOOK_BACK: Duration = Duration::from_secs(1);
 /// Of the queue in memory so great a part may be failed logins that wait: one of that many.
 const FAILED: usize = 4;
 /// So many more there may be of those that waited, or came late.
@@ -118,7 +115,7 @@ pub struct Shared {
     deadline: Mutex<Option<Instant>>,
     timeout: Duration,
     privacy: Privacy,
-    store: Option<Arc<Store>>,
+    store: Option<Arc<Spool>>,
     /// The most events that can be held, apart from those that wait for the spool.
     most: usize,
 }
@@ -218,21 +215,14 @@ pub struct Target {
     login_fail_delay: Duration,
     label: String,
     shared: Arc<Shared>,
-    store: Option<Arc<Store>>,
+    store: Option<Arc<Spool>>,
     /// Events that could not be spooled yet. They are held.
     unspooled: VecDeque<Event>,
     /// Failed logins in memory, until when each waits for a good one, and which. They are held.
     failed: VecDeque<(Instant, u64, Event)>,
     failed_bytes: usize,
-    /// How far the spool was read, …
-    read: Cursor,
-    /// … and what waits in it.
-    read_due: Cursor,
     /// When it could be read last.
     last_read: Instant,
-    /// The key from which on late events are looked for, and when that was done.
-    known: u64,
-    looked_back: Instant,
     /// What the spool had no room for, or was too old, since it was last said.
     spool_dropped: u64,
     spool_expired: u64,
@@ -274,7 +264,7 @@ impl Target {
         let url = tirreno.endpoint.sensor().to_string();
         let spool = config.spool.as_ref();
         let store = spool
-            .map(|s| Arc::new(Store::new(s, &config.name, &url, zone.instance(), &label, log)));
+            .map(|s| Arc::new(Spool::new(s, &config.name, &url, zone.instance(), &label, log)));
         let book = Book { ledger, slot: config.slot, store: store.clone() };
         let shared = Arc::new(Shared {
             policy: Mutex::new(Policy::new(policy, book, log.clone(), now)),
@@ -305,11 +295,7 @@ impl Target {
             unspooled: VecDeque::new(),
             failed: VecDeque::new(),
             failed_bytes: 0,
-            read: Cursor::default(),
-            read_due: Cursor::default(),
             last_read: now,
-            known: 0,
-            looked_back: now,
             spool_dropped: 0,
             spool_expired: 0,
             queues: Vec::new(),
@@ -424,7 +410,7 @@ impl Target {
         let ours: Vec<_> = batch
             .iter()
             .filter(|record| record.targets() & (1 << slot) != 0)
-            .map(|record| self.config.privacy.view(*record))
+            .map(|record| Intake::from(self.config.privacy.view(*record)))
             .collect();
         if ours.is_empty() {
             return true;
@@ -446,6 +432,7 @@ impl Target {
         self.send_failed(Instant::now());
         let Some(store) = self.store.clone() else { return };
         self.spool_unspooled(&store);
+        self.spool_expired += store.maintain(Instant::now()).0;
         if let Some(totals) = store.totals() {
             self.ledger.show_stored(self.config.slot, &totals);
         }
@@ -463,34 +450,18 @@ impl Target {
 
     /// Hands over what is in the spool, as there is room. Returns whether that was all, or nothing when
     /// it cannot be read.
-    fn read_spool(&mut self, store: &Store) -> Option<bool> {
-        // What has waited, or comes late, does not queue behind a backlog.
-        for stored in store.load_due(self.read_due, self.room(DUE), WINDOW_BYTES)? {
-            self.read_due = (stored.due, stored.id);
-            self.send_stored(store, stored);
+    fn read_spool(&mut self, store: &Spool) -> Option<bool> {
+        let room = self.room(0);
+        let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
+        if room == 0 || bytes == 0 && self.in_lanes() > 0 {
+            return Some(false);
         }
-        let room = self.room(DUE);
-        if self.looked_back.elapsed() >= LOOK_BACK && room > 0 {
-            let (late, known) = store.load_late(self.known, self.read, self.read_due, room)?;
-            (self.known, self.looked_back) = (known, Instant::now());
-            late.into_iter().for_each(|stored| self.send_stored(store, stored));
-        }
-        loop {
-            let room = self.room(0);
-            let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
-            if room == 0 || bytes == 0 && self.in_lanes() > 0 {
-                return Some(false);
-            }
-            let span = self.config.interval + COMMIT;
-            let events = store.load(self.read, room, bytes, span)?;
-            if events.is_empty() {
-                return Some(true);
-            }
-            for stored in events {
-                self.read = (stored.stamp, stored.id);
-                self.send_stored(store, stored);
-            }
-        }
+        let span = self.config.interval + COMMIT;
+        // The highest rank always finds some room.
+        let events = store.take([DUE, room, room, room], bytes, span)?;
+        let is_all = events.len() < room;
+        events.into_iter().for_each(|stored| self.send_stored(stored));
+        Some(is_all)
     }
 
     /// How many events of the spool may be read now, where `more` than the window are allowed.
@@ -502,20 +473,15 @@ impl Target {
         self.shared.len().saturating_sub(self.unspooled.len())
     }
 
-    /// Hands over what was read from the spool, unless it was read before.
-    fn send_stored(&mut self, store: &Store, stored: Stored) {
+    fn send_stored(&mut self, stored: Stored) {
         let id = EventId::Stored(stored.id);
         let content = Content::Stored { trace: stored.trace, body: stored.body };
-        // In this order: what is settled is held until that is noted.
-        if lock(&self.shared.held).contains_key(&id) || store.is_settled(stored.id) {
-            return;
-        }
         lock(&self.shared.held).insert(id, stored.time_ms);
         self.shared.bytes.fetch_add(content.size(), Relaxed);
         self.send(Event { id, user: stored.user, content });
     }
 
-    fn spool_unspooled(&mut self, store: &Store) {
+    fn spool_unspooled(&mut self, store: &Spool) {
         if self.unspooled.is_empty() {
             return;
         }
@@ -526,7 +492,7 @@ impl Target {
                 Content::Record(bytes) => Record::parse(bytes),
                 Content::Stored { .. } => None,
             })
-            .map(|record| self.config.privacy.view(record))
+            .map(|record| Intake::from(self.config.privacy.view(record)))
             .collect();
         let delay = self.login_fail_delay;
         let Some(appended) = store.append(&records, delay) else { return };
@@ -547,11 +513,7 @@ impl Target {
         self.ledger.show_oldest(self.config.slot, oldest);
         self.show_drain(now);
         if let Some(store) = &self.store {
-            let pending = self.zone.totals(self.config.slot).stored.pending;
-            self.spool_expired += store.tend(pending, now);
-            if let Some(reasons) = store.reasons() {
-                self.ledger.show_reasons(self.config.slot, &reasons);
-            }
+            self.ledger.show_reasons(self.config.slot, &store.reasons());
         }
         self.report_drops();
 
@@ -654,10 +616,10 @@ impl Target {
     fn close(&mut self, reason: DropReason) -> u32 {
         let rest = self.shared.policy().close(reason);
         if let Some(store) = &self.store {
+            store.leave();
             if let Some(totals) = store.totals() {
                 self.ledger.show_stored(self.config.slot, &totals);
             }
-            store.leave();
         }
         self.shared.closed.store(true, Relaxed);
         self.queues.clear();

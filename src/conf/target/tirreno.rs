@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nginx_sys::{ngx_conf_t, ngx_str_t};
 use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
-use tirreno_pipeline::delivery::spool::database::{SpoolConfig, WhenFull};
+use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
 
 use super::{Argument, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};

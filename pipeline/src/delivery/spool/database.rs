@@ -1,96 +1,80 @@
-//! What is not delivered, on disk.
+//! The database of one spool: SQLite in WAL mode.
 //!
-//! One SQLite database a target and URL, in WAL mode: a batch is committed before its first POST, an
-//! event leaves after its 204, and the totals change in the same transactions, so that they are exact
-//! whatever is killed when. A killed process loses nothing of what is committed; a power cut may
-//! take the last moments (`synchronous=NORMAL`).
+//! A batch is committed before its first POST, an event leaves after its 204, and the totals change in
+//! the same transactions, so that they are exact whatever is killed when. A killed process loses
+//! nothing of what is committed; a power cut may take the last moments of what was delivered
+//! (`synchronous=NORMAL`), never of what was taken in (`FULL`).
 //!
-//! Any elected deliverer may append, also those of two masters during a binary upgrade. Only the
-//! holder of a file lock beside the database, which the kernel gives on when the holder dies, sends.
-//! Each commits when its own interval is over, so that the order of commits is not that of capture:
-//! what is sent is ordered by the time of capture, and while another instance of nginx captures too,
-//! what it may not have committed yet is waited for.
+//! Any process may append, also those of two masters during a binary upgrade. With a batch it commits
+//! how far it has read each ring: what it stored and could not yet free there, the next one does not
+//! store again. Only the holder of the lock beside the database sends, and only it orders.
 //!
-//! Administrators may look into it with `sqlite3`; the tables are documented in the README.
+//! # Order
+//! Ranks first; within a rank users take turns of some events each, so that nobody's many hold up
+//! another's one. The place of an event, its `turn`, is given when it is stored, from what is known then
+//! of its user (start-time fair queuing): an index in one order suffices. An event of a higher rank takes
+//! its user's last ones before it along; `previous` leads to them without an index of users. A user's
+//! events of one rank stay in the order of capture. While another instance of nginx captures too, what it
+//! may not have committed yet is waited for, and given its place by the time of capture.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
+    params,
 };
 
 use crate::capture::login::Attempt;
+use crate::capture::rank::Rank;
 use crate::clock::{monotonic_ns, wall_ms};
+use crate::delivery::spool::schema::{ROW_OVERHEAD, prepare};
 use crate::privacy::View;
+use crate::record::{Extra, Record};
+use crate::shm::zone::Fault;
 use crate::tirreno::form;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
 /// How often opening is tried until then.
 const RETRY: Duration = Duration::from_millis(10);
-/// What a row takes beside its form: key, index, time, user. The triggers below have it too.
-const ROW_OVERHEAD: u64 = 200;
 /// So much of the file system is left free: where SQLite's log cannot be moved into the database,
 /// nothing can be deleted either. Twice what the log may have.
 const RESERVE: u64 = 8 << 20;
 /// The most rejected events that are kept to be looked at.
 const MAX_REJECTED: u64 = 10_000;
-/// Above this share of the size, `page_*` events make room or are refused, so that logins find room.
-const PAGES_UP_TO: f64 = 0.8;
-
-/// The tables' layout, as `PRAGMA user_version`.
-const LAYOUT: i64 = 1;
-
-/// The triggers count what is pending also where an administrator deletes or adds rows.
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS pending (
-    id       INTEGER PRIMARY KEY AUTOINCREMENT,
-    trace_id TEXT NOT NULL UNIQUE,
-    captured TEXT NOT NULL,
-    type     TEXT NOT NULL,
-    user     TEXT,
-    user_key INTEGER NOT NULL,
-    body     TEXT NOT NULL,
-    stamp    INTEGER NOT NULL DEFAULT 0,
-    due      INTEGER NOT NULL DEFAULT 0,
-    attempt  INTEGER
-) STRICT;
-CREATE INDEX IF NOT EXISTS pending_order ON pending (stamp) WHERE due = 0;
-CREATE INDEX IF NOT EXISTS pending_due ON pending (due) WHERE due > 0;
-CREATE INDEX IF NOT EXISTS pending_attempts ON pending (attempt) WHERE attempt IS NOT NULL;
-CREATE INDEX IF NOT EXISTS pending_pages ON pending (id) WHERE type LIKE 'page\\_%' ESCAPE '\\';
-CREATE TABLE IF NOT EXISTS rejected (
-    id       INTEGER PRIMARY KEY,
-    trace_id TEXT NOT NULL,
-    captured TEXT NOT NULL,
-    type     TEXT NOT NULL,
-    user     TEXT,
-    user_key INTEGER NOT NULL,
-    body     TEXT NOT NULL,
-    rejected TEXT NOT NULL,
-    reason   TEXT NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS total (
-    name  TEXT PRIMARY KEY,
-    value INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-INSERT OR IGNORE INTO total VALUES ('pending', 0), ('bytes', 0);
-CREATE TRIGGER IF NOT EXISTS pending_added AFTER INSERT ON pending BEGIN
-    UPDATE total SET value = value + 1 WHERE name = 'pending';
-    UPDATE total SET value = value + length(new.body) + 200 WHERE name = 'bytes';
-END;
-CREATE TRIGGER IF NOT EXISTS pending_removed AFTER DELETE ON pending BEGIN
-    UPDATE total SET value = value - 1 WHERE name = 'pending';
-    UPDATE total SET value = value - length(old.body) - 200 WHERE name = 'bytes';
-END;
-";
+/// Above this share of the size, events of the lowest rank make room or are refused, so that others find
+/// room.
+const LOWEST_UP_TO: f64 = 0.8;
+/// So many events at the most make room at a time.
+const MAKE_ROOM: usize = 16;
+/// A user's turn: so many events in a row, before others of the same rank.
+const TURN: i64 = 8;
+/// So many places of a turn tell events of it apart.
+const PLACES: i64 = 1 << 24;
+/// Of an event's user so many before it go before it, where it goes before others: what Tirreno's rules
+/// see.
+pub const BEFORE: usize = 25;
+/// So many rows are looked at for these.
+const LOOK_BACK: usize = 4 * BEFORE;
+/// So many events get their place in one transaction.
+const ORDER: usize = 4096;
+/// The most users whose turns are known. Further ones queue behind all others.
+const MAX_USERS: usize = 1 << 18;
+/// Cursors of rings of other instances of nginx are kept so long.
+const KEEP_CURSORS: Duration = Duration::from_secs(3600);
+/// Pages that are given back to the file system at a time.
+const SHRINK: u32 = 256;
+/// A database of an older layout is made able to shrink when it has at most so many pages.
+const VACUUM: u32 = 4096;
+/// So many events that are too old are dropped in one transaction.
+const EXPIRE: usize = 512;
 
 /// Which events go when the spool is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +161,26 @@ impl fmt::Display for SpoolError {
     }
 }
 
+/// A record on its way into the spool.
+#[derive(Clone, Copy, Debug)]
+pub struct Intake<'a> {
+    /// The record, as the target sees it.
+    pub view: View<'a>,
+    /// The ring that it was read from, by a number of the caller's that stays the same while this
+    /// instance of nginx lives. Each ring's records have rising stamps; one at or before the last that was
+    /// stored from there is not stored again. `None`: it comes from memory.
+    pub ring: Option<u64>,
+    /// For how many events it stands.
+    pub repeated: u32,
+}
+
+impl<'a> From<View<'a>> for Intake<'a> {
+    /// A record from memory, which stands for itself.
+    fn from(view: View<'a>) -> Self {
+        Self { view, ring: None, repeated: 1 }
+    }
+}
+
 /// A spooled event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
@@ -184,12 +188,12 @@ pub struct Stored {
     pub id: u64,
     /// When it was captured, on the spool's own clock.
     pub stamp: Stamp,
-    /// Until when it waited; zero where it does not.
-    pub due: Stamp,
     /// The trace id.
     pub trace: String,
     /// When it was captured, milliseconds since the epoch.
     pub time_ms: i64,
+    /// Its rank.
+    pub rank: Rank,
     /// Tells users apart.
     pub user: u64,
     /// The form.
@@ -210,14 +214,25 @@ impl Stamp {
         Self(self.0.saturating_add(span.as_nanos() as i64))
     }
 
+    /// How long it is until then, from `now` on; zero where that is past.
+    pub fn since(self, now: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(now.0).max(0) as u64)
+    }
+
     /// The time that long before.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span.as_nanos() as i64))
     }
 }
 
-/// A place in the order of capture: behind the event of that time and key.
-pub type Cursor = (Stamp, u64);
+/// What became of a spooled event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server took it.
+    Delivered,
+    /// It is refused for good.
+    Rejected(Fault),
+}
 
 /// The counters that live in the spool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -227,7 +242,9 @@ pub struct SpoolTotals {
     pub delivered: u64,
     pub rejected: u64,
     pub dropped: u64,
-    /// Failed logins that were the first half of a good one. They are not among the collected.
+    /// Events that others stand for.
+    pub merged: u64,
+    /// Failed logins that were the first half of a good one.
     pub withdrawn: u64,
     pub pending: u64,
     /// Bytes of the pending events.
@@ -245,29 +262,113 @@ pub struct Appended {
 
 /// What the next good login withdraws: the latest failed one of the same attempt that still waits.
 const WITHDRAW: &str = "DELETE FROM pending WHERE id =
-    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3
+    (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3 AND turn = 0
      ORDER BY stamp DESC, id DESC LIMIT 1)";
+const INSERT: &str = "INSERT INTO pending (trace_id, captured, type, rank, user, user_key, realm,
+        identity, repeated, body, stamp, due, turn, previous, attempt)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 /// What is read of an event.
-const COLUMNS: &str = "SELECT id, trace_id, captured, user_key, body, stamp, due FROM pending";
+const SELECT: &str =
+    "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous FROM pending";
+const SET_ASIDE: &str = "INSERT INTO rejected (id, trace_id, captured, type, rank, user, user_key,
+        realm, identity, repeated, body, rejected, stamp, reason, status)
+    SELECT id, trace_id, captured, type, rank, user, user_key, realm, identity, repeated, body,
+        ?2, ?3, ?4, ?5
+    FROM pending WHERE id = ?1";
 
-/// The right to send what is in a spool.
-#[derive(Debug)]
-pub struct Sender {
-    /// Where there is no file, nobody can have a lock, and nobody has to.
-    lock: Option<File>,
-}
-
-/// One target's spool.
-pub struct Spool {
+/// One target's database.
+pub struct Database {
     db: Connection,
     config: SpoolConfig,
+    /// Tells this instance of nginx from others.
+    instance: u64,
     /// Another number after each change by another program or process.
     version: i64,
     /// What the spool's clock is ahead of the machine's monotonic one, in nanoseconds.
     epoch: i64,
+    /// As of the last transaction.
+    totals: SpoolTotals,
+    /// What only the sender knows.
+    sending: Option<Sending>,
 }
 
-impl Spool {
+/// The sender's place in the order, and that of users.
+#[derive(Default)]
+struct Sending {
+    ranks: [RankOrder; Rank::ALL.len()],
+    users: HashMap<u64, UserOrder>,
+    /// Whether there were more users than can be known: until nothing waits, new ones queue behind all.
+    overflowed: bool,
+    /// Tells events of one turn apart.
+    place: i64,
+    /// From when on there may be events without a place.
+    unordered: Option<Stamp>,
+    /// Events that were handed out.
+    taken: BTreeSet<u64>,
+}
+
+/// A rank's events: turns and places together, as `turn` has them.
+#[derive(Clone, Copy, Default)]
+struct RankOrder {
+    /// How far they are handed out.
+    read: i64,
+    /// The last that was given.
+    given: i64,
+    /// Whether there may be more behind `read`.
+    more: bool,
+}
+
+/// What was given to a user last.
+#[derive(Clone, Copy, Default)]
+struct UserOrder {
+    /// How many events, by rank, counted from the first turn on.
+    events: [i64; Rank::ALL.len()],
+    /// The last event.
+    last: Option<i64>,
+}
+
+/// A rank's place in arrays.
+fn place_of(rank: Rank) -> usize {
+    rank as usize - 1
+}
+
+impl Sending {
+    /// The place of the next event of that user and rank, and the event before it.
+    fn give(&mut self, rank: Rank, user: u64) -> (i64, Option<i64>) {
+        let r = place_of(rank);
+        self.place = (self.place + 1) % PLACES;
+        let order = &mut self.ranks[r];
+        order.more = true;
+        let now = order.read / PLACES * TURN;
+        if !self.users.contains_key(&user) && (self.overflowed || self.users.len() >= MAX_USERS) {
+            self.overflowed = true;
+            order.given = (order.given / PLACES + 1) * PLACES + self.place;
+            return (order.given, None);
+        }
+        let user = self.users.entry(user).or_default();
+        // Turns are counted from one: no place is 0.
+        user.events[r] = user.events[r].max(now).max(TURN - 1) + 1;
+        let turn = user.events[r] / TURN * PLACES + self.place;
+        order.given = order.given.max(turn);
+        (turn, user.last)
+    }
+
+    /// The user's last event is now that one.
+    fn gave(&mut self, user: u64, id: i64) {
+        if let Some(user) = self.users.get_mut(&user) {
+            user.last = Some(id);
+        }
+    }
+
+    /// Whether a user has as many turns of the rank before it as anybody, so that its own events make
+    /// room.
+    fn is_heaviest(&self, rank: Rank, user: u64, top: i64) -> bool {
+        let events = self.users.get(&user).map_or(0, |user| user.events[place_of(rank)]);
+        (events + 1) / TURN >= top / PLACES
+    }
+}
+
+impl Database {
     /// The database of a target and its URL. After a change of the URL old events stay where they
     /// are.
     pub fn file(config: &SpoolConfig, target: &str, url: &str) -> PathBuf {
@@ -289,57 +390,63 @@ impl Spool {
         let counted = others.filter_map(|path| {
             let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
             let count = db.query_row("SELECT count(*) FROM pending", [], |row| row.get(0)).ok()?;
-            Some((path, count))
+            Some((path, unsigned(count)))
         });
         counted.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Opens the database, or makes it.
+    /// Opens the database of the instance of nginx `instance`, or makes it.
     ///
     /// # Errors
     /// It cannot be used now.
-    pub fn open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
+    pub fn open(config: &SpoolConfig, file: &Path, instance: u64) -> Result<Self, SpoolError> {
         // Where two processes make it at the same time, SQLite gives one of them up at once.
         let until = Instant::now() + BUSY;
         loop {
-            match Self::try_open(config, file) {
+            match Self::try_open(config, file, instance) {
                 Err(error) if error.is_busy() && Instant::now() < until => thread::sleep(RETRY),
                 result => return result,
             }
         }
     }
 
-    fn try_open(config: &SpoolConfig, file: &Path) -> Result<Self, SpoolError> {
+    fn try_open(config: &SpoolConfig, file: &Path, instance: u64) -> Result<Self, SpoolError> {
         // SQLite gives its other files the mode of this one. One that is there is not opened: closing
         // it would end this process's locks on it.
         let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
-        let db = Connection::open(file)?;
+        let mut db = Connection::open(file)?;
         db.busy_timeout(BUSY)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
+        // What a statement changes is noted in memory, not in a file in another directory.
+        db.pragma_update(None, "temp_store", "MEMORY")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
-        let layout: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        let is_new = layout == 0 && !db.table_exists(None, "pending")?;
-        if layout != LAYOUT && !is_new {
-            return Err(SpoolError::Layout);
+        let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        if mode != "wal" {
+            // Where it is set with the first page, it could not be made able to shrink any more.
+            db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+            db.pragma_update(None, "journal_mode", "WAL")?;
         }
-        if is_new {
-            db.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {LAYOUT}; COMMIT;"
-            ))?;
-        }
-        let mut spool = Self { db, config: config.clone(), version: 0, epoch: 0 };
-        spool.number()?;
-        spool.epoch = spool.set_clock()?;
-        spool.reconcile()?;
-        spool.version = spool.version()?;
-        Ok(spool)
+        prepare(&mut db)?;
+        let mut database = Self {
+            db,
+            config: config.clone(),
+            instance: instance & i64::MAX as u64,
+            version: 0,
+            epoch: 0,
+            totals: SpoolTotals::default(),
+            sending: None,
+        };
+        database.number()?;
+        database.epoch = database.set_clock()?;
+        database.version = database.data_version()?;
+        database.reconcile()?;
+        Ok(database)
     }
 
     /// The ids of a new database begin with the time: no event has one of a database that was set
     /// aside, whose events may still be on their way.
     fn number(&mut self) -> Result<(), SpoolError> {
-        let tx = self.begin()?;
+        let tx = begin(&mut self.db)?;
         let first = wall_ms() * 1000;
         let new = tx.execute(
             "INSERT INTO sqlite_sequence SELECT 'pending', ?1
@@ -347,7 +454,7 @@ impl Spool {
             [first],
         )?;
         if new == 1 {
-            set_total(&tx, "first_id", first as u64)?;
+            set_total(&tx, "first_id", first)?;
         }
         tx.commit()?;
         Ok(())
@@ -356,17 +463,23 @@ impl Spool {
     /// Reads the spool's clock, which is set anew after each boot: later than all that is there.
     fn set_clock(&mut self) -> Result<i64, SpoolError> {
         let boot = boot_number();
-        let tx = self.begin()?;
+        let now = monotonic_ns() as i64;
+        let tx = begin(&mut self.db)?;
         if read_total(&tx, "boot")? != boot {
-            let now = monotonic_ns() as i64;
-            let newest = tx.query_row("SELECT max(stamp) FROM pending", [], |row| row.get(0))?;
-            let newest: Option<i64> = newest;
+            let newest: Option<i64> =
+                tx.query_row("SELECT max(stamp) FROM pending", [], |row| row.get(0))?;
             let wall = wall_ms().saturating_mul(1_000_000);
             let epoch = wall.max(newest.map_or(0, |stamp| stamp + 1)) - now;
-            set_total(&tx, "epoch", epoch.max(0) as u64)?;
+            set_total(&tx, "epoch", epoch.max(0))?;
             set_total(&tx, "boot", boot)?;
+            // The rings are gone with the boot before, and so is the clock of their stamps.
+            tx.execute("DELETE FROM cursor", [])?;
         }
-        let epoch = read_total(&tx, "epoch")? as i64;
+        tx.execute(
+            "DELETE FROM cursor WHERE instance <> ?1 AND stamp < ?2",
+            params![self.instance as i64, now - KEEP_CURSORS.as_nanos() as i64],
+        )?;
+        let epoch = read_total(&tx, "epoch")?;
         tx.commit()?;
         Ok(epoch)
     }
@@ -381,100 +494,154 @@ impl Spool {
         self.stamp(monotonic_ns())
     }
 
-    fn version(&self) -> Result<i64, SpoolError> {
-        Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+    fn data_version(&self) -> Result<i64, SpoolError> {
+        let mut select = self.db.prepare_cached("PRAGMA data_version")?;
+        Ok(select.query_row([], |row| row.get(0))?)
     }
 
-    /// Counts what somebody else has changed in the database.
-    ///
-    /// # Errors
-    /// It cannot be counted.
-    pub fn look(&mut self) -> Result<(), SpoolError> {
-        let version = self.version()?;
-        if version != self.version {
-            self.reconcile()?;
-            self.version = version;
-        }
-        Ok(())
-    }
-
-    /// Whether an event was in this database, and was deleted meanwhile.
+    /// Takes notice of what another process, or an administrator, has changed in the database. Returns the
+    /// events that were handed out and are no longer there, so that they are not to be sent; nothing
+    /// where nobody has changed anything.
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn is_gone(&self, id: u64) -> Result<bool, SpoolError> {
-        let mut select = self.db.prepare_cached(
-            "SELECT ?1 > (SELECT value FROM total WHERE name = 'first_id')
-                AND NOT EXISTS (SELECT * FROM pending WHERE id = ?1)",
-        )?;
-        let gone: Option<bool> = select.query_row([id as i64], |row| row.get(0))?;
-        Ok(gone == Some(true))
+    pub fn sync(&mut self) -> Result<Option<Vec<u64>>, SpoolError> {
+        let version = self.data_version()?;
+        if version == self.version {
+            return Ok(None);
+        }
+        self.reconcile()?;
+        self.version = version;
+        let Some(sending) = &mut self.sending else { return Ok(Some(Vec::new())) };
+        sending.unordered = Some(Stamp::default());
+        sending.ranks.iter_mut().for_each(|rank| rank.more = true);
+        let mut gone = Vec::new();
+        let mut select = self.db.prepare_cached("SELECT 1 FROM pending WHERE id = ?1")?;
+        for id in &sending.taken {
+            if !select.exists([*id as i64])? {
+                gone.push(*id);
+            }
+        }
+        Ok(Some(gone))
     }
 
     /// Rows that somebody else deleted are dropped, rows that somebody else added are collected.
     fn reconcile(&mut self) -> Result<(), SpoolError> {
-        let tx = self.begin()?;
+        let tx = begin(&mut self.db)?;
         let totals = totals(&tx)?;
-        let known = totals.delivered + totals.rejected + totals.dropped + totals.pending;
+        let known = totals.delivered
+            + totals.rejected
+            + totals.dropped
+            + totals.merged
+            + totals.withdrawn
+            + totals.pending;
         add_total(&tx, "dropped", totals.collected.saturating_sub(known))?;
         add_total(&tx, "collected", known.saturating_sub(totals.collected))?;
-        tx.commit()?;
+        self.totals = finish(tx)?;
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<Transaction<'_>, rusqlite::Error> {
-        self.db.transaction_with_behavior(TransactionBehavior::Immediate)
+    /// This process sends from now on: it orders what is there.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn start_sending(&mut self) -> Result<(), SpoolError> {
+        let mut sending = Sending { unordered: Some(Stamp::default()), ..Sending::default() };
+        let mut select = self.db.prepare_cached(
+            "SELECT rank, user_key, min(turn), max(turn), max(id) FROM pending
+             WHERE turn > 0 GROUP BY rank, user_key",
+        )?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let r = place_of(rank(row.get(0)?));
+            let user = row.get::<_, i64>(1)? as u64;
+            let (first, last): (i64, i64) = (row.get(2)?, row.get(3)?);
+            let order = &mut sending.ranks[r];
+            order.read = if order.more { order.read.min(first - 1) } else { first - 1 };
+            (order.given, order.more) = (order.given.max(last), true);
+            if sending.users.len() >= MAX_USERS && !sending.users.contains_key(&user) {
+                sending.overflowed = true;
+                continue;
+            }
+            let user = sending.users.entry(user).or_default();
+            // All of its last turn.
+            user.events[r] = last / PLACES * TURN + TURN - 1;
+            user.last = user.last.max(row.get(4)?);
+        }
+        drop(rows);
+        drop(select);
+        self.sending = Some(sending);
+        Ok(())
     }
 
-    /// Commits a batch, as the target sees it; failed logins wait for `delay` before they can be read.
-    /// A record that is in the spool already, because a deliverer died between its commit and freeing
-    /// the ring, is not stored again.
+    /// Another process sends from now on.
+    pub fn stop_sending(&mut self) {
+        self.sending = None;
+    }
+
+    /// Whether this process sends.
+    pub fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
+    /// Commits a batch; failed logins wait for `delay` before they can be read. `is_shared`: another
+    /// instance of nginx captures for the same spool.
     ///
     /// # Errors
     /// Nothing of it is stored.
-    pub fn append(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
+    pub fn append(
+        &mut self,
+        events: &[Intake<'_>],
+        delay: Duration,
+        is_shared: bool,
+    ) -> Result<Appended, SpoolError> {
         let space = rustix::fs::statvfs(&self.config.path);
         if space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < RESERVE) {
             return Err(SpoolError::NoReserve);
         }
+        if !is_shared && self.is_sending() {
+            // What has no place yet comes before these.
+            self.order(Stamp::END)?;
+        }
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        let result = self.insert(events, delay);
+        let result = self.insert(events, delay, is_shared);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         result
     }
 
-    fn insert(&mut self, events: &[View<'_>], delay: Duration) -> Result<Appended, SpoolError> {
-        let (config, epoch) = (self.config.clone(), self.epoch);
-        let tx = self.begin()?;
+    fn insert(
+        &mut self,
+        events: &[Intake<'_>],
+        delay: Duration,
+        is_shared: bool,
+    ) -> Result<Appended, SpoolError> {
+        let Self { db, config, epoch, instance, .. } = self;
+        let sending = &mut self.sending;
+        let tx = begin(db)?;
         // Not before: beginning may have waited for another process.
         let now = Stamp(epoch.saturating_add(monotonic_ns() as i64));
+        let mut room = Room { bytes: totals(&tx)?.bytes, dropped: 0, config };
+        let mut cursors = Cursors { instance: *instance as i64, rings: BTreeMap::new() };
         let mut result = Appended::default();
-        let mut bytes = read_total(&tx, "bytes")?;
-        let (mut refused, mut withdrawn) = (0, 0);
+        let (mut collected, mut refused, mut merged, mut withdrawn) = (0, 0, 0, 0);
         {
-            let mut insert = tx.prepare_cached(
-                "INSERT OR IGNORE INTO pending
-                 (trace_id, captured, type, user, user_key, body, stamp, due, attempt)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?;
+            let mut insert = tx.prepare_cached(INSERT)?;
             let mut withdraw = tx.prepare_cached(WITHDRAW)?;
-            for view in events {
+            for Intake { view, ring, repeated } in events {
                 let record = view.record();
+                if let Some(ring) = ring
+                    && !cursors.pass(&tx, *ring, record.stamp())?
+                {
+                    continue;
+                }
+                collected += u64::from(*repeated);
+                merged += u64::from(repeated.saturating_sub(1));
                 let body = form::encode(view);
                 let size = body.len() as u64 + ROW_OVERHEAD;
-                let page = record.kind().is_page();
-                let room = |bytes: u64| {
-                    let share = if page { PAGES_UP_TO } else { 1.0 };
-                    bytes + size <= (config.max_size as f64 * share) as u64
-                };
-                if !room(bytes) && config.when_full == WhenFull::DropOldest {
-                    let (count, freed) = make_room(&tx, size * 16, page)?;
-                    result.dropped += count;
-                    bytes -= freed;
-                }
-                if !room(bytes) {
+                let (rank, user) = (record.rank(), view.user_key());
+                if !room.make(&tx, size, rank, user, sending.as_ref())? {
                     refused += 1;
                     continue;
                 }
@@ -486,342 +653,551 @@ impl Spool {
                     }
                     _ => (Stamp::default(), None),
                 };
-                let new = insert.execute(params![
+                let (turn, previous) = match sending {
+                    Some(sending) if !is_shared && due == Stamp::default() => {
+                        sending.give(rank, user)
+                    }
+                    Some(sending) => {
+                        let known = sending.unordered.unwrap_or(Stamp::END);
+                        sending.unordered = Some(known.min(due));
+                        (0, None)
+                    }
+                    None => (0, None),
+                };
+                insert.execute(params![
                     record.trace(),
                     time_text(record.time_ms()),
                     record.kind().name(),
+                    rank as i64,
                     form::user(view),
-                    view.user_key() as i64,
+                    user as i64,
+                    text(record, Extra::Realm),
+                    record.identity().name(),
+                    repeated,
                     body,
                     stamp.0,
                     due.0,
+                    turn,
+                    previous,
                     failed,
                 ])?;
-                if new == 1 {
-                    bytes += size;
-                    result.stored += 1;
-                    if let Some(Attempt::Good(attempt)) = attempt {
-                        let params = params![attempt as i64, now.0, stamp.0];
-                        withdrawn += withdraw.execute(params)? as u64;
-                    }
+                if turn > 0
+                    && let Some(sending) = sending
+                {
+                    sending.gave(user, tx.last_insert_rowid());
+                }
+                room.bytes += size;
+                result.stored += 1;
+                if let Some(Attempt::Good(attempt)) = attempt {
+                    withdrawn += withdraw.execute(params![attempt as i64, now.0, stamp.0])? as u64;
                 }
             }
         }
-        result.dropped += refused;
-        add_total(&tx, "collected", result.stored + refused)?;
-        if withdrawn > 0 {
-            let collected = read_total(&tx, "collected")?;
-            set_total(&tx, "collected", collected.saturating_sub(withdrawn))?;
-            add_total(&tx, "withdrawn", withdrawn)?;
-        }
+        result.dropped = room.dropped + refused;
+        cursors.write(&tx)?;
+        add_total(&tx, "collected", collected)?;
+        add_total(&tx, "merged", merged)?;
+        add_total(&tx, "withdrawn", withdrawn)?;
         add_total(&tx, "dropped", result.dropped)?;
-        tx.commit()?;
+        self.totals = finish(tx)?;
         Ok(result)
     }
 
-    /// Of the events that do not wait, at most `most` behind the cursor, in order of capture, and not
-    /// more than `bytes` of forms (but one).
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn load(
-        &self,
-        (stamp, id): Cursor,
-        most: usize,
-        bytes: usize,
-    ) -> Result<Vec<Stored>, SpoolError> {
-        let condition = "due = 0 AND (stamp, id) > (?1, ?2) ORDER BY stamp, id LIMIT ?3";
-        self.select(condition, params![stamp.0, id as i64, most as i64], bytes)
-    }
-
-    /// The same of the events that have waited until now, in the order of that.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn load_due(
-        &self,
-        (due, id): Cursor,
-        most: usize,
-        bytes: usize,
-    ) -> Result<Vec<Stored>, SpoolError> {
-        let condition = "due > 0 AND due <= ?4 AND (due, id) > (?1, ?2) ORDER BY due, id LIMIT ?3";
-        let params = params![due.0, id as i64, most as i64, self.now().0];
-        self.select(condition, params, bytes)
-    }
-
-    /// At most `most` events with keys above `known` that were committed when the cursors had passed
-    /// their places, and the key from which on to look the next time.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn load_late(
-        &self,
-        known: u64,
-        (stamp, id): Cursor,
-        (due, due_id): Cursor,
-        most: usize,
-    ) -> Result<(Vec<Stored>, u64), SpoolError> {
-        let newest: Option<i64> =
-            self.db.query_row("SELECT max(id) FROM pending", [], |row| row.get(0))?;
-        let condition = "id > ?1 AND (due = 0 AND (stamp, id) <= (?2, ?3)
-                                   OR due > 0 AND (due, id) <= (?4, ?5)) ORDER BY id LIMIT ?6";
-        let params = params![known as i64, stamp.0, id as i64, due.0, due_id as i64, most as i64];
-        let mut events = self.select(condition, params, usize::MAX)?;
-        let next = match events.last() {
-            Some(last) if events.len() == most => last.id,
-            _ => newest.map_or(known, |newest| newest as u64),
-        };
-        events.sort_by_key(|event| (event.stamp, event.id));
-        Ok((events, next))
-    }
-
-    fn select(
-        &self,
-        condition: &str,
-        params: &[&dyn rusqlite::ToSql],
-        bytes: usize,
-    ) -> Result<Vec<Stored>, SpoolError> {
-        let mut select = self.db.prepare_cached(&format!("{COLUMNS} WHERE {condition}"))?;
-        let mut rows = select.query(params)?;
-        let (mut events, mut size) = (Vec::new(), 0_usize);
-        while let Some(row) = rows.next()? {
-            let body: String = row.get(4)?;
-            size = size.saturating_add(body.len());
-            if size > bytes && !events.is_empty() {
-                break;
+    /// Gives the events that have none their places, in the order of capture: those captured before
+    /// `until` that do not wait any longer.
+    fn order(&mut self, until: Stamp) -> Result<(), SpoolError> {
+        let now = self.now();
+        let Some(sending) = &mut self.sending else { return Ok(()) };
+        if sending.unordered.is_none_or(|first| first > now) {
+            return Ok(());
+        }
+        let tx = begin(&mut self.db)?;
+        let is_all = {
+            let mut select = tx.prepare_cached(
+                "SELECT id, rank, user_key, stamp FROM pending
+                 WHERE turn = 0 AND due <= ?1 AND stamp < ?2 ORDER BY stamp, id LIMIT ?3",
+            )?;
+            let mut update = tx.prepare_cached(
+                "UPDATE pending SET turn = ?2, previous = ?3, stamp = ?4 WHERE id = ?1",
+            )?;
+            let found = select
+                .query_map(params![now.0, until.0, ORDER as i64], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)?, row.get::<_, i64>(3)?))
+                })?
+                .collect::<Result<Vec<_>, _>>()?;
+            for (id, number, user, stamp) in &found {
+                let (turn, previous) = sending.give(rank(*number), *user as u64);
+                // An administrator's have none.
+                let stamp = if *stamp > 0 { *stamp } else { now.0 };
+                update.execute(params![id, turn, previous, stamp])?;
+                sending.gave(*user as u64, *id);
             }
-            let captured: String = row.get(2)?;
-            events.push(Stored {
-                id: row.get(0)?,
-                stamp: Stamp(row.get(5)?),
-                due: Stamp(row.get(6)?),
-                trace: row.get(1)?,
-                time_ms: time_ms(&captured),
-                user: row.get::<_, i64>(3)? as u64,
-                body,
-            });
+            found.len() < ORDER
+        };
+        sending.unordered = match is_all {
+            false => Some(now),
+            true => tx
+                .query_row(
+                    "SELECT min(max(due, ?1)) FROM pending WHERE turn = 0",
+                    [now.0],
+                    |row| row.get::<_, Option<i64>>(0),
+                )?
+                .map(Stamp),
+        };
+        tx.commit()?;
+        Ok(())
+    }
+
+    /// From when on [`take`](Self::take) may find events that it did not find before; nothing: only after
+    /// the next commit.
+    pub fn next_due(&self) -> Option<Stamp> {
+        let sending = self.sending.as_ref()?;
+        if sending.ranks.iter().any(|rank| rank.more) {
+            Some(Stamp::default())
+        } else {
+            sending.unordered
+        }
+    }
+
+    /// Hands out events to be sent, in their order, each once: of each rank at most so many, and not more
+    /// than `bytes` of forms (but one). Only those captured before `until`, where another instance of
+    /// nginx may still commit earlier ones. Before one of a higher rank go the last of its user.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn take(
+        &mut self,
+        room: [usize; Rank::ALL.len()],
+        bytes: usize,
+        until: Stamp,
+    ) -> Result<Vec<Stored>, SpoolError> {
+        self.order(until)?;
+        let Some(sending) = &mut self.sending else { return Ok(Vec::new()) };
+        let (mut events, mut size) = (Vec::new(), 0_usize);
+        let mut select = self.db.prepare_cached(&format!(
+            "{SELECT} WHERE rank = ?1 AND turn > ?2 AND turn > 0 ORDER BY turn LIMIT ?3"
+        ))?;
+        for (r, room) in room.into_iter().enumerate() {
+            let order = &mut sending.ranks[r];
+            if !order.more || room == 0 {
+                continue;
+            }
+            let mut rows = select.query(params![r as i64 + 1, order.read, room as i64])?;
+            let mut found = 0;
+            let is_full = loop {
+                let Some(row) = rows.next()? else { break false };
+                if size >= bytes && size > 0 {
+                    break true;
+                }
+                found += 1;
+                let (event, turn, previous) = stored(row)?;
+                order.read = turn;
+                if sending.taken.contains(&event.id) {
+                    continue;
+                }
+                if r + 1 < Rank::ALL.len() {
+                    let before = before(&self.db, &event, previous, &sending.taken)?;
+                    sending.taken.extend(before.iter().map(|event| event.id));
+                    size += before.iter().map(|event| event.body.len()).sum::<usize>();
+                    events.extend(before);
+                }
+                size += event.body.len();
+                sending.taken.insert(event.id);
+                events.push(event);
+            };
+            order.more = is_full || found == room;
         }
         Ok(events)
     }
 
-    /// An event was accepted: it leaves.
+    /// Notes what became of events: they leave.
     ///
     /// # Errors
-    /// It is still there.
-    pub fn delivered(&mut self, id: u64) -> Result<(), SpoolError> {
-        let tx = self.begin()?;
-        if remove(&tx, id)? {
-            add_total(&tx, "delivered", 1)?;
+    /// They are still pending.
+    pub fn settle(&mut self, outcomes: &BTreeMap<u64, Outcome>) -> Result<(), SpoolError> {
+        let now = self.now();
+        let tx = begin(&mut self.db)?;
+        let (mut delivered, mut rejected) = (0, 0);
+        for (id, outcome) in outcomes {
+            if let Outcome::Rejected(fault) = outcome {
+                let (reason, status) = reason_of(*fault);
+                let at = time_text(wall_ms());
+                let params = params![*id as i64, at, now.0, reason, status];
+                tx.prepare_cached(SET_ASIDE)?.execute(params)?;
+            }
+            // Somebody else may have deleted it.
+            let mut delete = tx.prepare_cached("DELETE FROM pending WHERE id = ?1")?;
+            if delete.execute([*id as i64])? == 1 {
+                match outcome {
+                    Outcome::Delivered => delivered += 1,
+                    Outcome::Rejected(_) => rejected += 1,
+                }
+            }
         }
-        tx.commit()?;
+        if rejected > 0 {
+            tx.execute(
+                "DELETE FROM rejected
+                 WHERE id <= (SELECT id FROM rejected ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+                [MAX_REJECTED as i64],
+            )?;
+        }
+        add_total(&tx, "delivered", delivered)?;
+        add_total(&tx, "rejected", rejected)?;
+        self.totals = finish(tx)?;
+        if let Some(sending) = &mut self.sending {
+            for id in outcomes.keys() {
+                sending.taken.remove(id);
+            }
+            if self.totals.pending == 0 {
+                sending.users.clear();
+                sending.overflowed = false;
+                for rank in &mut sending.ranks {
+                    // Users start anew, behind what was.
+                    rank.read = rank.read.max(rank.given);
+                }
+            }
+        }
         Ok(())
     }
 
-    /// An event is refused for good: it is set aside with the reason.
-    ///
-    /// # Errors
-    /// It is still pending.
-    pub fn rejected(&mut self, id: u64, reason: &str) -> Result<(), SpoolError> {
-        let tx = self.begin()?;
-        tx.execute(
-            "INSERT INTO rejected
-             SELECT id, trace_id, captured, type, user, user_key, body, ?2, ?3
-             FROM pending WHERE id = ?1",
-            params![id as i64, time_text(wall_ms()), reason],
-        )?;
-        tx.execute(
-            "DELETE FROM rejected
-             WHERE id <= (SELECT id FROM rejected ORDER BY id DESC LIMIT 1 OFFSET ?1)",
-            [MAX_REJECTED],
-        )?;
-        if remove(&tx, id)? {
-            add_total(&tx, "rejected", 1)?;
-        }
-        tx.commit()?;
-        Ok(())
-    }
-
-    /// Drops what is older than `max_age` at `now_ms`; returns how many pending events.
+    /// Drops what is older than `max_age`, on the spool's own clock, some events at a time; returns how many
+    /// pending ones.
     ///
     /// # Errors
     /// Nothing is dropped.
-    pub fn expire(&mut self, now_ms: i64) -> Result<u64, SpoolError> {
-        let before = time_text(now_ms - self.config.max_age.as_millis() as i64);
-        let tx = self.begin()?;
-        tx.execute("DELETE FROM rejected WHERE rejected < ?1", [&before])?;
-        let (count, _) = drop_where(&tx, "captured < ?1", params![before])?;
-        add_total(&tx, "dropped", count)?;
-        tx.commit()?;
-        Ok(count)
+    pub fn expire(&mut self) -> Result<u64, SpoolError> {
+        let before = self.now().before(self.config.max_age);
+        self.expire_before(before)
     }
 
-    /// The counters.
-    ///
-    /// # Errors
-    /// They cannot be read.
-    pub fn totals(&self) -> Result<SpoolTotals, SpoolError> {
-        Ok(totals(&self.db)?)
+    fn expire_before(&mut self, before: Stamp) -> Result<u64, SpoolError> {
+        let tx = begin(&mut self.db)?;
+        tx.execute("DELETE FROM rejected WHERE stamp < ?1", [before.0])?;
+        // Keys rise with the time of capture, nearly.
+        let old = tx
+            .prepare_cached("SELECT id, stamp FROM pending ORDER BY id LIMIT ?1")?
+            .query_map([EXPIRE as i64], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?
+            .filter(|row| row.as_ref().is_ok_and(|(_, stamp)| (1..before.0).contains(stamp)))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (id, _) in &old {
+            tx.prepare_cached("DELETE FROM pending WHERE id = ?1")?.execute([id])?;
+        }
+        add_total(&tx, "dropped", old.len() as u64)?;
+        self.totals = finish(tx)?;
+        Ok(old.len() as u64)
+    }
+
+    /// The counters, as of the last transaction or [`sync`](Self::sync).
+    pub fn totals(&self) -> SpoolTotals {
+        self.totals
     }
 
     /// How many rejected events are kept, by reason.
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn rejected_by_reason(&self) -> Result<Vec<(String, u64)>, SpoolError> {
-        let mut select = self
-            .db
-            .prepare_cached("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY 1")?;
-        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<Result<_, _>>()?)
+    pub fn rejected_by_reason(&self) -> Result<Vec<(Fault, u64)>, SpoolError> {
+        let mut select = self.db.prepare_cached(
+            "SELECT reason, status, count(*) FROM rejected GROUP BY reason, status ORDER BY 1, 2",
+        )?;
+        let rows = select.query_map([], |row| {
+            let (reason, status): (String, Option<i64>) = (row.get(0)?, row.get(1)?);
+            Ok((fault_of(&reason, status), unsigned(row.get(2)?)))
+        })?;
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        Ok(rows.into_iter().filter_map(|(fault, count)| Some((fault?, count))).collect())
     }
 
     /// Nothing is left of what was deleted, in the log beside the database either.
     ///
     /// # Errors
     /// The log is as it was.
-    pub fn tidy(&self) -> Result<(), SpoolError> {
+    pub fn checkpoint(&self) -> Result<(), SpoolError> {
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Gives some of the pages that are free back to the file system. Returns whether there are more.
+    ///
+    /// # Errors
+    /// The file is as long as it was.
+    pub fn shrink(&mut self) -> Result<bool, SpoolError> {
+        let number = |pragma: &str| -> Result<u32, SpoolError> {
+            Ok(self.db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0))?)
+        };
+        let free = number("freelist_count")?;
+        if number("auto_vacuum")? == 0 {
+            // Of an older layout.
+            if number("page_count")? - free <= VACUUM {
+                self.db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+                self.db.execute_batch("VACUUM")?;
+            }
+            return Ok(false);
+        }
+        if free > 0 {
+            let mut vacuum = self.db.prepare(&format!("PRAGMA incremental_vacuum({SHRINK})"))?;
+            let mut rows = vacuum.query([])?;
+            while rows.next()?.is_some() {}
+        }
+        Ok(free > SHRINK)
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// How far rings are stored, while a batch is.
+struct Cursors {
+    instance: i64,
+    /// The stamps, and whether they are new.
+    rings: BTreeMap<u64, (u64, bool)>,
+}
+
+impl Cursors {
+    /// Goes on to a ring's record; `false`: it was stored before.
+    fn pass(&mut self, db: &Connection, ring: u64, stamp: u64) -> Result<bool, rusqlite::Error> {
+        let known = match self.rings.get(&ring) {
+            Some((known, _)) => *known,
+            None => {
+                let mut select = db
+                    .prepare_cached("SELECT stamp FROM cursor WHERE instance = ?1 AND ring = ?2")?;
+                let known = select
+                    .query_row(params![self.instance, ring as i64], |row| row.get(0))
+                    .optional()?
+                    .map_or(0, unsigned);
+                self.rings.insert(ring, (known, false));
+                known
+            }
+        };
+        if stamp <= known {
+            return Ok(false);
+        }
+        self.rings.insert(ring, (stamp, true));
+        Ok(true)
+    }
+
+    fn write(self, db: &Connection) -> Result<(), rusqlite::Error> {
+        let mut set = db.prepare_cached("INSERT OR REPLACE INTO cursor VALUES (?1, ?2, ?3)")?;
+        for (ring, (stamp, _)) in self.rings.iter().filter(|(_, (_, is_new))| *is_new) {
+            set.execute(params![self.instance, *ring as i64, *stamp as i64])?;
+        }
         Ok(())
     }
 }
 
-impl fmt::Debug for Spool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spool").field("config", &self.config).finish_non_exhaustive()
-    }
+/// The room that is left, while a batch is stored.
+struct Room<'a> {
+    bytes: u64,
+    dropped: u64,
+    config: &'a SpoolConfig,
 }
 
-impl Sender {
-    /// Takes the right to send from the spool in `file`, if nobody has it.
-    pub fn try_lock(file: &Path) -> Option<Self> {
-        // On a file system that has become read-only the lock is still held by somebody.
-        let Ok(lock) = lock_file(file).or_else(|_| File::open(file.with_extension("lock"))) else {
-            return Some(Self { lock: None });
-        };
-        // SAFETY: the descriptor is open.
-        let rc = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        (rc == 0).then_some(Self { lock: Some(lock) })
+impl Room<'_> {
+    fn has(&self, size: u64, rank: Rank) -> bool {
+        let share = if rank == Rank::Four { LOWEST_UP_TO } else { 1.0 };
+        self.bytes + size <= (self.config.max_size as f64 * share) as u64
     }
 
-    /// Whether the right is guarded by a lock, so that it lasts.
-    pub fn is_locked(&self) -> bool {
-        self.lock.is_some()
-    }
-}
-
-/// Where in the lock's file an instance of nginx says that it captures: each has a byte of its own.
-fn byte_of(instance: u64) -> libc::off_t {
-    // The first byte stays free, so that there is something before each.
-    (instance >> 1).max(1) as libc::off_t
-}
-
-/// A lock on `len` bytes from `start` on; 0: all the rest.
-fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
-    // SAFETY: zeros are a valid lock.
-    let mut lock = unsafe { std::mem::zeroed::<libc::flock>() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    (lock.l_start, lock.l_len) = (start, len);
-    lock
-}
-
-/// The file beside the database whose locks tell who does what. The directory is the workers' user's,
-/// and a master may be root: what lies there under this name is opened only if it is a plain file, and
-/// given to that user only if it was made here.
-fn lock_file(file: &Path) -> std::io::Result<File> {
-    let path = file.with_extension("lock");
-    let careful = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600).custom_flags(careful);
-    match options.clone().create_new(true).open(&path) {
-        Ok(made) => {
-            if let Some(owner) = file.parent().and_then(|directory| fs::metadata(directory).ok()) {
-                let _ = fchown(&made, Some(owner.uid()), Some(owner.gid()));
-            }
-            Ok(made)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let found = options.open(&path)?;
-            let about = found.metadata()?;
-            match about.is_file() && about.nlink() == 1 {
-                true => Ok(found),
-                false => Err(std::io::Error::other("it is no plain file")),
+    /// Whether there is room for an event, or could be made: lower ranks go first; within its own rank,
+    /// events of the user who has most.
+    fn make(
+        &mut self,
+        db: &Connection,
+        size: u64,
+        rank: Rank,
+        user: u64,
+        sending: Option<&Sending>,
+    ) -> Result<bool, rusqlite::Error> {
+        while !self.has(size, rank) {
+            if !self.drop_some(db, rank, user, sending)? {
+                return Ok(false);
             }
         }
-        Err(error) => Err(error),
+        Ok(true)
+    }
+
+    /// Drops some events for one of that rank and user; `false`: there is none that counts less.
+    fn drop_some(
+        &mut self,
+        db: &Connection,
+        rank: Rank,
+        user: u64,
+        sending: Option<&Sending>,
+    ) -> Result<bool, rusqlite::Error> {
+        let is_taken = |id: i64| sending.is_some_and(|s| s.taken.contains(&(id as u64)));
+        for lower in Rank::ALL.into_iter().rev().take_while(|lower| *lower >= rank) {
+            // Who has most is last in turn. What has no place yet is few, and younger.
+            let last: Option<(i64, i64)> = db
+                .prepare_cached(
+                    "SELECT turn, user_key FROM pending WHERE rank = ?1 AND turn > 0
+                     ORDER BY turn DESC LIMIT 1",
+                )?
+                .query_row([lower as i64], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let own = lower == rank
+                && last.is_none_or(|(top, heaviest)| {
+                    heaviest as u64 == user
+                        || sending.is_some_and(|sending| sending.is_heaviest(rank, user, top))
+                });
+            if own && self.config.when_full == WhenFull::DropNewest {
+                return Ok(false);
+            }
+            let whose = match last {
+                _ if own => user as i64,
+                Some((_, heaviest)) => heaviest,
+                None => continue,
+            };
+            let order = match self.config.when_full {
+                WhenFull::DropOldest => "ASC",
+                WhenFull::DropNewest => "DESC",
+            };
+            let sql = format!(
+                "SELECT id, length(body) FROM pending
+                 WHERE rank = ?1 AND user_key = ?2 AND turn > 0 ORDER BY turn {order} LIMIT ?3"
+            );
+            // Of those that are on their way there are not that many.
+            let most = MAKE_ROOM + sending.map_or(0, |sending| sending.taken.len());
+            let found = db
+                .prepare_cached(&sql)?
+                .query_map(params![lower as i64, whose, most as i64], |row| {
+                    Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+                })?
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut count = 0;
+            for (id, len) in found.into_iter().filter(|(id, _)| !is_taken(*id)).take(MAKE_ROOM) {
+                db.prepare_cached("DELETE FROM pending WHERE id = ?1")?.execute([id])?;
+                self.bytes = self.bytes.saturating_sub(unsigned(len) + ROW_OVERHEAD);
+                count += 1;
+            }
+            self.dropped += count;
+            if count > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
-/// Says that an instance of nginx, a master and its workers, captures for the spool in `file`, while
-/// any process has the returned file or inherited it.
-///
-/// # Errors
-/// The lock beside the database cannot be made.
-pub fn announce(file: &Path, instance: u64) -> std::io::Result<File> {
-    let lock = lock_file(file)?;
-    let own = bytes_lock(byte_of(instance), 1);
-    // SAFETY: the descriptor is open, the structure is initialized.
-    match unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_OFD_SETLK, &own) } {
-        0 => Ok(lock),
-        _ => Err(std::io::Error::last_os_error()),
+/// The last events of its user that wait before `event`, in the order of capture, but for those that
+/// were handed out.
+fn before(
+    db: &Connection,
+    event: &Stored,
+    previous: Option<i64>,
+    taken: &BTreeSet<u64>,
+) -> Result<Vec<Stored>, rusqlite::Error> {
+    let mut select = db.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
+    let (mut events, mut count) = (Vec::new(), 0);
+    let mut next = previous;
+    for _ in 0..LOOK_BACK {
+        // One that was sent had its own before it: older ones are no longer among the last.
+        let Some(id) = next.filter(|_| count < BEFORE) else { break };
+        let Some((found, _, previous)) = select.query_row([id], stored).optional()? else { break };
+        next = previous;
+        if found.user == event.user && found.stamp <= event.stamp {
+            count += 1;
+            if !taken.contains(&found.id) {
+                events.push(found);
+            }
+        }
     }
+    events.sort_by_key(|event| (event.stamp, event.id));
+    Ok(events)
 }
 
-/// Whether an instance of nginx other than this one captures for the spool in `file`.
-pub fn is_shared(file: &Path, instance: u64) -> bool {
-    let Ok(lock) = lock_file(file) else { return false };
-    let own = byte_of(instance);
-    [(0, own), (own + 1, 0)].into_iter().any(|(start, len)| {
-        let mut found = bytes_lock(start, len);
-        // SAFETY: the descriptor is open, the structure is initialized.
-        let rc = unsafe { libc::fcntl(lock.as_raw_fd(), libc::F_OFD_GETLK, &mut found) };
-        rc == 0 && found.l_type != libc::F_UNLCK as libc::c_short
-    })
-}
-
-/// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that
-/// name.
-///
-/// # Errors
-/// It is where it was.
-pub fn set_aside(file: &Path, _sender: &Sender) -> std::io::Result<PathBuf> {
-    let stamp = wall_ms();
-    let name = |suffix: &str| {
-        let mut name = file.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
+/// An event, its turn, and its user's event before it.
+fn stored(row: &Row<'_>) -> Result<(Stored, i64, Option<i64>), rusqlite::Error> {
+    let captured: String = row.get(2)?;
+    let event = Stored {
+        id: row.get::<_, i64>(0)? as u64,
+        trace: row.get(1)?,
+        time_ms: time_ms(&captured),
+        rank: rank(row.get(3)?),
+        user: row.get::<_, i64>(4)? as u64,
+        body: row.get(5)?,
+        stamp: Stamp(row.get(6)?),
     };
-    let aside = name(&format!(".corrupt-{stamp}"));
-    fs::rename(file, &aside)?;
-    for suffix in ["-wal", "-shm"] {
-        let mut to = aside.as_os_str().to_owned();
-        to.push(suffix);
-        // There may be none.
-        let _ = fs::rename(name(suffix), to);
-    }
-    let _ = fs::set_permissions(&aside, fs::Permissions::from_mode(0o600));
-    Ok(aside)
+    Ok((event, row.get(7)?, row.get(8)?))
 }
 
-fn read_total(db: &Connection, name: &str) -> Result<u64, rusqlite::Error> {
+/// The rank of that number; an administrator may have written another.
+fn rank(number: i64) -> Rank {
+    u8::try_from(number).ok().and_then(Rank::from_number).unwrap_or(Rank::Four)
+}
+
+/// Why an event was set aside, as it is written.
+fn reason_of(fault: Fault) -> (&'static str, Option<u16>) {
+    match fault {
+        Fault::Answered(status) => ("answered", Some(status)),
+        Fault::KeyRefused(status) => ("key_refused", Some(status)),
+        Fault::Puzzled => ("not_understood", None),
+        _ => ("other", None),
+    }
+}
+
+/// The reverse of [`reason_of`], where it is known.
+fn fault_of(reason: &str, status: Option<i64>) -> Option<Fault> {
+    let status = || u16::try_from(status?).ok();
+    match reason {
+        "answered" => status().map(Fault::Answered),
+        "key_refused" => status().map(Fault::KeyRefused),
+        "not_understood" => Some(Fault::Puzzled),
+        _ => None,
+    }
+}
+
+fn text(record: &Record<'_>, extra: Extra) -> Option<String> {
+    record.extra(extra).map(|value| String::from_utf8_lossy(value).into_owned())
+}
+
+fn begin(db: &mut Connection) -> Result<Transaction<'_>, rusqlite::Error> {
+    db.transaction_with_behavior(TransactionBehavior::Immediate)
+}
+
+/// Commits, and returns the totals.
+fn finish(tx: Transaction<'_>) -> Result<SpoolTotals, rusqlite::Error> {
+    let totals = totals(&tx)?;
+    tx.commit()?;
+    Ok(totals)
+}
+
+/// SQLite's numbers have a sign; counts do not.
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn read_total(db: &Connection, name: &str) -> Result<i64, rusqlite::Error> {
     let mut select = db.prepare_cached("SELECT value FROM total WHERE name = ?1")?;
     Ok(select.query_row([name], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
 fn totals(db: &Connection) -> Result<SpoolTotals, rusqlite::Error> {
-    let get = |name| read_total(db, name);
-    Ok(SpoolTotals {
-        collected: get("collected")?,
-        delivered: get("delivered")?,
-        rejected: get("rejected")?,
-        dropped: get("dropped")?,
-        withdrawn: get("withdrawn")?,
-        pending: get("pending")?,
-        bytes: get("bytes")?,
-    })
+    let mut totals = SpoolTotals::default();
+    let mut select = db.prepare_cached("SELECT name, value FROM total")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let value = unsigned(row.get(1)?);
+        match row.get_ref(0)?.as_str().unwrap_or_default() {
+            "collected" => totals.collected = value,
+            "delivered" => totals.delivered = value,
+            "rejected" => totals.rejected = value,
+            "dropped" => totals.dropped = value,
+            "merged" => totals.merged = value,
+            "withdrawn" => totals.withdrawn = value,
+            _ => {}
+        }
+    }
+    drop(rows);
+    let mut select = db.prepare_cached("SELECT pending, bytes FROM size")?;
+    let (pending, bytes) = select.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    (totals.pending, totals.bytes) = (unsigned(pending), unsigned(bytes));
+    Ok(totals)
 }
 
-fn set_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
+fn set_total(db: &Connection, name: &str, value: i64) -> Result<(), rusqlite::Error> {
     let mut set = db.prepare_cached("INSERT OR REPLACE INTO total VALUES (?1, ?2)")?;
     set.execute(params![name, value])?;
     Ok(())
@@ -829,57 +1205,16 @@ fn set_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Er
 
 fn add_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Error> {
     if value > 0 {
-        set_total(db, name, read_total(db, name)? + value)?;
+        set_total(db, name, read_total(db, name)?.saturating_add_unsigned(value))?;
     }
     Ok(())
 }
 
-/// Deletes a pending event, if it is there.
-fn remove(db: &Connection, id: u64) -> Result<bool, rusqlite::Error> {
-    let mut delete = db.prepare_cached("DELETE FROM pending WHERE id = ?1")?;
-    Ok(delete.execute([id as i64])? == 1)
-}
-
-/// Deletes the oldest pending events, some `bytes` of them: page views first, others only for an
-/// event that is none itself. Returns their number and bytes.
-fn make_room(db: &Connection, bytes: u64, for_page: bool) -> Result<(u64, u64), rusqlite::Error> {
-    let oldest = |pages: bool| {
-        let pattern = if pages { "LIKE" } else { "NOT LIKE" };
-        drop_where(
-            db,
-            &format!(
-                "id IN (SELECT id FROM pending WHERE type {pattern} 'page\\_%' ESCAPE '\\'
-                        ORDER BY id LIMIT ?1)"
-            ),
-            params![(bytes / ROW_OVERHEAD / 4).max(1) as i64],
-        )
-    };
-    let pages = oldest(true)?;
-    if pages.0 > 0 || for_page { Ok(pages) } else { oldest(false) }
-}
-
-/// Deletes the pending events for which `condition` holds. Returns their number and bytes.
-fn drop_where(
-    db: &Connection,
-    condition: &str,
-    params: &[&dyn rusqlite::ToSql],
-) -> Result<(u64, u64), rusqlite::Error> {
-    let sql = format!("DELETE FROM pending WHERE {condition} RETURNING length(body)");
-    let mut delete = db.prepare_cached(&sql)?;
-    let mut rows = delete.query(params)?;
-    let (mut count, mut bytes) = (0, 0);
-    while let Some(row) = rows.next()? {
-        count += 1;
-        bytes += row.get::<_, u64>(0)? + ROW_OVERHEAD;
-    }
-    Ok((count, bytes))
-}
-
 /// Another number for each boot of the machine; containers have that of their host.
-fn boot_number() -> u64 {
+fn boot_number() -> i64 {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();
-    u64::from_str_radix(&digits, 16).unwrap_or(1)
+    i64::from_str_radix(&digits, 16).unwrap_or(1)
 }
 
 fn time_text(ms: i64) -> String {
@@ -892,342 +1227,4 @@ fn time_ms(text: &str) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::{EventType, Param};
-    use crate::privacy::Privacy;
-    use crate::record::{Capture, Extra, Record};
-    use std::net::IpAddr;
-    use std::sync::LazyLock;
-    use tempfile::TempDir;
-
-    const DELAY: Duration = Duration::from_secs(3600);
-    const START: Cursor = (Stamp(0), 0);
-
-    struct Bench {
-        dir: TempDir,
-        config: SpoolConfig,
-        next: u32,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let dir = TempDir::new().unwrap();
-            let config = SpoolConfig {
-                path: dir.path().into(),
-                max_size: 1 << 30,
-                max_age: Duration::from_secs(3600),
-                when_full: WhenFull::DropOldest,
-            };
-            Self { dir, config, next: 0 }
-        }
-
-        fn file(&self) -> PathBuf {
-            Spool::file(&self.config, "t", "http://t/sensor/")
-        }
-
-        fn open(&self) -> Spool {
-            Spool::open(&self.config, &self.file()).unwrap()
-        }
-
-        fn event(&mut self, kind: EventType) -> Vec<u8> {
-            let url = format!("/{}", self.next);
-            let mut capture = Capture::new(wall_ms());
-            capture.kind = kind;
-            capture.trace = format!("{:032x}", self.next).into_bytes().try_into().unwrap();
-            capture.set(Param::Url, url.as_bytes()).unwrap();
-            capture.set(Param::UserName, b"u").unwrap();
-            self.next += 1;
-            let mut bytes = vec![0; capture.record_len()];
-            capture.write(u64::from(self.next), &mut bytes);
-            bytes
-        }
-
-        fn append(&mut self, spool: &mut Spool, kind: EventType, count: usize) -> Appended {
-            let events: Vec<_> = (0..count).map(|_| self.event(kind)).collect();
-            let views: Vec<_> = events.iter().map(|e| view(e)).collect();
-            spool.append(&views, DELAY).unwrap()
-        }
-    }
-
-    /// As a target sees it that may know all.
-    fn view(bytes: &[u8]) -> View<'_> {
-        static PRIVACY: LazyLock<Privacy> = LazyLock::new(Privacy::default);
-        PRIVACY.view(Record::parse(bytes).unwrap())
-    }
-
-    fn adds_up(spool: &Spool) -> SpoolTotals {
-        let t = spool.totals().unwrap();
-        assert_eq!(t.collected, t.delivered + t.rejected + t.dropped + t.pending, "{t:?}");
-        let there = spool.load(START, usize::MAX, usize::MAX).unwrap();
-        assert_eq!(there.len() as u64, t.pending);
-        let bytes = there.iter().map(|e| e.body.len() as u64 + ROW_OVERHEAD).sum::<u64>();
-        assert_eq!(bytes, t.bytes);
-        t
-    }
-
-    #[test]
-    fn what_is_committed_comes_back_in_order() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 5);
-        let first = spool.load(START, 2, usize::MAX).unwrap();
-        assert_eq!(first.len(), 2);
-        assert!(first[0].body.contains("url=%2F0") && first[1].body.contains("url=%2F1"));
-        spool.delivered(first[0].id).unwrap();
-        spool.rejected(first[1].id, "answered 403").unwrap();
-        drop(spool);
-        let spool = bench.open();
-        let rest = spool.load(START, 10, usize::MAX).unwrap();
-        assert_eq!(rest.len(), 3);
-        assert!(rest[0].body.contains("url=%2F2") && rest[0].id > first[1].id);
-        let t = adds_up(&spool);
-        assert_eq!((t.collected, t.delivered, t.rejected, t.pending), (5, 1, 1, 3));
-        assert_eq!(spool.rejected_by_reason().unwrap(), [("answered 403".to_owned(), 1)]);
-    }
-
-    #[test]
-    fn a_record_twice_is_one_event() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        let event = bench.event(EventType::PageView);
-        let view = view(&event);
-        assert_eq!(spool.append(&[view, view], DELAY).unwrap().stored, 1);
-        assert_eq!(spool.append(&[view], DELAY).unwrap().stored, 0);
-        assert_eq!(adds_up(&spool).collected, 1);
-    }
-
-    #[test]
-    fn the_order_is_that_of_capture() {
-        let mut bench = Bench::new();
-        let (mut one, mut other) = (bench.open(), bench.open());
-        let (first, second) = (bench.event(EventType::PageView), bench.event(EventType::PageView));
-        other.append(&[view(&second)], DELAY).unwrap();
-        one.append(&[view(&first)], DELAY).unwrap();
-        let there = one.load(START, 10, usize::MAX).unwrap();
-        assert!(there[0].body.contains("url=%2F0&") && there[1].body.contains("url=%2F1&"));
-        let behind = one.load((there[0].stamp, there[0].id), 10, usize::MAX).unwrap();
-        assert_eq!(behind, there[1..]);
-    }
-
-    #[test]
-    fn what_is_committed_late_is_found() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 5);
-        let (all, known) = spool.load_late(0, (Stamp::END, 0), START, 100).unwrap();
-        assert_eq!(all.len(), 5);
-        let here = (all[2].stamp, all[2].id);
-        assert_eq!(spool.load_late(0, here, START, 100).unwrap().0, all[..3]);
-        // Page by page.
-        let (page, next) = spool.load_late(0, here, START, 2).unwrap();
-        assert_eq!((&page[..], next), (&all[..2], all[1].id));
-        assert_eq!(spool.load_late(next, here, START, 2).unwrap(), (vec![all[2].clone()], known));
-        assert_eq!(spool.load_late(known, here, START, 2).unwrap(), (vec![], known));
-        bench.next = 0;
-        spool.db.execute("DELETE FROM pending", []).unwrap();
-        bench.append(&mut spool, EventType::PageView, 1);
-        assert_eq!(spool.load_late(known, here, START, 2).unwrap().0.len(), 1);
-    }
-
-    #[test]
-    fn another_versions_database_is_left_alone() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 1);
-        spool.db.pragma_update(None, "user_version", 0).unwrap();
-        drop(spool);
-        let error = Spool::open(&bench.config, &bench.file()).unwrap_err();
-        assert!(!error.is_corrupt() && error.to_string().contains("another version"), "{error}");
-    }
-
-    #[test]
-    fn what_lies_in_the_locks_place_is_not_followed() {
-        let bench = Bench::new();
-        let (lock, victim) = (bench.file().with_extension("lock"), bench.dir.path().join("victim"));
-        fs::write(&victim, "").unwrap();
-        std::os::unix::fs::symlink(&victim, &lock).unwrap();
-        assert!(announce(&bench.file(), 1).is_err());
-        fs::remove_file(&lock).unwrap();
-        fs::hard_link(&victim, &lock).unwrap();
-        assert!(announce(&bench.file(), 1).is_err());
-        fs::remove_file(&lock).unwrap();
-        let name = std::ffi::CString::new(lock.as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: the path ends with NUL.
-        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-        assert!(announce(&bench.file(), 1).is_err());
-        fs::remove_file(&lock).unwrap();
-        assert!(announce(&bench.file(), 1).is_ok());
-    }
-
-    #[test]
-    fn the_clock_goes_on_after_a_boot() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 1);
-        // The wall's clock was an hour ahead, and this is another boot.
-        let ahead = spool.now().0 + 3_600_000_000_000;
-        spool.db.execute("UPDATE pending SET stamp = ?1", [ahead]).unwrap();
-        set_total(&spool.db, "boot", 0).unwrap();
-        let again = bench.open();
-        assert!(again.now().0 > ahead);
-        assert_eq!(bench.open().epoch, again.epoch);
-    }
-
-    #[test]
-    fn a_good_login_withdraws_the_failed_one_before_it() {
-        let mut bench = Bench::new();
-        let spool = bench.open();
-        let mut writer = bench.open();
-        let mut login = |kind, account: [u8; 8], ip: [u8; 4]| {
-            let url = format!("/{}", bench.next);
-            let mut capture = Capture::new(wall_ms());
-            (capture.kind, capture.ip) = (kind, Some(IpAddr::from(ip)));
-            capture.status = if kind == EventType::AccountLogin { 200 } else { 401 };
-            capture.trace = format!("{:032x}", bench.next).into_bytes().try_into().unwrap();
-            capture.set(Param::Url, url.as_bytes()).unwrap();
-            capture.set_extra(Extra::Account, &account);
-            bench.next += 1;
-            let mut bytes = vec![0; capture.record_len()];
-            capture.write(monotonic_ns(), &mut bytes);
-            writer.append(&[view(&bytes)], DELAY).unwrap();
-        };
-        let (here, there) = ([192, 0, 2, 1], [192, 0, 2, 2]);
-        login(EventType::AccountLoginFail, [1; 8], here);
-        login(EventType::AccountLoginFail, [1; 8], here);
-        login(EventType::AccountLoginFail, [2; 8], here);
-        login(EventType::AccountLoginFail, [1; 8], there);
-        login(EventType::AccountLogin, [1; 8], here);
-        let totals = spool.totals().unwrap();
-        assert_eq!((totals.collected, totals.pending, totals.withdrawn), (4, 4, 1));
-        // The failed ones wait.
-        assert_eq!(spool.load(START, 10, usize::MAX).unwrap().len(), 1);
-        assert!(spool.load_due(START, 10, usize::MAX).unwrap().is_empty());
-        spool.db.execute("UPDATE pending SET due = stamp WHERE due > 0", []).unwrap();
-        let due = spool.load_due(START, 10, usize::MAX).unwrap();
-        assert_eq!(due.len(), 3);
-        let urls = ["%2F0&", "%2F2&", "%2F3&"];
-        assert!(due.iter().zip(urls).all(|(event, url)| event.body.contains(url)), "{due:?}");
-        // What has waited is not withdrawn any more: it may be on its way.
-        login(EventType::AccountLogin, [1; 8], here);
-        assert_eq!(spool.totals().unwrap().withdrawn, 1);
-    }
-
-    #[test]
-    fn another_instance_is_seen_while_it_lives() {
-        let bench = Bench::new();
-        let file = bench.file();
-        assert!(!is_shared(&file, 7_000));
-        let own = announce(&file, 7_000).unwrap();
-        assert!(!is_shared(&file, 7_000) && is_shared(&file, 9_000) && is_shared(&file, 5_000));
-        let other = announce(&file, 9_000).unwrap();
-        assert!(is_shared(&file, 7_000));
-        drop(other);
-        assert!(!is_shared(&file, 7_000));
-        // The right to send is another lock.
-        assert!(Sender::try_lock(&file).is_some());
-        drop(own);
-    }
-
-    #[test]
-    fn ids_are_never_used_again() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 1);
-        let first = spool.load(START, 1, usize::MAX).unwrap().remove(0);
-        spool.delivered(first.id).unwrap();
-        bench.append(&mut spool, EventType::PageView, 1);
-        assert!(spool.load(START, 1, usize::MAX).unwrap()[0].id > first.id);
-    }
-
-    #[test]
-    fn a_full_spool_drops_page_views_first() {
-        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest] {
-            let mut bench = Bench::new();
-            bench.config.when_full = when_full;
-            bench.config.max_size = 100_000;
-            let mut spool = bench.open();
-            bench.append(&mut spool, EventType::AccountLogin, 20);
-            let pages = bench.append(&mut spool, EventType::PageView, 500);
-            assert!(pages.dropped > 0, "{pages:?}");
-            let logins = bench.append(&mut spool, EventType::AccountLogin, 20);
-            assert_eq!(logins.stored, 20, "{when_full:?}");
-            let t = adds_up(&spool);
-            assert!(t.bytes <= 100_000);
-            let there = spool.load(START, usize::MAX, usize::MAX).unwrap();
-            let count = |kind| there.iter().filter(|e| e.body.contains(kind)).count();
-            assert_eq!(count("account_login"), 40);
-            let oldest = there.iter().any(|e| e.body.contains("url=%2F20&"));
-            assert_eq!(oldest, when_full == WhenFull::DropNewest);
-        }
-    }
-
-    #[test]
-    fn old_events_are_dropped() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 3);
-        assert_eq!(spool.expire(wall_ms()).unwrap(), 0);
-        assert_eq!(spool.expire(wall_ms() + 3_700_000).unwrap(), 3);
-        assert_eq!(adds_up(&spool).dropped, 3);
-    }
-
-    #[test]
-    fn deleted_by_hand_is_dropped() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 3);
-        let second = spool.load(START, 2, usize::MAX).unwrap()[1].id;
-        spool.db.execute("DELETE FROM pending WHERE id = ?1", [second as i64]).unwrap();
-        drop(spool);
-        assert_eq!(adds_up(&bench.open()).dropped, 1);
-    }
-
-    #[test]
-    fn nothing_is_left_of_a_delivered_event() {
-        let bench = Bench::new();
-        let mut spool = bench.open();
-        let mut capture = Capture::new(0);
-        capture.set(Param::UserName, b"find-me-if-you-can").unwrap();
-        let mut bytes = vec![0; capture.record_len()];
-        capture.write(1, &mut bytes);
-        spool.append(&[view(&bytes)], DELAY).unwrap();
-        let id = spool.load(START, 1, usize::MAX).unwrap()[0].id;
-        spool.delivered(id).unwrap();
-        spool.tidy().unwrap();
-        for file in fs::read_dir(bench.dir.path()).unwrap() {
-            let content = fs::read(file.unwrap().path()).unwrap();
-            assert!(!content.windows(14).any(|w| w == b"find-me-if-you"));
-        }
-    }
-
-    #[test]
-    fn events_for_another_url_wait_and_are_found() {
-        let mut bench = Bench::new();
-        let mut spool = bench.open();
-        bench.append(&mut spool, EventType::PageView, 3);
-        let other = Spool::file(&bench.config, "t", "http://elsewhere/sensor/");
-        assert_ne!(other, bench.file());
-        Spool::open(&bench.config, &other).unwrap();
-        Spool::open(&bench.config, &Spool::file(&bench.config, "t-2", "http://t/sensor/")).unwrap();
-        let found = Spool::others(&bench.config, "t", &other);
-        assert_eq!(found, [(bench.file(), 3)]);
-        assert!(Spool::others(&bench.config, "t", &bench.file()).is_empty());
-    }
-
-    #[test]
-    fn a_damaged_database_is_set_aside() {
-        let mut bench = Bench::new();
-        fs::write(bench.file(), b"this is no database, but a text of some length ......").unwrap();
-        let error = Spool::open(&bench.config, &bench.file()).unwrap_err();
-        assert!(error.is_corrupt(), "{error}");
-        let sender = Sender::try_lock(&bench.file()).unwrap();
-        assert!(Sender::try_lock(&bench.file()).is_none());
-        let aside = set_aside(&bench.file(), &sender).unwrap();
-        assert!(aside.exists());
-        let mut spool = bench.open();
-        assert_eq!(bench.append(&mut spool, EventType::PageView, 1).stored, 1);
-        let mode = fs::metadata(bench.file()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-}
+mod tests;

@@ -1,65 +1,102 @@
 //! A target's spool as its threads use it: opened when it can be, set aside when it is damaged, and
 //! done without while it does not work.
+//!
+//! What became of events is committed many at a time: when [`SETTLE`] are known, or the first has waited
+//! for [`SETTLE_WITHIN`]. A killed process sends those again that it had not committed.
+//!
+//! While nothing happens, nothing is asked of the database: what is needed is kept here, and whether
+//! somebody else changed it is seen from the file beside it.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::clock::wall_ms;
+use crate::capture::rank::Rank;
 use crate::delivery::spool::database::{
-    Appended, Cursor, Sender, Spool, SpoolConfig, SpoolError, SpoolTotals, Stored, is_shared,
-    set_aside,
+    Appended, Database, Intake, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp, Stored,
 };
+use crate::delivery::spool::lock::{Sender, is_shared, set_aside};
 use crate::log_queue::{Level, LogQueue, Once};
-use crate::privacy::View;
 use crate::shm::zone::Fault;
 
+/// What became of so many events is committed together, …
+pub const SETTLE: usize = 64;
+/// … or after this time at the latest.
+pub const SETTLE_WITHIN: Duration = Duration::from_millis(25);
 /// How often a spool that does not work is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often it is said.
 const REPEAT: Duration = Duration::from_secs(60);
 /// How often events that are too old are looked for.
 const EXPIRE: Duration = Duration::from_secs(60);
-
-/// What became of a spooled event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The server took it.
-    Delivered,
-    /// It is refused for good.
-    Rejected(Fault),
-}
+/// How often changes by others are looked for.
+const LOOK: Duration = Duration::from_millis(250);
+/// The pause between two steps of giving space back.
+const SHRINK: Duration = Duration::from_millis(50);
 
 /// A target's spool.
-pub struct Store {
+pub struct Spool {
     config: SpoolConfig,
     target: String,
     file: PathBuf,
+    log_file: PathBuf,
     /// The zone's, which tells this instance of nginx from others.
     instance: u64,
     label: String,
     log: LogQueue,
     inner: Mutex<Inner>,
+    /// Apart from `inner`, so that nobody who only asks, or only has an outcome to leave, waits for a
+    /// disk.
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Outcomes that are not written yet, and since when there are some.
+    unwritten: BTreeMap<u64, Outcome>,
+    since: Option<Instant>,
+    /// Events that were handed out and deleted by somebody else.
+    gone: BTreeSet<u64>,
+    totals: Option<SpoolTotals>,
+    reasons: Vec<(Fault, u64)>,
 }
 
 struct Inner {
-    spool: Option<Spool>,
+    database: Option<Database>,
     /// The right to send, kept here because it is also the right to set a damaged file aside.
     sender: Option<Sender>,
     /// Whether it was said what else lies in the directory.
     greeted: bool,
     tried: Option<Instant>,
-    /// Outcomes that could not be written yet.
-    unwritten: BTreeMap<u64, Outcome>,
     expired: Option<Instant>,
-    /// Whether something was deleted since the last tidying.
-    untidy: bool,
+    /// Since something was deleted: when space is given back next.
+    shrink: Option<Instant>,
+    /// Whether the kept rejected events may be others than those in `reasons`.
+    recount: bool,
+    /// The state of the log beside the database when it was last known, and when that was looked at.
+    seen: (Seen, Option<Instant>),
     said: Once,
     in_trouble: bool,
 }
 
-impl Store {
+/// Whether somebody has written: modification time and length of a file.
+type Seen = Option<(i64, i64, u64)>;
+
+fn seen(file: &Path) -> Seen {
+    let about = fs::metadata(file).ok()?;
+    Some((about.mtime(), about.mtime_nsec(), about.len()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the mutexes guard is valid after each statement, also where a thread panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Spool {
     /// The spool of the target `name` with `url`. It is opened with the first use.
     pub fn new(
         config: &SpoolConfig,
@@ -69,30 +106,36 @@ impl Store {
         label: &str,
         log: &LogQueue,
     ) -> Self {
+        let file = Database::file(config, name, url);
+        let mut log_file = file.clone().into_os_string();
+        log_file.push("-wal");
         Self {
-            file: Spool::file(config, name, url),
+            file,
+            log_file: log_file.into(),
             config: config.clone(),
             target: name.to_owned(),
             instance,
             label: label.to_owned(),
             log: log.clone(),
             inner: Mutex::new(Inner {
-                spool: None,
+                database: None,
                 sender: None,
                 greeted: false,
                 tried: None,
-                unwritten: BTreeMap::new(),
                 expired: None,
-                untidy: true,
+                shrink: None,
+                recount: true,
+                seen: (None, None),
                 said: Once::every(REPEAT),
                 in_trouble: false,
             }),
+            shared: Mutex::default(),
         }
     }
 
     /// Takes the right to send, if no other process has it. It is kept until [`leave`](Self::leave).
     pub fn may_send(&self) -> bool {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         if !inner.sender.as_ref().is_some_and(Sender::is_locked) {
             inner.sender = Sender::try_lock(&self.file);
         }
@@ -101,151 +144,198 @@ impl Store {
 
     /// Whether the spool cannot even be opened now.
     pub fn is_shut(&self) -> bool {
-        let inner = self.lock();
-        inner.in_trouble && inner.spool.is_none()
+        let inner = lock(&self.inner);
+        inner.in_trouble && inner.database.is_none()
     }
 
-    /// Gives the right to send on.
+    /// Writes what is known, and gives the right to send on.
     pub fn leave(&self) {
-        self.lock().sender = None;
+        self.with(|_, _| Ok(()));
+        let mut inner = lock(&self.inner);
+        if let Some(database) = &mut inner.database {
+            database.stop_sending();
+        }
+        inner.sender = None;
     }
 
-    /// Commits a batch, in which failed logins wait for `delay`; nothing when the spool does not work
-    /// now.
-    pub fn append(&self, events: &[View<'_>], delay: Duration) -> Option<Appended> {
-        self.with(|spool| spool.append(events, delay))
+    /// Commits a batch, in which failed logins wait for `delay`, together with how far it has read the
+    /// rings; nothing when the spool does not work now. What was stored from a ring before is left out.
+    pub fn append(&self, events: &[Intake<'_>], delay: Duration) -> Option<Appended> {
+        let is_shared = is_shared(&self.file, self.instance);
+        self.with(|database, _| database.append(events, delay, is_shared))
     }
 
-    /// Events behind the cursor that do not wait; nothing when they cannot be read now. While another
-    /// instance of nginx captures too, only those before which nothing can come any more, where each
-    /// needs at most `span` to commit.
-    pub fn load(
+    /// Events to be sent, in their order, each once: of each rank at most so many, and not more than
+    /// `bytes` of forms (but one). Nothing when they cannot be read now. While another instance of nginx
+    /// captures too, only those before which nothing can come any more, where each needs at most `span`
+    /// to commit. A full disk does not matter.
+    pub fn take(
         &self,
-        after: Cursor,
-        most: usize,
+        room: [usize; Rank::ALL.len()],
         bytes: usize,
         span: Duration,
     ) -> Option<Vec<Stored>> {
-        let (now, mut events) =
-            self.read(|spool| Ok((spool.now(), spool.load(after, most, bytes)?)))?;
-        // Asked after loading: another instance says so before it captures.
-        if !events.is_empty() && is_shared(&self.file, self.instance) {
-            events.retain(|event| event.stamp < now.before(span));
-        }
-        Some(events)
-    }
-
-    /// Events that have waited until now.
-    pub fn load_due(&self, after: Cursor, most: usize, bytes: usize) -> Option<Vec<Stored>> {
-        self.read(|spool| spool.load_due(after, most, bytes))
-    }
-
-    /// Events that were committed behind the cursors, and the key from which on to look the next time.
-    pub fn load_late(
-        &self,
-        known: u64,
-        read: Cursor,
-        due: Cursor,
-        most: usize,
-    ) -> Option<(Vec<Stored>, u64)> {
-        self.read(|spool| spool.load_late(known, read, due, most))
-    }
-
-    /// Reads from the spool. A full disk does not matter.
-    fn read<T>(&self, read: impl Fn(&Spool) -> Result<T, SpoolError>) -> Option<T> {
-        if let Some(spool) = &self.lock().spool
-            && let Ok(result) = read(spool)
+        self.look();
+        let mut inner = lock(&self.inner);
+        if let Some(database) = &mut inner.database
+            && database.is_sending()
         {
-            return Some(result);
+            if database.next_due().is_none_or(|due| due > database.now()) {
+                return Some(Vec::new());
+            }
+            let until = self.until(database, span);
+            if let Ok(events) = database.take(room, bytes, until) {
+                return Some(events);
+            }
         }
-        self.with(|spool| read(spool))
+        drop(inner);
+        self.with(|database, inner| {
+            if inner.sender.is_none() {
+                return Ok(Vec::new());
+            }
+            if !database.is_sending() {
+                database.start_sending()?;
+            }
+            let until = self.until(database, span);
+            database.take(room, bytes, until)
+        })
     }
 
-    /// Whether what became of an event is known, and only not written yet.
-    pub fn is_settled(&self, id: u64) -> bool {
-        self.lock().unwritten.contains_key(&id)
+    fn until(&self, database: &Database, span: Duration) -> Stamp {
+        // The clock is read first: another instance says that it is there before it captures.
+        let now = database.now();
+        if is_shared(&self.file, self.instance) { now.before(span) } else { Stamp::END }
     }
 
-    /// Writes what became of an event. Should the spool not work, that is written later; killed
-    /// before, the event is sent again.
+    /// When [`take`](Self::take) may find something that it does not find now, without anybody's
+    /// [`append`](Self::append): a failed login that waits.
+    pub fn next_due(&self) -> Option<Duration> {
+        let inner = lock(&self.inner);
+        let database = inner.database.as_ref()?;
+        Some(database.next_due()?.since(database.now()))
+    }
+
+    /// Notes what became of an event. It is written with others; killed before, the event is sent again.
+    /// Where many wait already, because the disk is slow, this waits for it.
     pub fn settle(&self, id: u64, outcome: Outcome) {
-        self.lock().unwritten.insert(id, outcome);
-        self.with(|_| Ok(()));
+        let count = {
+            let mut shared = lock(&self.shared);
+            shared.unwritten.insert(id, outcome);
+            shared.gone.remove(&id);
+            shared.since.get_or_insert_with(Instant::now);
+            shared.unwritten.len()
+        };
+        if count >= SETTLE {
+            self.with(|_, _| Ok(()));
+        }
     }
 
-    /// Whether an event was deleted from the spool, so that it is not to be sent.
+    /// How long what became of events may still wait until it is written by
+    /// [`maintain`](Self::maintain); nothing: all is written.
+    pub fn unwritten(&self) -> Option<Duration> {
+        let since = lock(&self.shared).since?;
+        Some(SETTLE_WITHIN.saturating_sub(since.elapsed()))
+    }
+
+    /// Whether an event that was handed out was deleted from the spool, so that it is not to be sent.
     pub fn is_gone(&self, id: u64) -> bool {
-        self.with(|spool| spool.is_gone(id)).unwrap_or(false)
+        lock(&self.shared).gone.contains(&id)
     }
 
-    /// The counters; nothing when the spool does not work now.
+    /// The counters, as far as they are known; nothing before the spool has ever worked. It never waits.
     pub fn totals(&self) -> Option<SpoolTotals> {
-        self.with(|spool| spool.totals())
+        lock(&self.shared).totals
     }
 
-    /// Why events were set aside, and how many are kept; nothing when the spool does not work now.
-    pub fn reasons(&self) -> Option<Vec<(Fault, u64)>> {
-        let reasons = self.with(|spool| spool.rejected_by_reason())?;
-        let known = |(text, count): (String, u64)| Some((Fault::from_answered(&text)?, count));
-        Some(reasons.into_iter().filter_map(known).collect())
+    /// Why events were set aside, and how many are kept. It never waits.
+    pub fn reasons(&self) -> Vec<(Fault, u64)> {
+        lock(&self.shared).reasons.clone()
     }
 
-    /// Drops what is too old, from time to time; returns how many events. Tidies up when nothing is
-    /// left.
-    pub fn tend(&self, pending: u64, now: Instant) -> u64 {
-        let due = {
-            let mut inner = self.lock();
-            let due = inner.expired.is_none_or(|at| now - at >= EXPIRE);
-            if due {
+    /// Does what is due: writes outcomes, takes notice of what others changed, drops what is too old, and
+    /// gives space back when nothing is left. Returns how many events it dropped, and when it wants to be
+    /// called again at the latest, where that is soon.
+    pub fn maintain(&self, now: Instant) -> (u64, Option<Duration>) {
+        self.look();
+        let (is_open, expires, shrinks, recounts) = {
+            let mut inner = lock(&self.inner);
+            let is_open = inner.database.is_some() && !inner.in_trouble;
+            let totals = lock(&self.shared).totals.unwrap_or_default();
+            let expires = inner.expired.is_none_or(|at| now - at >= EXPIRE)
+                && (totals.pending > 0 || totals.rejected > 0);
+            if expires {
                 inner.expired = Some(now);
             }
-            due
+            let shrinks = totals.pending == 0 && inner.shrink.is_some_and(|at| at <= now);
+            (is_open, expires, shrinks, inner.recount)
         };
-        self.with(Spool::look);
-        let expired = if due { self.with(|spool| spool.expire(wall_ms())) } else { None };
-        if pending == 0 && std::mem::take(&mut self.lock().untidy) {
-            self.with(|spool| spool.tidy());
+        let expired = expires.then(|| self.with(|database, _| database.expire())).flatten();
+        if !is_open || recounts || self.unwritten().is_some_and(|left| left.is_zero()) {
+            self.with(|_, _| Ok(()));
         }
-        expired.unwrap_or(0)
+        if shrinks {
+            self.with(|database, inner| {
+                inner.shrink = None;
+                let more = database.shrink()?;
+                database.checkpoint()?;
+                inner.shrink = more.then(|| now + SHRINK);
+                Ok(())
+            });
+        }
+        let pending = self.totals().is_some_and(|totals| totals.pending > 0);
+        let shrink = lock(&self.inner).shrink.filter(|_| !pending);
+        let again = [self.unwritten(), shrink.map(|at| at.saturating_duration_since(now))];
+        (expired.unwrap_or(0), again.into_iter().flatten().min())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Looks, not too often, whether somebody else has changed the database.
+    fn look(&self) {
+        let now = Instant::now();
+        let is_changed = {
+            let mut inner = lock(&self.inner);
+            if inner.database.is_none() || inner.seen.1.is_some_and(|at| now - at < LOOK) {
+                return;
+            }
+            // What is written from here on is seen the next time; what this process writes, too.
+            let before = inner.seen.0;
+            inner.seen = (seen(&self.log_file), Some(now));
+            inner.seen.0 != before
+        };
+        if is_changed {
+            self.with(|database, inner| {
+                if let Some(gone) = database.sync()? {
+                    let mut shared = lock(&self.shared);
+                    let gone: Vec<_> =
+                        gone.into_iter().filter(|id| !shared.unwritten.contains_key(id)).collect();
+                    shared.gone.extend(gone);
+                    inner.recount = true;
+                }
+                Ok(())
+            });
+        }
     }
 
-    /// Uses the spool, opening it if need be and writing outcomes first.
-    fn with<T>(&self, use_it: impl FnOnce(&mut Spool) -> Result<T, SpoolError>) -> Option<T> {
-        let mut inner = self.lock();
-        let inner = &mut *inner;
+    /// Uses the database, opening it if need be and writing outcomes first.
+    fn with<T>(
+        &self,
+        use_it: impl FnOnce(&mut Database, &mut Inner) -> Result<T, SpoolError>,
+    ) -> Option<T> {
+        let mut guard = lock(&self.inner);
+        let inner = &mut *guard;
         let now = Instant::now();
         if inner.in_trouble && inner.tried.is_some_and(|at| now - at < RETRY) {
             return None;
         }
-        let result = (|| {
-            let spool = match &mut inner.spool {
-                Some(spool) => {
-                    if inner.in_trouble {
-                        // On a full disk the log must not take what room there is.
-                        let _ = spool.tidy();
-                    }
-                    spool
-                }
-                None => inner.spool.insert(Spool::open(&self.config, &self.file)?),
-            };
-            while let Some(first) = inner.unwritten.first_entry() {
-                match first.get() {
-                    Outcome::Delivered => spool.delivered(*first.key())?,
-                    Outcome::Rejected(fault) => spool.rejected(*first.key(), &fault.to_string())?,
-                }
-                first.remove();
-                inner.untidy = true;
-            }
-            use_it(spool)
-        })();
+        let mut database = inner.database.take();
+        let result = self.run(&mut database, inner, use_it);
+        inner.database = database;
+        if let Some(database) = &inner.database {
+            lock(&self.shared).totals = Some(database.totals());
+        }
         match result {
             Ok(value) => {
                 if !std::mem::replace(&mut inner.greeted, true) {
-                    for (file, count) in Spool::others(&self.config, &self.target, &self.file) {
+                    for (file, count) in Database::others(&self.config, &self.target, &self.file) {
                         let file = file.display();
                         let note = "for another url of this target: they wait until it is set \
                                     again, or the file is deleted";
@@ -261,26 +351,66 @@ impl Store {
                 Some(value)
             }
             Err(error) => {
-                inner.in_trouble = true;
-                inner.tried = Some(now);
-                if inner.said.may(now) {
-                    let file = self.file.display();
-                    let note = "events are kept in memory while it lasts";
-                    self.log(Level::Error, &format!("spool: \"{file}\": {error}; {note}"));
-                }
-                if error.is_full()
-                    && let Some(spool) = &inner.spool
-                {
-                    // The log beside the database can be used again, so that what is delivered can
-                    // be deleted. Should that fail, the next try comes in a second.
-                    let _ = spool.tidy();
-                }
-                if error.is_corrupt() {
-                    inner.spool = None;
-                    self.replace(inner);
-                }
+                self.fail(inner, &error, now);
                 None
             }
+        }
+    }
+
+    fn run<T>(
+        &self,
+        database: &mut Option<Database>,
+        inner: &mut Inner,
+        use_it: impl FnOnce(&mut Database, &mut Inner) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        let database = match database {
+            Some(database) => {
+                if inner.in_trouble {
+                    // On a full disk the log must not take what room there is.
+                    let _ = database.checkpoint();
+                }
+                database
+            }
+            None => database.insert(Database::open(&self.config, &self.file, self.instance)?),
+        };
+        if inner.sender.is_some() && !database.is_sending() {
+            database.start_sending()?;
+        }
+        let outcomes = lock(&self.shared).unwritten.clone();
+        if !outcomes.is_empty() {
+            database.settle(&outcomes)?;
+            let mut shared = lock(&self.shared);
+            shared.unwritten.retain(|id, _| !outcomes.contains_key(id));
+            shared.since = (!shared.unwritten.is_empty()).then(Instant::now);
+            inner.shrink = Some(Instant::now() + SHRINK);
+            let is_rejected = |outcome: &Outcome| matches!(outcome, Outcome::Rejected(_));
+            inner.recount |= outcomes.values().any(is_rejected);
+        }
+        if std::mem::take(&mut inner.recount) {
+            let reasons = database.rejected_by_reason()?;
+            lock(&self.shared).reasons = reasons;
+        }
+        use_it(database, inner)
+    }
+
+    fn fail(&self, inner: &mut Inner, error: &SpoolError, now: Instant) {
+        inner.in_trouble = true;
+        inner.tried = Some(now);
+        if inner.said.may(now) {
+            let file = self.file.display();
+            let note = "events are kept in memory while it lasts";
+            self.log(Level::Error, &format!("spool: \"{file}\": {error}; {note}"));
+        }
+        if error.is_full()
+            && let Some(database) = &inner.database
+        {
+            // The log beside the database can be used again, so that what is delivered can be
+            // deleted. Should that fail, the next try comes in a second.
+            let _ = database.checkpoint();
+        }
+        if error.is_corrupt() {
+            inner.database = None;
+            self.replace(inner);
         }
     }
 
@@ -301,5 +431,11 @@ impl Store {
 
     fn log(&self, level: Level, text: &str) {
         self.log.log(level, format!("{}: {text}", self.label));
+    }
+}
+
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spool").field("file", &self.file).finish_non_exhaustive()
     }
 }
