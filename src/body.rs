@@ -10,9 +10,11 @@ use nginx_sys::{
 use ngx::core::Status;
 use ngx::http::HttpModuleLocationConf;
 use tirreno_pipeline::capture::body::{Fields, MAX_BODY, Values};
+use tirreno_pipeline::capture::extract::Found;
 use zeroize::Zeroizing;
 
 use crate::conf::value::bytes;
+use crate::request::Request;
 use crate::{TirrenoModule, capture, guarded, response};
 
 /// The next filter of nginx's chain, set while the configuration is read.
@@ -45,15 +47,23 @@ pub(crate) fn install() {
     }
 }
 
-/// The first of the fields of the request's body that has a value.
+/// A field of the request's body.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the text lives while it does.
-pub(crate) unsafe fn account<'r>(r: *const ngx_http_request_t, fields: &Fields) -> Option<&'r str> {
+pub(crate) unsafe fn field<'r>(r: *const ngx_http_request_t, field: &str) -> Found<'r> {
     // SAFETY: the caller's promise.
-    match unsafe { find(r).map(|body| &body.state) } {
-        Some(State::Read(values)) => values.first(fields),
-        _ => None,
+    unsafe {
+        match find(r).map(|body| &body.state) {
+            Some(State::Read(values)) => match values.get(field) {
+                Some(value) => Found::Value(value),
+                None => Found::Unreadable,
+            },
+            Some(State::Reading(..)) => Found::Unread,
+            Some(State::Unread) => Found::Unreadable,
+            None if (*r).headers_in.content_length_n > 0 => Found::Unread,
+            None => Found::Absent,
+        }
     }
 }
 
@@ -97,24 +107,14 @@ unsafe fn wanted(request: &ngx_http_request_t) -> Option<Option<Fields>> {
     {
         return None;
     }
-    let rules = location.rules()?.bodies.as_ref()?;
-    let mut fields = None;
-    // SAFETY: the caller's promise.
-    let (method, target) = unsafe {
-        let target = request.unparsed_uri;
-        (capture::method(request), bytes(target.data, target.len))
-    };
-    let mut path = Vec::new();
-    if let Some(path) = capture::path_for_rules(target, location.event_prefix(), &mut path) {
-        rules.first(method, path, |rule, _| {
-            for more in rule.body_fields() {
-                let known: Option<Fields> = fields.take();
-                fields = Some(known.map_or_else(|| more.clone(), |known| known.with(more)));
-            }
-            false
-        });
-    }
-    Some(fields)
+    let rules = location.rules()?;
+    // SAFETY: the caller's promise; this is the event loop.
+    let view = unsafe { Request::new(ptr::from_ref(request).cast_mut()) };
+    let mut scratch = Vec::new();
+    let path = capture::path_for_rules(view.target(), location.event_prefix(), &mut scratch)?;
+    let reads = rules.reads(view.method(), path)?;
+    let fields: Vec<_> = reads.bodies.first()?.fields().iter().map(|f| f.as_str()).collect();
+    Some(Some(Fields::of(&fields)))
 }
 
 /// # Safety
@@ -198,7 +198,9 @@ impl Body {
             let mut names =
                 response::headers(&headers.headers).map(|h| bytes(h.key.data, h.key.len));
             let encoded = names.any(|name| name.eq_ignore_ascii_case(b"content-encoding"));
-            (capture::header(headers.content_type), encoded)
+            let content_type = headers.content_type.as_ref();
+            let content_type = content_type.map_or(&[][..], |h| bytes(h.value.data, h.value.len));
+            (content_type, encoded)
         };
         let whole = whole.filter(|whole| whole.len() <= MAX_BODY && !encoded);
         let values = whole.map(|whole| Values::read(content_type, whole, fields));

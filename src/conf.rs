@@ -1,35 +1,29 @@
-//! The directives: their tables, handlers, and the structures they fill.
+//! What the directives say, and how it is inherited.
 
-use core::ffi::{c_char, c_void};
-use core::mem::offset_of;
+use core::ffi::c_char;
 use core::ptr;
 use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_sys::{
-    NGX_CONF_1MORE, NGX_CONF_BLOCK, NGX_CONF_FLAG, NGX_CONF_NOARGS, NGX_CONF_TAKE1, NGX_CONF_TAKE2,
-    NGX_CONF_UNSET, NGX_HTTP_LIF_CONF, NGX_HTTP_LOC_CONF, NGX_HTTP_LOC_CONF_OFFSET,
-    NGX_HTTP_MAIN_CONF, NGX_HTTP_MAIN_CONF_OFFSET, NGX_HTTP_SRV_CONF, ngx_command_t,
-    ngx_conf_set_flag_slot, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t, ngx_uint_t,
-};
+use nginx_sys::{NGX_CONF_UNSET, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
-use ngx::http::{HttpModuleLocationConf, HttpModuleMainConf, NgxHttpCoreModule};
-use ngx::ngx_string;
-use tirreno_pipeline::capture::path;
+use ngx::http::HttpModuleMainConf as _;
+use tirreno_pipeline::capture::decision::{Settings, Verify};
 use tirreno_pipeline::capture::redact::Redaction;
+use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
-use tirreno_pipeline::shm::zone::{MAX_TARGETS, Zone};
+use tirreno_pipeline::shm::zone::Zone;
 
-use self::ext::{ConfExt, DUPLICATE, Place, conf_error, parse_size};
-use self::rule::{Entry, RuleSet};
-use self::value::{CompileError, Sourced, Value};
-use crate::{TirrenoModule, guarded, status};
+use self::ext::ConfExt as _;
+use self::rule::{Entry, Known, RuleSet, Token, Value};
+use self::value::ComplexValue;
+use crate::TirrenoModule;
 
 pub(crate) mod ext;
 pub(crate) mod rule;
-mod target;
+pub(crate) mod target;
 pub(crate) mod value;
 
 /// The default of `tirreno_zone`.
@@ -42,14 +36,22 @@ pub(crate) struct MainConf {
     /// The configured targets; those that are switched off are not among them.
     pub(crate) targets: Vec<TargetConfig>,
     /// The names of all targets, also of those that are switched off.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// `tirreno_zone`, and where it stands.
-    zone_size: Option<usize>,
+    pub(crate) zone_size: Option<usize>,
     pub(crate) zone_place: Option<Place>,
     /// The shared memory, once nginx has made it.
     pub(crate) zone: Option<Zone>,
     /// Where `tirreno` is switched on, and whether a request there can have a user.
     enabled: Vec<(Rc<Place>, bool)>,
+    /// Where `tirreno_verify session` stands, and whether there is a `tirreno_session` for it.
+    verified: Vec<(Rc<Place>, bool)>,
+    /// Whether any rule has `bind=`.
+    binds: bool,
+    /// Rules that were read.
+    pub(crate) known: Known,
+    /// `tirreno_state`.
+    pub(crate) state: Option<Named>,
     /// Indexes of nginx's variables.
     pub(crate) request_id: usize,
     pub(crate) accept_language: usize,
@@ -67,6 +69,10 @@ impl Default for MainConf {
             zone_place: None,
             zone: None,
             enabled: Vec::new(),
+            verified: Vec::new(),
+            binds: false,
+            known: Known::default(),
+            state: None,
             request_id: 0,
             accept_language: 0,
             running: None,
@@ -81,32 +87,45 @@ impl MainConf {
     }
 }
 
+/// A name or path in a directive, and where it stands.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+    pub(crate) place: Place,
+}
+
 /// What a location holds; `None` is inherited.
 pub(crate) struct LocationConf {
     /// `tirreno`, and where it stands.
-    enabled: Option<(Value, Rc<Place>)>,
+    pub(crate) enabled: Option<(ComplexValue, Rc<Place>)>,
     /// `tirreno_targets`: names, and where they stand.
-    target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
+    pub(crate) target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
     /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
     targets: u32,
-    users: Option<Rc<[Sourced]>>,
-    sessions: Option<Rc<[Value]>>,
-    ip: Option<Value>,
-    params: Option<Rc<Vec<(Param, Sourced)>>>,
-    /// `ngx_conf_set_flag_slot` fills it.
-    anonymous: ngx_flag_t,
+    pub(crate) users: Option<Rc<[Value]>>,
+    pub(crate) sessions: Option<Rc<[Token]>>,
+    pub(crate) ip: Option<ComplexValue>,
+    pub(crate) params: Option<Rc<Vec<(Param, Value)>>>,
+    /// `ngx_conf_set_flag_slot` fills these.
+    pub(crate) anonymous: ngx_flag_t,
+    pub(crate) user_case: ngx_flag_t,
     /// `tirreno_event` of this level, and whether the outer levels' count.
-    own_rules: Vec<Entry>,
-    cut_rules: bool,
+    pub(crate) own_rules: Vec<Rc<Entry>>,
+    pub(crate) cut_rules: bool,
     /// All that count here. That of the `http` block, which inherits nothing, is made when it is needed.
     rules: OnceCell<Option<Rc<RuleSet>>>,
     /// `tirreno_default_event`: the type, or nothing.
-    default_event: Option<Option<EventType>>,
-    event_prefix: Option<ngx_str_t>,
-    verify: Option<bool>,
+    pub(crate) default_event: Option<Option<EventType>>,
+    pub(crate) event_prefix: Option<ngx_str_t>,
+    /// `tirreno_verify`, whether only as a dry run, and where it stands.
+    pub(crate) verify: Option<(Verify, bool, Rc<Place>)>,
+    pub(crate) realm: Option<ngx_str_t>,
+    pub(crate) lookup: Option<Rc<Named>>,
+    /// `tirreno_url`: whether `page`.
+    pub(crate) url_page: Option<bool>,
     /// `tirreno_redact` of this level, and whether the outer levels' and the built-in ones count.
-    own_secrets: Vec<String>,
-    cut_secrets: bool,
+    pub(crate) own_secrets: Vec<String>,
+    pub(crate) cut_secrets: bool,
     /// All names that count here, beside the built-in ones; nothing where there is no redaction.
     secrets: OnceCell<Option<Rc<Secrets>>>,
 }
@@ -137,12 +156,16 @@ impl Default for LocationConf {
             ip: None,
             params: None,
             anonymous: NGX_CONF_UNSET as ngx_flag_t,
+            user_case: NGX_CONF_UNSET as ngx_flag_t,
             own_rules: Vec::new(),
             cut_rules: false,
             rules: OnceCell::new(),
             default_event: None,
             event_prefix: None,
             verify: None,
+            realm: None,
+            lookup: None,
+            url_page: None,
             own_secrets: Vec::new(),
             cut_secrets: false,
             secrets: OnceCell::new(),
@@ -152,7 +175,7 @@ impl Default for LocationConf {
 
 impl LocationConf {
     /// `tirreno`; nothing where it is off by default.
-    pub(crate) fn enabled(&self) -> Option<&Value> {
+    pub(crate) fn enabled(&self) -> Option<&ComplexValue> {
         self.enabled.as_ref().map(|(value, _)| value)
     }
 
@@ -161,29 +184,45 @@ impl LocationConf {
         self.targets
     }
 
-    /// `tirreno_user`.
-    pub(crate) fn users(&self) -> &[Sourced] {
-        self.users.as_deref().unwrap_or_default()
+    /// What a decision needs to know of it.
+    pub(crate) fn settings(&self) -> Settings<'_, ComplexValue> {
+        let given = |wanted| self.params().iter().find(|(param, _)| *param == wanted);
+        Settings {
+            rules: self.rules(),
+            default_event: self.default_event.unwrap_or(Some(EventType::PageView)),
+            users: self.users.as_deref().unwrap_or_default(),
+            given_user: given(Param::UserName).map(|(_, value)| value),
+            given_kind: given(Param::EventType).map(|(_, value)| value),
+            anonymous: self.anonymous == 1,
+            verify: self.verify(),
+            user_case: self.user_case != 0,
+            has_session: !self.sessions().is_empty(),
+        }
     }
 
-    /// `tirreno_session`.
-    pub(crate) fn sessions(&self) -> &[Value] {
+    /// `tirreno_session`: each token's values are joined.
+    pub(crate) fn sessions(&self) -> &[Token] {
         self.sessions.as_deref().unwrap_or_default()
     }
 
+    /// `tirreno_realm`; empty where none is set.
+    pub(crate) fn realm(&self) -> &[u8] {
+        self.realm.as_ref().map_or(&[], |realm| realm.as_bytes())
+    }
+
+    /// `tirreno_url`: whether `page`.
+    pub(crate) fn url_is_page(&self) -> bool {
+        self.url_page == Some(true)
+    }
+
     /// `tirreno_ip`.
-    pub(crate) fn ip(&self) -> Option<&Value> {
+    pub(crate) fn ip(&self) -> Option<&ComplexValue> {
         self.ip.as_ref()
     }
 
     /// `tirreno_param`.
-    pub(crate) fn params(&self) -> &[(Param, Sourced)] {
+    pub(crate) fn params(&self) -> &[(Param, Value)] {
         self.params.as_ref().map(|p| p.as_slice()).unwrap_or_default()
-    }
-
-    /// `tirreno_anonymous`.
-    pub(crate) fn anonymous(&self) -> bool {
-        self.anonymous == 1
     }
 
     /// `tirreno_event` of this level and the outer ones.
@@ -195,19 +234,17 @@ impl LocationConf {
         self.rules.get_or_init(|| RuleSet::new(&self.own_rules, None)).as_ref()
     }
 
-    /// `tirreno_default_event`.
-    pub(crate) fn default_event(&self) -> Option<EventType> {
-        self.default_event.unwrap_or(Some(EventType::PageView))
-    }
-
     /// `tirreno_event_prefix`, without a slash at its end.
     pub(crate) fn event_prefix(&self) -> &[u8] {
         self.event_prefix.as_ref().map_or(&[], |prefix| prefix.as_bytes())
     }
 
-    /// Whether `tirreno_verify answer`.
-    pub(crate) fn verifies(&self) -> bool {
-        self.verify == Some(true)
+    /// `tirreno_verify`; a dry run changes nothing.
+    fn verify(&self) -> Verify {
+        match &self.verify {
+            Some((verify, false, _)) => *verify,
+            _ => Verify::Off,
+        }
     }
 
     /// `tirreno_redact`; nothing where it is off.
@@ -258,30 +295,39 @@ impl LocationConf {
         if self.anonymous == NGX_CONF_UNSET as ngx_flag_t {
             self.anonymous = if parent.anonymous == 1 { 1 } else { 0 };
         }
+        if self.user_case == NGX_CONF_UNSET as ngx_flag_t {
+            self.user_case = if parent.user_case == 0 { 0 } else { 1 };
+        }
         self.default_event = self.default_event.or(parent.default_event);
         self.event_prefix = self.event_prefix.or(parent.event_prefix);
-        self.verify = self.verify.or(parent.verify);
-        self.inherit_rules(cf, parent);
+        self.realm = self.realm.or(parent.realm);
+        self.url_page = self.url_page.or(parent.url_page);
+        if self.verify.is_none() {
+            self.verify.clone_from(&parent.verify);
+        }
+        if self.lookup.is_none() {
+            self.lookup.clone_from(&parent.lookup);
+        }
+        self.inherit_rules(cf, main, parent);
         self.inherit_secrets(parent);
         if let Some((value, place)) = &self.enabled
             && !value.is_constant_off()
         {
-            main.note_enabled(place, self.may_capture());
+            note(&mut main.enabled, place, self.may_capture());
+            main.binds |= self.rules().is_some_and(RuleSet::binds);
+            if let Some((Verify::Session, _, place)) = &self.verify {
+                note(&mut main.verified, place, !self.sessions().is_empty());
+            }
         }
         NGX_CONF_OK
     }
 
-    fn inherit_rules(&mut self, cf: &mut ngx_conf_t, parent: &Self) {
+    fn inherit_rules(&mut self, cf: &mut ngx_conf_t, main: &mut MainConf, parent: &Self) {
         if parent.rules.get().is_none() {
-            RuleSet::check(cf, &parent.own_rules);
+            rule::warn_unreachable(cf, &parent.own_rules);
         }
-        RuleSet::check(cf, &self.own_rules);
         let outer = parent.rule_set().filter(|_| !self.cut_rules);
-        self.rules = OnceCell::from(if self.own_rules.is_empty() {
-            outer.cloned()
-        } else {
-            RuleSet::new(&self.own_rules, outer)
-        });
+        self.rules = OnceCell::from(main.known.set(cf, &self.own_rules, outer));
     }
 
     fn inherit_secrets(&mut self, parent: &Self) {
@@ -302,24 +348,16 @@ impl LocationConf {
         if self.rules().is_some_and(RuleSet::may_capture) {
             return true;
         }
-        let given = self.params().iter().find(|(param, _)| *param == Param::UserName);
-        let named = match given {
-            Some((_, user)) => !user.value.is_constant_empty(),
-            None => self.users().iter().any(|user| !user.value.is_constant_empty()),
+        let settings = self.settings();
+        let named = match settings.given_user {
+            Some(user) => !user.is_nothing(),
+            None => settings.users.iter().any(|user| !user.is_nothing()),
         };
-        named || self.anonymous()
+        named || settings.anonymous || settings.has_session
     }
 }
 
 impl MainConf {
-    /// One `tirreno on` holds for many locations: it makes sense if it does for one of them.
-    fn note_enabled(&mut self, place: &Rc<Place>, may_capture: bool) {
-        match self.enabled.iter_mut().find(|(known, _)| Rc::ptr_eq(known, place)) {
-            Some((_, known)) => *known |= may_capture,
-            None => self.enabled.push((place.clone(), may_capture)),
-        }
-    }
-
     /// Checks what all locations together must fulfil.
     pub(crate) fn check(&self, cf: &mut ngx_conf_t) -> Result<(), Status> {
         if let Some((place, _)) = self.enabled.first()
@@ -334,6 +372,17 @@ impl MainConf {
                 "\"tirreno\" is on without \"tirreno_user\" or \"tirreno_anonymous on\", nothing \
                  will be captured",
             );
+        }
+        for (place, has_session) in &self.verified {
+            let missing = match (has_session, self.binds) {
+                (false, _) => {
+                    "\"tirreno_session\", which says where a request has its session's token"
+                }
+                (true, false) => "a rule with \"bind=\", which tells whose session it is",
+                (true, true) => continue,
+            };
+            cf.error_at(place, format_args!("\"tirreno_verify session\" needs {missing}, add it,"));
+            return Err(Status::NGX_ERROR);
         }
         Ok(())
     }
@@ -355,361 +404,10 @@ impl MainConf {
     }
 }
 
-const ANYWHERE: u32 = NGX_HTTP_MAIN_CONF | NGX_HTTP_SRV_CONF | NGX_HTTP_LOC_CONF;
-
-type Handler =
-    unsafe extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
-
-const fn command(name: ngx_str_t, type_: u32, set: Handler, conf: usize) -> ngx_command_t {
-    ngx_command_t {
-        name,
-        type_: type_ as ngx_uint_t,
-        set: Some(set),
-        conf,
-        offset: 0,
-        post: ptr::null_mut(),
+/// What stands in one place holds for many locations: it makes sense if it does for one of them.
+fn note(known: &mut Vec<(Rc<Place>, bool)>, place: &Rc<Place>, makes_sense: bool) {
+    match known.iter_mut().find(|(known, _)| Rc::ptr_eq(known, place)) {
+        Some((_, known)) => *known |= makes_sense,
+        None => known.push((place.clone(), makes_sense)),
     }
 }
-
-/// The module's directives.
-pub(crate) static mut COMMANDS: [ngx_command_t; 16] = [
-    command(
-        ngx_string!("tirreno_target"),
-        // TAKE1 and NOARGS together: the name may be left out.
-        NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_NOARGS | NGX_CONF_TAKE1,
-        cmd_target,
-        NGX_HTTP_MAIN_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_zone"),
-        NGX_HTTP_MAIN_CONF | NGX_CONF_TAKE1,
-        cmd_zone,
-        NGX_HTTP_MAIN_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno"),
-        ANYWHERE | NGX_HTTP_LIF_CONF | NGX_CONF_TAKE1,
-        cmd_enable,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_targets"),
-        ANYWHERE | NGX_CONF_1MORE,
-        cmd_targets,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_user"),
-        ANYWHERE | NGX_CONF_1MORE,
-        cmd_user,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_session"),
-        ANYWHERE | NGX_CONF_1MORE,
-        cmd_session,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(ngx_string!("tirreno_ip"), ANYWHERE | NGX_CONF_TAKE1, cmd_ip, NGX_HTTP_LOC_CONF_OFFSET),
-    command(
-        ngx_string!("tirreno_param"),
-        ANYWHERE | NGX_CONF_TAKE2,
-        cmd_param,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    ngx_command_t {
-        offset: offset_of!(LocationConf, anonymous),
-        ..command(
-            ngx_string!("tirreno_anonymous"),
-            ANYWHERE | NGX_CONF_FLAG,
-            ngx_conf_set_flag_slot,
-            NGX_HTTP_LOC_CONF_OFFSET,
-        )
-    },
-    command(
-        ngx_string!("tirreno_event"),
-        ANYWHERE | NGX_CONF_1MORE,
-        cmd_event,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_default_event"),
-        ANYWHERE | NGX_CONF_TAKE1,
-        cmd_default_event,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_event_prefix"),
-        ANYWHERE | NGX_CONF_TAKE1,
-        cmd_event_prefix,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_verify"),
-        ANYWHERE | NGX_CONF_TAKE1,
-        cmd_verify,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_redact"),
-        ANYWHERE | NGX_CONF_1MORE,
-        cmd_redact,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    command(
-        ngx_string!("tirreno_status"),
-        NGX_HTTP_LOC_CONF | NGX_CONF_NOARGS,
-        cmd_status,
-        NGX_HTTP_LOC_CONF_OFFSET,
-    ),
-    ngx_command_t::empty(),
-];
-
-/// Makes an nginx handler of a function over typed configurations.
-macro_rules! handler {
-    ($name:ident, $conf:ty, |$cf:ident, $config:ident, $args:ident| $body:block) => {
-        extern "C" fn $name(
-            cf: *mut ngx_conf_t,
-            _cmd: *mut ngx_command_t,
-            conf: *mut c_void,
-        ) -> *mut c_char {
-            guarded(NGX_CONF_ERROR, || {
-                // SAFETY: nginx passes the configuration that the command's table names, made by
-                // this module.
-                let ($cf, $config) = unsafe { (&mut *cf, &mut *conf.cast::<$conf>()) };
-                let $args = $cf.args();
-                $body
-            })
-        }
-    };
-}
-
-handler!(cmd_target, MainConf, |cf, main, args| {
-    let name = args.get(1).map_or_else(|| "tirreno".into(), |name| name.to_string());
-    if main.names.contains(&name) {
-        return cf.error(format_args!(
-            "duplicate target \"{name}\", write \"tirreno_target NAME {{\" with another name"
-        ));
-    }
-    if main.names.len() == MAX_TARGETS {
-        return cf.error(format_args!("too many targets, there may be {MAX_TARGETS}"));
-    }
-    match target::read(cf, &name) {
-        Ok(target) => {
-            let file = target.as_ref().and_then(TargetConfig::file);
-            let is_same = |known: &&TargetConfig| known.file().is_some() && known.file() == file;
-            if let Some(known) = main.targets.iter().find(is_same) {
-                return cf.error(format_args!(
-                    "target \"{name}\" has the same \"path\" as target \"{}\"",
-                    known.name
-                ));
-            }
-            main.names.push(name);
-            main.targets.extend(target);
-            NGX_CONF_OK
-        }
-        Err(error) => error,
-    }
-});
-
-handler!(cmd_zone, MainConf, |cf, main, args| {
-    if main.zone_size.is_some() {
-        return DUPLICATE;
-    }
-    let least = Zone::min_size(1);
-    match parse_size(args[1]) {
-        None => cf.error(format_args!(
-            "invalid value \"{}\" in \"tirreno_zone\" directive, it must be a size like \"16m\"",
-            args[1]
-        )),
-        Some(size) if size < least => cf.error(format_args!(
-            "invalid value \"{}\" in \"tirreno_zone\" directive, it must be at least \"{}k\"",
-            args[1],
-            least.div_ceil(1024)
-        )),
-        Some(size) => {
-            main.zone_size = Some(size);
-            main.zone_place = Some(cf.place());
-            NGX_CONF_OK
-        }
-    }
-});
-
-handler!(cmd_enable, LocationConf, |cf, location, args| {
-    if location.enabled.is_some() {
-        return DUPLICATE;
-    }
-    let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
-    location.enabled = Some((value, Rc::new(cf.place())));
-    NGX_CONF_OK
-});
-
-handler!(cmd_targets, LocationConf, |cf, location, args| {
-    if location.target_names.is_some() {
-        return DUPLICATE;
-    }
-    location.target_names = Some(Rc::new((args[1..].to_vec(), cf.place())));
-    NGX_CONF_OK
-});
-
-handler!(cmd_user, LocationConf, |cf, location, args| {
-    let mut user = |text: &ngx_str_t| Ok(Sourced::new(Value::compile(cf, *text)?, text.as_bytes()));
-    let values: Result<Rc<[_]>, CompileError> = args[1..].iter().map(&mut user).collect();
-    let Ok(values) = values else { return NGX_CONF_ERROR };
-    location.users = Some(values);
-    NGX_CONF_OK
-});
-
-handler!(cmd_session, LocationConf, |cf, location, args| {
-    let values = args[1..].iter().map(|text| Value::compile(cf, *text));
-    let values: Result<Rc<[_]>, CompileError> = values.collect();
-    let Ok(values) = values else { return NGX_CONF_ERROR };
-    location.sessions = Some(values);
-    NGX_CONF_OK
-});
-
-handler!(cmd_ip, LocationConf, |cf, location, args| {
-    if location.ip.is_some() {
-        return DUPLICATE;
-    }
-    warn_if_forgeable(cf, args[1]);
-    let Ok(value) = Value::compile(cf, args[1]) else { return NGX_CONF_ERROR };
-    location.ip = Some(value);
-    NGX_CONF_OK
-});
-
-/// A request's header is no source of an address: the client writes it.
-fn warn_if_forgeable(cf: &mut ngx_conf_t, address: ngx_str_t) {
-    let address = address.to_string().to_ascii_lowercase();
-    if address.contains("$http_") || address.contains("${http_") {
-        cf.warn(format_args!(
-            "\"{}\" takes the address from a header that any client can forge, remove it and use \
-             \"set_real_ip_from\" and \"real_ip_header\" of the realip module",
-            cf.args()[0]
-        ));
-    }
-}
-
-handler!(cmd_param, LocationConf, |cf, location, args| {
-    let Some(param) = Param::from_name(args[1].as_bytes()) else {
-        return cf.error(format_args!(
-            "unknown parameter \"{}\" in \"tirreno_param\" directive, it must be one of {}",
-            args[1],
-            Param::ALL.map(Param::name).join(", ")
-        ));
-    };
-    let params = location.params.get_or_insert_default();
-    if params.iter().any(|(known, _)| *known == param) {
-        return cf.error(format_args!(
-            "duplicate parameter \"{}\" in \"tirreno_param\" directive",
-            args[1]
-        ));
-    }
-    if param == Param::IpAddress {
-        warn_if_forgeable(cf, args[2]);
-    }
-    let Ok(value) = Value::compile(cf, args[2]) else { return NGX_CONF_ERROR };
-    if let Some(constant) = value.constant()
-        && param == Param::EventType
-        && !constant.is_empty()
-        && EventType::from_name(constant).is_none()
-    {
-        return cf.error(format_args!(
-            "unknown event type \"{}\" in \"tirreno_param\" directive, it must be one of {}",
-            args[2],
-            EventType::ALL.map(EventType::name).join(", ")
-        ));
-    }
-    match Rc::get_mut(params) {
-        Some(params) => params.push((param, Sourced::new(value, args[2].as_bytes()))),
-        None => return NGX_CONF_ERROR,
-    }
-    NGX_CONF_OK
-});
-
-handler!(cmd_event, LocationConf, |cf, location, args| {
-    if let [_, none] = args
-        && none.as_bytes() == b"none"
-    {
-        location.cut_rules = true;
-        return NGX_CONF_OK;
-    }
-    match rule::read(cf, &args[1..]) {
-        Ok(entry) => {
-            location.own_rules.push(entry);
-            NGX_CONF_OK
-        }
-        Err(error) => cf.error(format_args!("{error} in \"tirreno_event\" directive")),
-    }
-});
-
-handler!(cmd_default_event, LocationConf, |cf, location, args| {
-    let event = EventType::from_name(args[1].as_bytes());
-    if event.is_none() && args[1].as_bytes() != b"off" {
-        let error = rule::unknown_type(args[1]);
-        return cf.error(format_args!("{error} in \"tirreno_default_event\" directive"));
-    }
-    location.default_event = Some(event);
-    NGX_CONF_OK
-});
-
-handler!(cmd_event_prefix, LocationConf, |cf, location, args| {
-    if location.event_prefix.is_some() {
-        return DUPLICATE;
-    }
-    let mut prefix = args[1];
-    let path = prefix.as_bytes();
-    // No other one is ever the beginning of a normalized path.
-    if !path.starts_with(b"/") || path::normalize(path, &mut Vec::new()) != path {
-        return cf.error(format_args!(
-            "invalid value \"{prefix}\" in \"tirreno_event_prefix\" directive, it must be a path like \
-             \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\""
-        ));
-    }
-    while prefix.as_bytes().ends_with(b"/") {
-        prefix.len -= 1;
-    }
-    location.event_prefix = Some(prefix);
-    NGX_CONF_OK
-});
-
-handler!(cmd_verify, LocationConf, |cf, location, args| {
-    location.verify = Some(match args[1].as_bytes() {
-        b"off" => false,
-        b"answer" => true,
-        _ => {
-            return cf.error(format_args!(
-                "invalid value \"{}\" in \"tirreno_verify\" directive, it must be \"off\" or \
-                 \"answer\"",
-                args[1]
-            ));
-        }
-    });
-    NGX_CONF_OK
-});
-
-handler!(cmd_redact, LocationConf, |cf, location, args| {
-    let names = &args[1..];
-    if names.iter().any(|name| name.as_bytes() == b"off") {
-        if names.len() > 1 || !location.own_secrets.is_empty() {
-            return cf.error("\"tirreno_redact off\" cannot stand beside names");
-        }
-        location.cut_secrets = true;
-    } else if location.cut_secrets {
-        return cf.error("\"tirreno_redact off\" cannot stand beside names");
-    } else {
-        location.own_secrets.extend(names.iter().map(ToString::to_string));
-    }
-    NGX_CONF_OK
-});
-
-handler!(cmd_status, LocationConf, |cf, _location, _args| {
-    let Some(core) = NgxHttpCoreModule::location_conf_mut(cf) else { return NGX_CONF_ERROR };
-    if core.handler.is_some() {
-        return conf_error(
-            c"is duplicate, or the location has another handler such as \"proxy_pass\"",
-        );
-    }
-    core.handler = Some(status::handler);
-    NGX_CONF_OK
-});

@@ -2,9 +2,10 @@
 //!
 //! This crate is what touches nginx; everything else is in `tirreno-pipeline`:
 //!
-//! - [`conf`] reads the directives,
+//! - [`directives`] are read into what [`conf`] holds,
 //! - [`zone`] asks nginx for the shared memory,
 //! - [`permissions`] tells whether the workers' user can use a file,
+//! - [`request`] is the one safe view of a request,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`body`] reads the account that a login's body names,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
@@ -22,12 +23,15 @@ use nginx_sys::{
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 
-use crate::conf::{COMMANDS, LocationConf, MainConf};
+use crate::conf::{LocationConf, MainConf};
+use crate::directives::COMMANDS;
 
 mod body;
 mod capture;
 mod conf;
+mod directives;
 mod permissions;
+mod request;
 mod response;
 mod status;
 mod variables;

@@ -1,12 +1,17 @@
 //! What a response says, as rules ask for it.
 
 use nginx_sys::{
+    NGX_HTTP_CACHE_HIT, NGX_HTTP_CACHE_REVALIDATED, NGX_HTTP_CACHE_STALE, NGX_HTTP_CACHE_UPDATING,
     ngx_cached_time, ngx_http_request_t, ngx_http_upstream_state_t, ngx_list_part_t, ngx_list_t,
     ngx_parse_http_time, ngx_table_elt_t,
 };
 use tirreno_pipeline::capture::cookie;
+use tirreno_pipeline::capture::rules::CLIENT_CLOSED_REQUEST;
 
 use crate::conf::value::bytes;
+
+/// nginx's answer where the application gives none in time, and an application's own.
+const GATEWAY_TIMEOUT: u16 = 504;
 
 /// The response's status, as nginx's `$status` has it.
 pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
@@ -69,20 +74,62 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
     }
 }
 
-/// Whether the response has the header `name`, not empty.
+/// Whether the application itself has given this answer: not nginx, and not a cache.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
-pub(crate) unsafe fn has_header(r: *const ngx_http_request_t, name: &[u8]) -> bool {
+pub(crate) unsafe fn is_applications(r: *const ngx_http_request_t, status: u16) -> bool {
+    // SAFETY: the caller's promise.
+    let upstream = unsafe { (*r).upstream.as_ref() };
+    upstream.is_some_and(|upstream| {
+        let is_cached = matches!(
+            upstream.cache_status(),
+            NGX_HTTP_CACHE_STALE
+                | NGX_HTTP_CACHE_UPDATING
+                | NGX_HTTP_CACHE_REVALIDATED
+                | NGX_HTTP_CACHE_HIT
+        );
+        !is_cached && upstream.headers_in.status_n == usize::from(status)
+    })
+}
+
+/// Whether the client went away, or waiting for the application ended, before its header came.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn is_hung_up(r: *const ngx_http_request_t, status: u16) -> bool {
+    // SAFETY: the caller's promise.
+    let upstream = unsafe { (*r).upstream.as_ref() };
+    match status {
+        0 | CLIENT_CLOSED_REQUEST => true,
+        GATEWAY_TIMEOUT => {
+            upstream.is_some_and(|u| u.headers_in.status_n != usize::from(GATEWAY_TIMEOUT))
+        }
+        _ => false,
+    }
+}
+
+/// The response's header `name`, where it is not empty.
+///
+/// # Safety
+/// `r` is a request that nginx is processing; the text lives while it does.
+pub(crate) unsafe fn header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Option<&'r [u8]> {
     // SAFETY: the caller's promise. nginx itself has these two elsewhere.
     unsafe {
+        let is_it =
+            |(key, value): &(&[u8], &[u8])| key.eq_ignore_ascii_case(name) && !value.is_empty();
+        if let Some((_, value)) = fields(r).find(is_it) {
+            return Some(value);
+        }
         let own = &(*r).headers_out;
         let known = if name.eq_ignore_ascii_case(b"location") {
-            own.location.as_ref().is_some_and(|location| location.value.len > 0)
+            own.location.as_ref().map(|location| location.value)
+        } else if name.eq_ignore_ascii_case(b"content-type") {
+            Some(own.content_type)
         } else {
-            name.eq_ignore_ascii_case(b"content-type") && own.content_type.len > 0
+            None
         };
-        known || fields(r).any(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_empty())
+        known.map(|text| bytes(text.data, text.len)).filter(|text| !text.is_empty())
     }
 }
 
@@ -91,7 +138,9 @@ pub(crate) unsafe fn has_header(r: *const ngx_http_request_t, name: &[u8]) -> bo
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the fields live while it does.
-unsafe fn fields<'r>(r: *const ngx_http_request_t) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
+pub(crate) unsafe fn fields<'r>(
+    r: *const ngx_http_request_t,
+) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
     // SAFETY: the caller's promise. A header without a hash is deleted.
     unsafe {
         let upstream = (*r).upstream.as_ref().map(|upstream| &upstream.headers_in.headers);

@@ -2,7 +2,10 @@
 
 pub mod body;
 pub mod cookie;
+pub mod decision;
 pub mod extract;
+#[cfg(test)]
+mod facts;
 pub mod identity;
 pub mod known_accounts;
 pub mod level;
@@ -10,6 +13,8 @@ pub mod login;
 pub mod path;
 pub mod rank;
 pub mod redact;
+pub mod rule;
 pub mod rules;
 mod secret_name;
 pub mod session;
+pub mod value;

@@ -13,7 +13,8 @@
 //! 48  [u8; 32]  trace id
 //! 80  u8        by what evidence the user is known
 //! 81  u8        rank
-//! 82  [u8; 6]   zero
+//! 82  u8        1: an attempt, 2: a first step
+//! 83  [u8; 5]   zero
 //! 88  u16 …     length of each parameter, in order of their bits
 //!     [u8] …    the parameters' bytes, then padding
 //! ```
@@ -28,6 +29,9 @@ use crate::event::{EventType, OverLimit, Param};
 
 /// Bytes before the parameters' lengths.
 const FIXED: usize = 88;
+/// The bits of its flags.
+const ATTEMPT: u8 = 1;
+const FIRST_STEP: u8 = 2;
 /// Records start on this boundary.
 const ALIGN: usize = 8;
 /// Bytes that are captured beyond a parameter's limit, so that a character that the limit cuts in
@@ -124,6 +128,10 @@ pub struct Capture<'a> {
     pub identity: Identity,
     /// How much the event matters when there is no room for all.
     pub rank: Rank,
+    /// Whether nobody knows how it ended.
+    pub is_attempt: bool,
+    /// Whether it is a failed login that a good one withdraws.
+    pub is_first_step: bool,
     /// The peer's address; a socket that has none (`unix:`) has none here.
     pub ip: Option<IpAddr>,
     /// The trace id, sent as `X-Request-Id`.
@@ -145,6 +153,8 @@ impl<'a> Capture<'a> {
             kind: EventType::PageView,
             identity: Identity::None,
             rank: Rank::Four,
+            is_attempt: false,
+            is_first_step: false,
             ip: None,
             trace: [b'0'; TRACE_LEN],
             present: 0,
@@ -229,7 +239,8 @@ impl<'a> Capture<'a> {
         out[48..80].copy_from_slice(&self.trace);
         out[80] = self.identity as u8;
         out[81] = self.rank as u8;
-        out[82..88].fill(0);
+        out[82] = u8::from(self.is_attempt) * ATTEMPT | u8::from(self.is_first_step) * FIRST_STEP;
+        out[83..88].fill(0);
     }
 }
 
@@ -321,6 +332,16 @@ impl<'a> Record<'a> {
     /// How much it matters when there is no room for all.
     pub fn rank(&self) -> Rank {
         self.rank
+    }
+
+    /// Whether nobody knows how it ended.
+    pub fn is_attempt(&self) -> bool {
+        self.bytes[82] & ATTEMPT != 0
+    }
+
+    /// Whether it is a failed login that a good one withdraws.
+    pub fn is_first_step(&self) -> bool {
+        self.bytes[82] & FIRST_STEP != 0
     }
 
     /// The peer's address; an IPv4 address that came over an IPv6 socket is IPv4.

@@ -12,19 +12,7 @@ use nginx_sys::{
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::{ngx_conf_log_error, ngx_log_error};
-
-/// A place in the configuration, for messages that come after its reading.
-#[derive(Debug)]
-pub(crate) struct Place {
-    file: String,
-    line: usize,
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
-    }
-}
+use tirreno_pipeline::capture::rule::Place;
 
 /// Makes a static text what a directive's handler returns; nginx logs it behind the directive's
 /// name, with file and line.
@@ -85,7 +73,7 @@ impl ConfExt for ngx_conf_t {
         // SAFETY: there is a file while directives are read, except for `-g` parameters.
         let file = unsafe { self.conf_file.as_ref() };
         Place {
-            file: file.map_or_else(String::new, |f| f.file.name.to_string()),
+            file: file.map_or_else(String::new, |f| f.file.name.to_string()).into(),
             line: file.map_or(0, |f| f.line),
         }
     }

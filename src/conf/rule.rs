@@ -1,250 +1,125 @@
-//! `tirreno_event`: which event a request is.
+//! `tirreno_event` and values, compiled by nginx.
+//!
+//! What is written in one place of one file is read once, however many servers include the file: the rules
+//! and the sets of rules that are the same are shared.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
-use nginx_sys::{ngx_conf_t, ngx_http_request_t, ngx_str_t};
-use tirreno_pipeline::capture::body::Fields;
-use tirreno_pipeline::capture::level::Level;
-use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules, StatusKey};
-use tirreno_pipeline::event::EventType;
+use nginx_sys::{ngx_conf_t, ngx_str_t};
+use tirreno_pipeline::capture::rule::{self, Place};
+use tirreno_pipeline::capture::rules::Rules;
+use tirreno_pipeline::capture::value::{self, Purpose, ValueError};
 
-use super::ext::{ConfExt, Place};
-use super::value::{Sourced, Value, is_off};
-use crate::response;
+use super::ext::ConfExt;
+use super::value::ComplexValue;
 
-/// The longest name of an audit record.
-const MAX_AUDIT: usize = 100;
-
-/// What a rule says about the requests that it is for.
-pub(crate) struct Rule {
-    /// The event's type; nothing where such a request is none.
-    pub(crate) event: Option<EventType>,
-    /// Replace `tirreno_user`, if there are any.
-    pub(crate) users: Box<[User]>,
-    /// What becomes of an account that a body names and that nothing is known of.
-    pub(crate) unknown: Unknown,
-    /// Whether it is an event also without a user; the location says so where the rule does not.
-    pub(crate) anonymous: Option<bool>,
-    /// The names of segments that are secrets.
-    pub(crate) redact: Box<[String]>,
-    /// The event's name in audit records; the type's where it is empty.
-    pub(crate) audit: String,
-    /// Its level there; derived where there is none.
-    pub(crate) level: Option<Level>,
-    status: Option<StatusKey>,
-    condition: Option<Value>,
-    place: Place,
-}
-
-/// Where a rule's user comes from.
-pub(crate) enum User {
-    Value(Sourced),
-    /// The account that the request's body names.
-    Body(Fields),
-}
-
-/// `unknown=`: people type passwords where their name belongs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unknown {
-    Hash,
-    Send,
-    Omit,
-}
-
+/// A value of a directive or rule.
+pub(crate) type Value = value::Value<ComplexValue>;
 /// A rule with what finds it.
-pub(crate) type Entry = (Methods, Pattern, Rc<Rule>);
+pub(crate) type Entry = rule::Entry<ComplexValue>;
+/// The rules of a location.
+pub(crate) type RuleSet = rule::RuleSet<ComplexValue>;
 
-/// The rules of a location in the order in which they are tried.
-pub(crate) struct RuleSet {
-    entries: Vec<Entry>,
-    pub(crate) rules: Rules<Rc<Rule>>,
-    /// Those of them that have secret segments, if any.
-    pub(crate) redacting: Option<Rules<Rc<Rule>>>,
-    /// Those of them that ask for the body, if any.
-    pub(crate) bodies: Option<Rules<Rc<Rule>>>,
+/// What was read so far, by what it was read from.
+#[derive(Default)]
+pub(crate) struct Known {
+    entries: HashMap<(Place, Vec<&'static [u8]>), Rc<Entry>>,
+    /// By the places of their rules and of the outer set in memory, where they stay.
+    sets: HashMap<(Vec<*const Entry>, *const RuleSet), Rc<RuleSet>>,
 }
 
-impl Rule {
-    /// Whether the rule is for this request, whose method and path match.
+impl Known {
+    /// Reads the arguments of `tirreno_event`.
     ///
-    /// # Safety
-    /// `r` is a request that nginx is processing, and that has a response.
-    pub(crate) unsafe fn holds(&self, r: *mut ngx_http_request_t, status: u16) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let answered = self.status.as_ref().is_none_or(|key| {
-                let set_cookie = |name: &[u8]| response::sets_cookie(r, name);
-                key.holds(status, set_cookie, |name| response::has_header(r, name))
-            });
-            answered && self.condition.as_ref().is_none_or(|value| !is_off(value.evaluate(r)))
+    /// # Errors
+    /// What is wrong with them.
+    pub(crate) fn entry(
+        &mut self,
+        cf: &mut ngx_conf_t,
+        args: &'static [ngx_str_t],
+    ) -> Result<Rc<Entry>, String> {
+        let args: Vec<_> = args.iter().map(text).collect();
+        let key = (cf.place(), args);
+        if let Some(known) = self.entries.get(&key) {
+            return Ok(known.clone());
         }
+        let (place, args) = &key;
+        let entry = rule::Rule::parse(args, place.clone(), &mut |text| compile(cf, text))?;
+        let entry = Rc::new(entry);
+        self.entries.insert(key, entry.clone());
+        Ok(entry)
     }
 
-    /// The fields of the body that it asks for.
-    pub(crate) fn body_fields(&self) -> impl Iterator<Item = &Fields> {
-        self.users.iter().filter_map(|user| match user {
-            User::Value(_) => None,
-            User::Body(fields) => Some(fields),
-        })
-    }
-
-    fn is_unconditional(&self) -> bool {
-        self.status.is_none() && self.condition.is_none()
+    /// The set of a level's `own` rules before the `outer` ones; of a new one, warns of those that no
+    /// request reaches. That an inner level's rule comes before an outer one is what levels are for.
+    pub(crate) fn set(
+        &mut self,
+        cf: &mut ngx_conf_t,
+        own: &[Rc<Entry>],
+        outer: Option<&Rc<RuleSet>>,
+    ) -> Option<Rc<RuleSet>> {
+        if own.is_empty() {
+            return outer.cloned();
+        }
+        let places = own.iter().map(Rc::as_ptr).collect();
+        let key = (places, outer.map_or(std::ptr::null(), Rc::as_ptr));
+        if let Some(known) = self.sets.get(&key) {
+            return Some(known.clone());
+        }
+        warn_unreachable(cf, own);
+        let set = RuleSet::new(own, outer)?;
+        self.sets.insert(key, set.clone());
+        Some(set)
     }
 }
 
-impl RuleSet {
-    /// `own` rules are tried before the `outer` ones; nothing where there are none.
-    pub(crate) fn new(own: &[Entry], outer: Option<&Rc<Self>>) -> Option<Rc<Self>> {
-        let outer = outer.map_or(&[][..], |outer| &outer.entries);
-        let entries = [own, outer].concat();
-        let some = |wanted: fn(&Rule) -> bool| {
-            let some: Vec<_> = entries.iter().filter(|(.., rule)| wanted(rule)).cloned().collect();
-            (!some.is_empty()).then(|| Rules::new(some))
-        };
-        let redacting = some(|rule| !rule.redact.is_empty());
-        let bodies = some(|rule| rule.body_fields().next().is_some());
-        let rules = some(|_| true)?;
-        Some(Rc::new(Self { entries, rules, redacting, bodies }))
-    }
-
-    /// Whether any request of a rule can have a user, or needs none.
-    pub(crate) fn may_capture(&self) -> bool {
-        self.entries.iter().any(|(.., rule)| rule.anonymous == Some(true) || !rule.users.is_empty())
-    }
-
-    /// Warns of those of a level's `own` rules that no request reaches. That an inner level's rule comes
-    /// before an outer one is what levels are for.
-    pub(crate) fn check(cf: &mut ngx_conf_t, own: &[Entry]) {
-        let rules = Rules::new(own.to_vec());
-        for (hidden, hiding) in rules.unreachable(|rule| rule.is_unconditional()) {
-            let (hidden, hiding) = (&own[hidden].2.place, &own[hiding].2.place);
-            cf.warn_at(
-                hidden,
-                format_args!("no request reaches this \"tirreno_event\", the one in {hiding} is for all of them,"),
-            );
-        }
+/// Warns of those of a level's rules that no request reaches.
+pub(crate) fn warn_unreachable(cf: &mut ngx_conf_t, own: &[Rc<Entry>]) {
+    let rules = own
+        .iter()
+        .map(|entry| (entry.methods.clone(), entry.pattern.clone(), entry.rule.is_unconditional()));
+    for (hidden, hiding) in Rules::new(rules.collect()).unreachable(|unconditional| *unconditional)
+    {
+        let (hidden, hiding) = (&own[hidden].rule.place, &own[hiding].rule.place);
+        cf.warn_at(
+            hidden,
+            format_args!(
+                "no request reaches this \"tirreno_event\", the one in {hiding} is for all of them,"
+            ),
+        );
     }
 }
 
-/// Reads `type methods path [key=value …]`.
-pub(crate) fn read(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<Entry, String> {
-    let [kind, methods, path, keys @ ..] = args else {
-        return Err("it must be \"tirreno_event TYPE METHODS PATH [KEY=VALUE ...]\"".into());
-    };
-    let event = match kind.as_bytes() {
-        b"off" => None,
-        name => Some(EventType::from_name(name).ok_or_else(|| unknown_type(*kind))?),
-    };
-    let methods_text = methods.to_string();
-    let methods = Methods::parse(&methods_text)
-        .map_err(|error| format!("invalid methods \"{methods_text}\", {error}"))?;
-    let path_text = path.to_string();
-    let pattern = Pattern::parse(&path_text)
-        .map_err(|error| format!("invalid path \"{path_text}\", {error}"))?;
-    let mut rule = Rule {
-        event,
-        users: Box::default(),
-        unknown: Unknown::Hash,
-        anonymous: None,
-        redact: Box::default(),
-        audit: String::new(),
-        level: None,
-        status: None,
-        condition: None,
-        place: cf.place(),
-    };
-    let (mut users, mut redact, mut seen) = (Vec::new(), Vec::new(), Vec::new());
-    for key in keys {
-        let text = key.to_string();
-        let Some((name, value)) = text.split_once('=') else {
-            return Err(format!("invalid \"{text}\", it must be KEY=VALUE"));
-        };
-        if seen.contains(&name.to_owned()) && !matches!(name, "user" | "redact") {
-            return Err(format!("duplicate key \"{name}=\""));
-        }
-        seen.push(name.to_owned());
-        // The argument lives as long as the configuration, unlike its copy.
-        let rest = ngx_str_t {
-            len: key.len - name.len() - 1,
-            // SAFETY: the name and the equals sign are in front.
-            data: unsafe { key.data.add(name.len() + 1) },
-        };
-        let mut compile =
-            |what| Value::compile(cf, rest).map_err(|_| format!("invalid {what} \"{value}\""));
-        match name {
-            "status" => {
-                let status = StatusKey::parse(value)
-                    .map_err(|error| format!("invalid \"{text}\", {error}"))?;
-                rule.status = Some(status);
-            }
-            "user" => users.push(match value.strip_prefix("body:") {
-                Some(names) => User::Body(
-                    Fields::parse(names).map_err(|error| format!("invalid \"{text}\", {error}"))?,
-                ),
-                None => User::Value(Sourced::new(compile("user")?, rest.as_bytes())),
-            }),
-            "unknown" => {
-                rule.unknown = match value {
-                    "hash" => Unknown::Hash,
-                    "send" => Unknown::Send,
-                    "omit" => Unknown::Omit,
-                    _ => {
-                        return Err(format!(
-                            "invalid \"{text}\", it must be \"hash\", \"send\" or \"omit\""
-                        ));
-                    }
-                };
-            }
-            "if" if !value.is_empty() => rule.condition = Some(compile("condition")?),
-            "anonymous" => {
-                rule.anonymous = match value {
-                    "on" => Some(true),
-                    "off" => Some(false),
-                    _ => return Err(format!("invalid \"{text}\", it must be \"on\" or \"off\"")),
-                };
-            }
-            "redact" => {
-                if !pattern.names().any(|known| known == value) {
-                    return Err(format!("\"{text}\" names no segment of \"{path_text}\""));
-                }
-                redact.push(value.to_owned());
-            }
-            "audit" if !value.is_empty() => {
-                let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
-                if value.len() > MAX_AUDIT || !value.chars().all(plain) {
-                    return Err(format!(
-                        "invalid \"{text}\", it must be at most {MAX_AUDIT} letters, digits, \"_\", \
-                         \"-\", \".\" and \":\""
-                    ));
-                }
-                value.clone_into(&mut rule.audit);
-            }
-            "level" if !value.is_empty() => {
-                let level = Level::parse(value).ok_or_else(|| {
-                    let names = Level::ALL.map(Level::name).join(", ");
-                    format!("invalid \"{text}\", it must be one of {names}, or 100 to 103")
-                });
-                rule.level = Some(level?);
-            }
-            _ => {
-                return Err(format!(
-                    "invalid \"{text}\", it must be one of \"status=\", \"user=\", \
-                     \"unknown=\", \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"if=\""
-                ));
-            }
-        }
-    }
-    rule.users = users.into();
-    if seen.iter().any(|name| name == "unknown") && rule.body_fields().next().is_none() {
-        return Err("\"unknown=\" needs \"user=body:FIELD\"".into());
-    }
-    rule.redact = redact.into();
-    Ok((methods, pattern, Rc::new(rule)))
+/// Reads a value in the arguments of a directive.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn read_value(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Value, ValueError> {
+    Value::parse(text(argument), Purpose::Send, None, &mut |text| compile(cf, text))
 }
 
-/// What is wrong with an event's type.
-pub(crate) fn unknown_type(name: ngx_str_t) -> String {
-    let all = EventType::ALL.map(EventType::name).join(", ");
-    format!("unknown event type \"{name}\", it must be \"off\" or one of {all}")
+/// The values of a session's token, joined.
+pub(crate) type Token = Box<[Value]>;
+
+/// Reads `cookie:NAME+header:NAME`.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn read_token(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Token, ValueError> {
+    let mut compile = |text: &'static [u8]| compile(cf, text);
+    value::split_joined(text(argument))
+        .map(|part| Value::parse(part, Purpose::Look, None, &mut compile))
+        .collect()
+}
+
+fn compile(cf: &mut ngx_conf_t, text: &'static [u8]) -> Option<ComplexValue> {
+    let text = ngx_str_t { len: text.len(), data: text.as_ptr().cast_mut() };
+    ComplexValue::compile(cf, text).ok()
+}
+
+/// An argument's text, which lives as long as the configuration.
+fn text(argument: &ngx_str_t) -> &'static [u8] {
+    // SAFETY: arguments lie in the configuration's pool, and what is read from them does, too.
+    unsafe { super::value::bytes(argument.data, argument.len) }
 }

@@ -15,8 +15,9 @@ use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::shm::zone::MAX_NAME;
 
-use super::ext::{ConfExt, Place, parse_size, parse_time_ms};
+use super::ext::{ConfExt, parse_size, parse_time_ms};
 use crate::guarded;
+use tirreno_pipeline::capture::rule::Place;
 
 mod audit;
 mod privacy;
@@ -121,7 +122,7 @@ impl Tls {
 }
 
 /// Reads the block that follows; nothing for a target that is switched off.
-pub(super) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfig>, *mut c_char> {
+pub(crate) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfig>, *mut c_char> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name == "all" || name.len() > MAX_NAME || !name.chars().all(plain) {
         return Err(cf.error(format_args!(

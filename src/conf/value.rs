@@ -1,4 +1,4 @@
-//! Values of directives that may contain variables.
+//! nginx's complex values: texts of directives that may contain variables.
 
 use core::{mem, ptr};
 
@@ -8,10 +8,12 @@ use nginx_sys::{
     ngx_http_get_flushed_variable, ngx_http_get_variable_index, ngx_http_request_t, ngx_int_t,
     ngx_str_t, ngx_uint_t, ngx_variable_value_t,
 };
+use tirreno_pipeline::capture::rule::is_off;
+use tirreno_pipeline::capture::value::Text;
 
-/// A value, as cheap to evaluate as it can be.
+/// A complex value, as cheap to evaluate as it can be.
 #[derive(Clone)]
-pub(crate) enum Value {
+pub(crate) enum ComplexValue {
     /// No variable.
     Constant(ngx_str_t),
     /// One variable and nothing else: read in place, without a copy.
@@ -20,11 +22,20 @@ pub(crate) enum Value {
     Complex(ngx_http_complex_value_t),
 }
 
+impl Text for ComplexValue {
+    fn constant(&self) -> Option<&[u8]> {
+        match self {
+            Self::Constant(text) => Some(text.as_bytes()),
+            _ => None,
+        }
+    }
+}
+
 /// nginx has said what is wrong.
 #[derive(Debug)]
 pub(crate) struct CompileError;
 
-impl Value {
+impl ComplexValue {
     /// Reads a directive's argument.
     pub(crate) fn compile(cf: &mut ngx_conf_t, text: ngx_str_t) -> Result<Self, CompileError> {
         let mut name = text;
@@ -56,19 +67,6 @@ impl Value {
         }
     }
 
-    /// The value when no request changes it.
-    pub(crate) fn constant(&self) -> Option<&[u8]> {
-        match self {
-            Self::Constant(text) => Some(text.as_bytes()),
-            _ => None,
-        }
-    }
-
-    /// Whether every request gives nothing.
-    pub(crate) fn is_constant_empty(&self) -> bool {
-        self.constant().is_some_and(<[u8]>::is_empty)
-    }
-
     /// Whether no request switches it on.
     pub(crate) fn is_constant_off(&self) -> bool {
         self.constant().is_some_and(is_off)
@@ -95,33 +93,6 @@ impl Value {
             }
         }
     }
-}
-
-/// A value with where it comes from.
-#[derive(Clone)]
-pub(crate) struct Sourced {
-    pub(crate) value: Value,
-    /// Whether the request has no part in it, which can name anybody: it is constant, or the response's.
-    pub(crate) trusted: bool,
-    /// Whether it is the response's, and nothing else.
-    pub(crate) answered: bool,
-}
-
-impl Sourced {
-    /// `text` is what `value` was compiled from.
-    pub(crate) fn new(value: Value, text: &[u8]) -> Self {
-        let variables = text.split(|b| *b == b'$').skip(1);
-        let mut names = variables.map(|name| name.strip_prefix(b"{").unwrap_or(name));
-        let is_constant = !text.contains(&b'$');
-        let trusted =
-            names.all(|name| name.starts_with(b"upstream_") || name.starts_with(b"sent_"));
-        Self { value, trusted, answered: trusted && !is_constant }
-    }
-}
-
-/// What switches a directive like `tirreno` off, as in nginx's own `if=` parameters.
-pub(crate) fn is_off(value: &[u8]) -> bool {
-    matches!(value, b"" | b"0" | b"off")
 }
 
 fn is_one_variable(text: &[u8]) -> bool {

@@ -48,6 +48,11 @@ impl Fields {
         Ok(Self(text.split(',').map(check).collect::<Result<_, _>>()?))
     }
 
+    /// The fields of those names.
+    pub fn of(names: &[&str]) -> Self {
+        Self(names.iter().map(|name| Box::from(*name)).collect())
+    }
+
     /// Both's fields.
     pub fn with(&self, other: &Self) -> Self {
         let new = other.0.iter().filter(|name| !self.0.contains(name));
@@ -85,7 +90,7 @@ fn canonical(name: &str) -> String {
 
 /// Whether a field of that name may hold a secret: the names, and parts of names, under which
 /// applications take passwords, tokens and second factors.
-fn is_secret(name: &str) -> bool {
+pub(crate) fn is_secret(name: &str) -> bool {
     const PARTS: [&str; 9] = [
         "passw",
         "passphrase",
@@ -127,6 +132,12 @@ impl Values {
         let fields = fields.0.iter().cloned().zip(found).filter(|_| whole);
         let fields = fields.filter_map(|(name, value)| Some((name, value?)));
         Self { fields: fields.filter(|(_, value)| !value.trim().is_empty()).collect() }
+    }
+
+    /// The field of that name, where it has a value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.fields.iter().find(|(own, _)| **own == *name);
+        found.map(|(_, value)| value.trim())
     }
 
     /// The first of the fields that has a value.

@@ -50,6 +50,16 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     scratch
 }
 
+/// What of a normalized path lies below a prefix, which ends without a slash; nothing where it lies elsewhere.
+pub fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
+    let below = path.strip_prefix(prefix)?;
+    match below {
+        [] => Some(b"/"),
+        [b'/', ..] => Some(below),
+        _ => None,
+    }
+}
+
 /// Where the path lies in a request target or an absolute URL.
 pub(crate) fn locate(target: &[u8]) -> Range<usize> {
     let start = match scheme_len(target) {
@@ -65,6 +75,12 @@ pub(crate) fn scheme_len(url: &[u8]) -> usize {
     let is_in_scheme = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
     let name = url.iter().take_while(is_in_scheme).count();
     if name > 0 && url[name..].starts_with(b"://") { name + 3 } else { 0 }
+}
+
+/// Where what follows the authority begins in a URL; 0 in one that begins with its path.
+pub(crate) fn authority_of(url: &[u8]) -> usize {
+    let start = if url.starts_with(b"//") { 2 } else { scheme_len(url) };
+    if start == 0 { 0 } else { start + authority_len(&url[start..]) }
 }
 
 /// How long the authority is at the start of what follows a scheme.

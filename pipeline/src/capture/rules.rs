@@ -7,6 +7,10 @@ use std::fmt;
 use std::iter;
 use std::ops::{Range, RangeInclusive};
 
+use crate::capture::decision::Exchange;
+use crate::capture::path;
+use crate::capture::value::is_token;
+
 /// The methods a rule is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Methods(Option<Box<[Box<str>]>>);
@@ -83,12 +87,6 @@ impl Methods {
     }
 }
 
-/// Whether `text` is a token of RFC 9110: the name of a method, a header or a cookie.
-fn is_token(text: &str) -> bool {
-    let is_mark = |b| b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
-}
-
 /// The paths a rule is for: `/users/{user_id}/password`, `/plugins/{id}/{*rest}`, `/`.
 ///
 /// `{name}` is one whole segment, `{*name}` at the end is any rest of at least one byte.
@@ -123,6 +121,8 @@ pub enum PatternError {
     DuplicateName,
     /// `{*name}` is not at the end.
     RestNotLast,
+    /// It has a `*` outside of `{*name}`.
+    Star,
     /// It has more segments than [`MAX_SEGMENTS`].
     TooDeep,
 }
@@ -146,6 +146,10 @@ impl fmt::Display for PatternError {
             Self::Name => "a segment's name must be of a-z, 0-9 and _ and not begin with a digit",
             Self::DuplicateName => "two segments of a path must not have the same name",
             Self::RestNotLast => "\"{*name}\" must be the last segment of a path",
+            Self::Star => {
+                "a \"*\" in a path matches only itself: write \"{name}\" for a segment, a last \
+                 \"{*rest}\" for the rest"
+            }
             Self::TooDeep => return write!(f, "a path must not have over {MAX_SEGMENTS} segments"),
         })
     }
@@ -196,23 +200,6 @@ impl Pattern {
         let above = segments.map(|segment| Part::Literal(segment.into()));
         Self(above.chain(self.0.iter().cloned()).collect())
     }
-
-    /// Whether every path that matches `other` matches this one.
-    fn covers(&self, other: &Self) -> bool {
-        let mut theirs = other.0.iter();
-        for part in &self.0 {
-            let covered = match (part, theirs.next()) {
-                (Part::Rest(_), Some(_)) => return true,
-                (Part::Segment(_), Some(Part::Literal(_) | Part::Segment(_))) => true,
-                (Part::Literal(a), Some(Part::Literal(b))) => a == b,
-                _ => false,
-            };
-            if !covered {
-                return false;
-            }
-        }
-        theirs.next().is_none()
-    }
 }
 
 impl Part {
@@ -223,6 +210,7 @@ impl Part {
                 "" => Err(PatternError::EmptySegment),
                 "." | ".." => Err(PatternError::DotSegment),
                 _ if segment.contains(['{', '}']) => Err(PatternError::Brace),
+                _ if segment.contains('*') => Err(PatternError::Star),
                 _ => Ok(Self::Literal(segment.as_bytes().into())),
             };
         };
@@ -324,23 +312,34 @@ struct Node {
     last: usize,
 }
 
+impl Node {
+    /// Where that literal segment leads.
+    fn literal(&self, segment: &[u8]) -> Option<usize> {
+        let place = self.literals.binary_search_by(|(literal, _)| (**literal).cmp(segment));
+        place.ok().map(|place| self.literals[place].1)
+    }
+}
+
 impl<R> Rules<R> {
     /// Rules in order of precedence.
     pub fn new(rules: Vec<(Methods, Pattern, R)>) -> Self {
         let rules =
             rules.into_iter().map(|(methods, pattern, payload)| Rule { methods, pattern, payload });
         let mut new = Self { rules: rules.collect(), nodes: vec![Node::default()] };
-        for number in 0..new.rules.len() {
-            new.insert(number);
+        let rules = std::mem::take(&mut new.rules);
+        for (number, rule) in rules.iter().enumerate() {
+            new.place(&rule.pattern, number);
         }
+        new.rules = rules;
         new
     }
 
-    fn insert(&mut self, number: usize) {
-        let Self { rules, nodes } = self;
+    /// Puts a rule into the tree, whose number is higher than those that are in it.
+    fn place(&mut self, pattern: &Pattern, number: usize) {
+        let nodes = &mut self.nodes;
         let mut at = 0;
         nodes[at].last = number;
-        for part in &rules[number].pattern.0 {
+        for part in &pattern.0 {
             let new = nodes.len();
             let node = &mut nodes[at];
             at = match part {
@@ -376,6 +375,16 @@ impl<R> Rules<R> {
             .find(|(payload, segments)| accept(payload, segments))
     }
 
+    /// All rules in order of precedence.
+    pub fn iter(&self) -> impl Iterator<Item = (&Methods, &Pattern, &R)> {
+        self.rules.iter().map(|rule| (&rule.methods, &rule.pattern, &rule.payload))
+    }
+
+    /// Calls `f` for every rule whose method and path match, in order of precedence.
+    pub fn each<'r>(&'r self, method: &[u8], path: &[u8], mut f: impl FnMut(&'r R)) {
+        self.matching(path, |methods| methods.matches(method)).for_each(|(payload, _)| f(payload));
+    }
+
     /// Calls `f` for every rule whose path matches, whatever its methods, in order of precedence.
     pub fn any_method<'p>(&self, path: &'p [u8], mut f: impl FnMut(&R, &Segments<'_, 'p>)) {
         self.matching(path, |_| true).for_each(|(payload, segments)| f(payload, &segments));
@@ -385,15 +394,39 @@ impl<R> Rules<R> {
     /// without conditions whose methods and paths include all of its own. Both are places in the order
     /// of precedence, `(hidden, hiding)`.
     pub fn unreachable(&self, is_unconditional: impl Fn(&R) -> bool) -> Vec<(usize, usize)> {
-        let hiding = |(number, rule): (usize, &Rule<R>)| {
-            let hides = |earlier: &Rule<R>| {
-                earlier.pattern.covers(&rule.pattern)
-                    && earlier.methods.covers(&rule.methods)
-                    && is_unconditional(&earlier.payload)
-            };
-            self.rules[..number].iter().position(hides).map(|earlier| (number, earlier))
+        let mut hiding = Self { rules: Box::default(), nodes: vec![Node::default()] };
+        let mut found = Vec::new();
+        for (number, rule) in self.rules.iter().enumerate() {
+            let covers = |earlier: &usize| self.rules[*earlier].methods.covers(&rule.methods);
+            match hiding.first_above(0, &rule.pattern.0, &covers) {
+                Some(earlier) => found.push((number, earlier)),
+                // What is hidden hides nothing more than what hides it.
+                None if is_unconditional(&rule.payload) => hiding.place(&rule.pattern, number),
+                None => {}
+            }
+        }
+        found
+    }
+
+    /// The first rule below the node `at` that `covers` takes and whose pattern covers these parts.
+    fn first_above(
+        &self,
+        at: usize,
+        parts: &[Part],
+        covers: &impl Fn(&usize) -> bool,
+    ) -> Option<usize> {
+        let node = &self.nodes[at];
+        let Some((part, below)) = parts.split_first() else {
+            return node.exact.iter().copied().find(|rule| covers(rule));
         };
-        self.rules.iter().enumerate().filter_map(hiding).collect()
+        let here = node.rest.iter().copied().find(|rule| covers(rule));
+        let literal = match part {
+            Part::Literal(literal) => node.literal(literal),
+            _ => None,
+        };
+        let segment = node.segment.filter(|_| !matches!(part, Part::Rest(_)));
+        let deeper = [literal, segment].into_iter().flatten();
+        deeper.filter_map(|child| self.first_above(child, below, covers)).chain(here).min()
     }
 
     fn matching<'r, 'p>(
@@ -436,8 +469,8 @@ impl<R> Rules<R> {
             return first;
         }
         let (segment, below) = split_segment(path);
-        if let Ok(place) = node.literals.binary_search_by(|(literal, _)| (**literal).cmp(segment)) {
-            first = self.search(node.literals[place].1, below, from, first, wanted);
+        if let Some(child) = node.literal(segment) {
+            first = self.search(child, below, from, first, wanted);
         }
         match node.segment {
             Some(child) if !segment.is_empty() => self.search(child, below, from, first, wanted),
@@ -446,16 +479,27 @@ impl<R> Rules<R> {
     }
 }
 
-/// The responses a rule is for: `200,2xx,4xx-5xx,set_cookie:NAME,header:NAME`.
+/// The responses a rule is for: `200,2xx,4xx-5xx,set_cookie:NAME,header:NAME,location:PREFIX,!204`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StatusKey(Box<[Condition]>);
+pub struct StatusKey(Box<[Item]>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Item {
+    negated: bool,
+    condition: Condition,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Condition {
-    Status(RangeInclusive<u16>),
+    /// Whether 499 is among them.
+    Status(RangeInclusive<u16>, bool),
     SetCookie(Box<str>),
     Header(Box<str>),
+    Location(Box<[u8]>),
 }
+
+/// The client went away before there was an answer: nginx's own status, which only its number means.
+pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Why a text does not describe responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -466,16 +510,20 @@ pub enum StatusKeyError {
     Reversed,
     /// The name of a cookie or header is empty or has characters that none has.
     Name,
+    /// There is nothing behind `location:`.
+    Location,
 }
 
 impl fmt::Display for StatusKeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Status => {
-                "a status must be like 200, 2xx, 400-404, 4xx-5xx, set_cookie:NAME or header:NAME"
+                "a status must be like 200, 2xx, 400-404, 4xx-5xx, set_cookie:NAME, header:NAME or \
+                 location:PREFIX, or one of them behind \"!\""
             }
             Self::Reversed => "a range of statuses must not end before it begins",
             Self::Name => "\"set_cookie:\" and \"header:\" must be followed by a name",
+            Self::Location => "\"location:\" must be followed by the beginning of a URL",
         })
     }
 }
@@ -486,22 +534,33 @@ impl StatusKey {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, StatusKeyError> {
-        text.split(',').map(Condition::parse).collect::<Result<_, _>>().map(Self)
+        text.split(',').map(Item::parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether any item of the list holds. `set_cookie` tells whether the response sets the cookie of
-    /// that name, `header` whether it has that header.
-    pub fn holds(
-        &self,
-        status: u16,
-        set_cookie: impl Fn(&[u8]) -> bool,
-        header: impl Fn(&[u8]) -> bool,
-    ) -> bool {
-        self.0.iter().any(|condition| match condition {
-            Condition::Status(range) => range.contains(&status),
-            Condition::SetCookie(name) => set_cookie(name.as_bytes()),
-            Condition::Header(name) => header(name.as_bytes()),
-        })
+    /// Whether an item of the list holds and none behind `!` does; of a list of only those, whether none
+    /// does.
+    pub fn holds<X: Exchange>(&self, exchange: &X) -> bool {
+        let is_true = |item: &Item| item.condition.holds(exchange);
+        let (mut any_wanted, mut holds) = (false, false);
+        for item in &self.0 {
+            if item.negated {
+                if is_true(item) {
+                    return false;
+                }
+            } else {
+                any_wanted = true;
+                holds = holds || is_true(item);
+            }
+        }
+        holds || !any_wanted
+    }
+}
+
+impl Item {
+    fn parse(text: &str) -> Result<Self, StatusKeyError> {
+        let wanted = text.strip_prefix('!');
+        let condition = Condition::parse(wanted.unwrap_or(text))?;
+        Ok(Self { negated: wanted.is_some(), condition })
     }
 }
 
@@ -517,11 +576,34 @@ impl Condition {
         if let Some(header) = item.strip_prefix("header:") {
             return name(header).map(Self::Header);
         }
+        if let Some(prefix) = item.strip_prefix("location:") {
+            return match prefix {
+                "" => Err(StatusKeyError::Location),
+                prefix => Ok(Self::Location(prefix.as_bytes().into())),
+            };
+        }
         let (from, to) = item.split_once('-').unwrap_or((item, item));
         let range = *statuses(from)?.start()..=*statuses(to)?.end();
         match range.is_empty() {
             true => Err(StatusKeyError::Reversed),
-            false => Ok(Self::Status(range)),
+            false => Ok(Self::Status(range, [from, to].contains(&"499"))),
+        }
+    }
+
+    fn holds<X: Exchange>(&self, exchange: &X) -> bool {
+        match self {
+            Self::Status(range, with_499) => {
+                let status = exchange.status();
+                range.contains(&status) && (status != CLIENT_CLOSED_REQUEST || *with_499)
+            }
+            Self::SetCookie(name) => exchange.sets_cookie(name.as_bytes()),
+            Self::Header(name) => exchange.answer_header(name).is_some_and(|v| !v.is_empty()),
+            Self::Location(prefix) => {
+                let location = exchange.location();
+                let target = &location[path::authority_of(location)..];
+                let wanted = if prefix.starts_with(b"/") { target } else { location };
+                wanted.starts_with(prefix)
+            }
         }
     }
 }
@@ -542,6 +624,7 @@ fn statuses(text: &str) -> Result<RangeInclusive<u16>, StatusKeyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::facts::Facts;
 
     fn values<'r, 'p>(
         segments: &Segments<'r, 'p>,
@@ -592,7 +675,7 @@ mod tests {
 
     #[test]
     fn patterns() {
-        for text in ["/", "/a", "/a.b/..c/*", "/{a}/{b_1}", "/{_}/{*rest}", "/%41 é", "/*"] {
+        for text in ["/", "/a", "/a.b/..c", "/{a}/{b_1}", "/{_}/{*rest}", "/%41 é"] {
             assert!(Pattern::parse(text).is_ok(), "{text}");
         }
         let names = Pattern::parse("/a/{b}/c/{*d}").unwrap();
@@ -625,6 +708,9 @@ mod tests {
             ("/{a-b}", PatternError::Name),
             ("/{a}/{a}", PatternError::DuplicateName),
             ("/{a}/{*a}", PatternError::DuplicateName),
+            ("/*", PatternError::Star),
+            ("/api/*", PatternError::Star),
+            ("/a*/b", PatternError::Star),
             ("/{*a}/b", PatternError::RestNotLast),
             ("/{*a}/{*b}", PatternError::RestNotLast),
         ];
@@ -812,25 +898,38 @@ mod tests {
 
     #[test]
     fn statuses() {
+        let answer_headers = vec![
+            ("set-cookie", "SID=1; Path=/"),
+            ("token", "t"),
+            ("location", "https://example.com/done?ok=1"),
+        ];
+        let facts = Facts { answer_headers, ..Facts::default() };
         let holds = |text: &str, status| {
-            let key = StatusKey::parse(text).unwrap();
-            key.holds(status, |name| name == b"SID", |name| name == b"Token")
+            StatusKey::parse(text).unwrap().holds(&Facts { status, ..facts.clone() })
         };
-        let cases: [(&str, &[u16], &[u16]); 8] = [
+        let cases: [(&str, &[u16], &[u16]); 15] = [
             ("200", &[200], &[0, 201]),
             ("2xx", &[200, 299], &[199, 300]),
             ("200,404", &[200, 404], &[400]),
             ("400-404", &[400, 404], &[399, 405]),
             ("4xx-5xx", &[400, 599], &[399, 600]),
-            ("401-4xx", &[401, 499], &[400, 500]),
+            ("401-4xx", &[401, 498], &[400, 499, 500]),
+            ("4xx", &[498], &[499]),
+            ("498-500", &[498, 500], &[499]),
+            ("499,400", &[499, 400], &[498]),
+            ("4xx,!404", &[400], &[404, 200]),
+            ("!404,!5xx", &[200, 499], &[404, 500]),
+            ("location:/done", &[200], &[]),
+            ("location:https://example.com/,!500", &[200], &[500]),
             ("302,set_cookie:SID", &[0, 200, 302], &[]),
-            ("302,set_cookie:S,header:token", &[302], &[200]),
+            ("302,set_cookie:S,header:tok", &[302], &[200]),
         ];
         for (text, yes, no) in cases {
             assert!(yes.iter().all(|status| holds(text, *status)), "{text}");
             assert!(!no.iter().any(|status| holds(text, *status)), "{text}");
         }
         assert!(holds("header:Token", 500));
+        assert!(!holds("location:done", 200) && !holds("location:/other", 200));
         let errors = [
             ("", StatusKeyError::Status),
             ("200,", StatusKeyError::Status),
@@ -847,6 +946,9 @@ mod tests {
             ("5xx-4xx", StatusKeyError::Reversed),
             ("set_cookie:", StatusKeyError::Name),
             ("header:a b", StatusKeyError::Name),
+            ("location:", StatusKeyError::Location),
+            ("!", StatusKeyError::Status),
+            ("!!200", StatusKeyError::Status),
         ];
         for (text, error) in errors {
             assert_eq!(StatusKey::parse(text), Err(error), "{text}");

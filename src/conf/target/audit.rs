@@ -12,7 +12,8 @@ use tirreno_pipeline::config::{
 };
 
 use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
-use crate::conf::ext::{ConfExt, Place, parse_size, parse_time_ms};
+use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+use tirreno_pipeline::capture::rule::Place;
 
 /// Of a file, before it is rotated.
 const DEFAULT_SIZE: u64 = 100 << 20;

@@ -1,0 +1,455 @@
+//! Whether an exchange is an event, which one, and whose: over plain facts, without nginx.
+
+use std::borrow::Cow;
+
+use crate::capture::extract::{BodyFormat, Field, Found};
+use crate::capture::identity::Identity;
+use crate::capture::known_accounts::{AccountKey, KnownAccounts};
+use crate::capture::rank::Rank;
+use crate::capture::rule::{Rule, RuleSet, Unknown, User, read};
+use crate::capture::rules::Segments;
+use crate::capture::value::{Name, Read, Text, Trust, Value, basic_name, user_name};
+use crate::event::EventType;
+
+/// A request with its answer, as far as a decision looks at them.
+pub trait Exchange {
+    /// nginx's text with variables.
+    type Text: Text;
+
+    /// The method in the request line.
+    fn method(&self) -> &[u8];
+    /// The path in the request line, normalized, below the prefix; nothing where no rule is for it.
+    fn path(&self) -> Option<&[u8]>;
+    /// The query in the request line, without its question mark.
+    fn query(&self) -> &[u8];
+    /// The value of nginx's text; empty where it has none.
+    fn text(&self, text: &Self::Text) -> &[u8];
+    /// The request's header of that name, in any case; the first of several.
+    fn header(&self, name: &str) -> Option<&[u8]>;
+    /// The `Cookie` headers.
+    fn cookies(&self) -> impl Iterator<Item = &[u8]>;
+    /// A field of the request's body as the application reads it; whether it is a name, which no number is.
+    fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_>;
+    /// A field of the JSON answer.
+    fn answer(&self, field: &Field) -> Found<'_>;
+    /// Whether these bytes are in the answer's first 64 KB.
+    fn answer_has(&self, text: &[u8]) -> bool;
+    /// The answer's status; 0 without an answer.
+    fn status(&self) -> u16;
+    /// The answer's header of that name, in any case.
+    fn answer_header(&self, name: &str) -> Option<&[u8]>;
+    /// The answer's `Location`; empty without one.
+    fn location(&self) -> &[u8];
+    /// Whether the answer sets that cookie, to a value that is not empty and not expired.
+    fn sets_cookie(&self, name: &[u8]) -> bool;
+    /// The value of the cookie that the answer sets.
+    fn set_cookie(&self, name: &Name) -> Option<&[u8]>;
+    /// Whether the application itself gave this answer: not nginx, and not a cache.
+    fn is_applications(&self) -> bool;
+    /// Whether nginx or the application has refused the request, also where an error page hides it.
+    fn is_refused(&self) -> bool;
+    /// Whether the client went away, or waiting ended, before the application's header.
+    fn is_hung_up(&self) -> bool;
+    /// The session that the request belongs to.
+    fn session(&self) -> Session<'_> {
+        Session::None
+    }
+}
+
+/// The session that a request belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Session<'e> {
+    /// The request carries no token that can be read.
+    None,
+    /// It carries one that nothing is known of; what stands for it.
+    Unknown(Cow<'e, [u8]>),
+    /// It carries one that is this user's, by that evidence.
+    Bound(Cow<'e, [u8]>, Identity),
+}
+
+/// `tirreno_verify`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// A claim counts.
+    #[default]
+    Off,
+    /// A claim counts on an accepted request.
+    Answer,
+    /// No claim counts.
+    Session,
+}
+
+/// What a location says about its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings<'c, T> {
+    /// `tirreno_event`.
+    pub rules: Option<&'c RuleSet<T>>,
+    /// `tirreno_default_event`; nothing where it is off.
+    pub default_event: Option<EventType>,
+    /// `tirreno_user`.
+    pub users: &'c [Value<T>],
+    /// `tirreno_param userName`, which replaces every other user.
+    pub given_user: Option<&'c Value<T>>,
+    /// `tirreno_param eventType`.
+    pub given_kind: Option<&'c Value<T>>,
+    /// `tirreno_anonymous`.
+    pub anonymous: bool,
+    /// `tirreno_verify`.
+    pub verify: Verify,
+    /// `tirreno_user_case`.
+    pub user_case: bool,
+    /// Whether there is a `tirreno_session`.
+    pub has_session: bool,
+}
+
+/// What a login's account is looked up in.
+#[derive(Clone, Copy, Debug)]
+pub struct Accounts<'z> {
+    /// Whose accounts are known.
+    pub known: &'z KnownAccounts,
+    /// What accounts are learned for: `tirreno_realm`.
+    pub realm: &'z [u8],
+    /// The request's time, milliseconds since the epoch.
+    pub time_ms: i64,
+}
+
+/// An event.
+#[derive(Debug)]
+pub struct Decision<'e, 'p, T> {
+    /// The rule, and the segments of the path that it names.
+    pub matched: Option<(&'e Rule<T>, Segments<'e, 'p>)>,
+    /// The event's type.
+    pub kind: EventType,
+    /// Who it is.
+    pub whose: Whose<'e>,
+    /// How much it matters.
+    pub rank: Rank,
+    /// Whether it is only an attempt, of which nobody knows how it ended.
+    pub is_attempt: bool,
+    /// Whether it is a failed login that a good one withdraws.
+    pub is_first_step: bool,
+    /// Whether it is an event also without a user.
+    pub anonymous: bool,
+}
+
+/// Who has made a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whose<'e> {
+    /// The user; empty where none is known.
+    pub user: Cow<'e, [u8]>,
+    /// By what evidence.
+    pub identity: Identity,
+    /// Whom the client claims to be, where it is somebody else than the proven user; else empty.
+    pub claimed: Cow<'e, [u8]>,
+    /// The account that the request names and that is, or may be, the user's: a keyed hash.
+    pub account: Option<[u8; 8]>,
+    /// Whether the application has accepted a session that cannot be read.
+    pub unreadable_session: bool,
+}
+
+impl<T> Decision<'_, '_, T> {
+    /// Whether it is no event for want of a user.
+    pub fn is_skipped(&self) -> bool {
+        self.whose.user.is_empty() && !self.anonymous
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> Option<&Rule<T>> {
+        self.matched.as_ref().map(|(rule, _)| *rule)
+    }
+}
+
+/// Decides; nothing where the exchange is no event.
+pub fn decide<'e, T: Text, X: Exchange<Text = T>>(
+    exchange: &'e X,
+    settings: &Settings<'e, T>,
+    accounts: Option<Accounts<'_>>,
+) -> Option<Decision<'e, 'e, T>> {
+    let is_hung_up = exchange.is_hung_up();
+    let matched = find(exchange, settings.rules, is_hung_up);
+    let rule = matched.as_ref().map(|(rule, _)| *rule);
+    let mut kind = rule.map_or(settings.default_event, |rule| rule.event)?;
+    if let Some(given) = settings.given_kind {
+        kind = EventType::from_name(&given.get(exchange, None).text()).unwrap_or(kind);
+    }
+    if is_hung_up && kind == EventType::AccountLoginFail {
+        // Nobody knows whether it would have failed.
+        kind = EventType::AccountLogin;
+    }
+    let whose = Attribution { exchange, settings, rule, kind, is_hung_up, accounts }.attribute();
+    let anonymous = is_hung_up
+        || whose.unreadable_session
+        || rule.and_then(|rule| rule.anonymous).unwrap_or(settings.anonymous);
+    Some(Decision {
+        rank: Rank::of(kind, whose.identity),
+        is_attempt: is_hung_up || rule.is_some_and(|rule| rule.is_attempt),
+        is_first_step: kind == EventType::AccountLoginFail
+            && rule.is_some_and(|rule| rule.is_first_step(exchange)),
+        matched,
+        kind,
+        whose,
+        anonymous,
+    })
+}
+
+/// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
+/// the others.
+fn find<'e, T: Text, X: Exchange<Text = T>>(
+    exchange: &'e X,
+    rules: Option<&'e RuleSet<T>>,
+    is_hung_up: bool,
+) -> Option<(&'e Rule<T>, Segments<'e, 'e>)> {
+    let (rules, path) = (rules?, exchange.path()?);
+    let holds = |rule: &Rule<T>| rule.check(exchange, !is_hung_up).is_ok();
+    let is_failure = |rule: &Rule<T>| rule.event == Some(EventType::AccountLoginFail);
+    let first = |wanted: &dyn Fn(&Rule<T>) -> bool| {
+        rules.first(exchange.method(), path, |rule, _| wanted(rule) && holds(rule))
+    };
+    let found = first(&|rule| !is_hung_up || !is_failure(rule));
+    if found.is_none() && is_hung_up { first(&is_failure) } else { found }
+}
+
+/// A question: who has made this request?
+struct Attribution<'q, 'e, 'z, T, X> {
+    exchange: &'e X,
+    settings: &'q Settings<'e, T>,
+    rule: Option<&'e Rule<T>>,
+    kind: EventType,
+    is_hung_up: bool,
+    accounts: Option<Accounts<'z>>,
+}
+
+/// A user with the evidence for it.
+type Named<'e> = (Cow<'e, [u8]>, Identity);
+
+impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
+    fn attribute(&self) -> Whose<'e> {
+        let is_accepted = self.is_accepted();
+        let session = self.exchange.session();
+        let claims_count = self.claims_count(is_accepted, &session);
+        let account = self.account();
+        let mut whose = Whose::default();
+        let named = match self.settings.given_user {
+            Some(given) => self.value(given, claims_count).map(|(user, identity)| (user, identity)),
+            None => match self.rules_users() {
+                [] => self.location_user(&session, claims_count),
+                users => {
+                    let each = |user| self.rules_user(user, &session, claims_count, &account);
+                    let asks_session = users.iter().any(|user| matches!(user, User::Session));
+                    let last = || {
+                        self.unnamed(&account).or_else(|| {
+                            asks_session.then(|| unknown_session(&session, is_accepted)).flatten()
+                        })
+                    };
+                    users.iter().find_map(each).or_else(last)
+                }
+            },
+        };
+        let named = named.or_else(|| {
+            let asks = self.settings.given_user.is_none() && self.rules_users().is_empty();
+            asks.then(|| unknown_session(&session, is_accepted)).flatten()
+        });
+        match named {
+            Some((user, identity)) => {
+                whose.user = user_name(user, self.settings.user_case);
+                whose.identity = identity;
+            }
+            None => {
+                whose.unreadable_session =
+                    is_accepted && self.settings.has_session && session == Session::None;
+            }
+        }
+        whose.account = account.and_then(|account| self.learn(&account, &whose));
+        if whose.identity.is_proof() {
+            whose.claimed = self.claim().filter(|claim| *claim != whose.user).unwrap_or_default();
+        }
+        whose
+    }
+
+    fn rules_users(&self) -> &'e [User<T>] {
+        self.rule.map_or(&[], |rule| &rule.users)
+    }
+
+    /// Whether the application itself says that the request has a session.
+    fn is_accepted(&self) -> bool {
+        let required = self.rule.and_then(|rule| rule.session.as_ref());
+        !self.is_hung_up
+            && self.exchange.is_applications()
+            && required.is_some_and(|required| required.holds(self.exchange))
+    }
+
+    fn claims_count(&self, is_accepted: bool, session: &Session<'_>) -> bool {
+        if self.is_hung_up || *session != Session::None {
+            return false;
+        }
+        match self.settings.verify {
+            Verify::Off => true,
+            Verify::Answer => {
+                let is_marked = self.rule.is_some_and(|rule| rule.session.is_some());
+                is_accepted || !is_marked && !self.exchange.is_refused()
+            }
+            Verify::Session => false,
+        }
+    }
+
+    /// A user that a value names.
+    fn value(&self, value: &Value<T>, claims_count: bool) -> Option<Named<'e>> {
+        let identity = match value.trust() {
+            Trust::Answer => Identity::Answer,
+            Trust::Verified => Identity::Session,
+            Trust::Claim if claims_count => Identity::Claim,
+            Trust::Claim => return None,
+        };
+        let text = read(value, self.rule, self.exchange).text();
+        (!text.trim_ascii().is_empty()).then_some((text, identity))
+    }
+
+    /// By `tirreno_user`: first what is proven.
+    fn location_user(&self, session: &Session<'e>, claims_count: bool) -> Option<Named<'e>> {
+        let users = self.settings.users.iter();
+        let proven = users.clone().filter(|value| value.trust() > Trust::Claim);
+        let mut proven = proven.filter_map(|value| self.value(value, false));
+        let mut claims = users.filter(|value| value.trust() == Trust::Claim);
+        let claim = || claims.find_map(|value| self.value(value, claims_count));
+        proven.next().or_else(|| bound(session)).or_else(claim)
+    }
+
+    fn rules_user(
+        &self,
+        user: &'e User<T>,
+        session: &Session<'e>,
+        claims_count: bool,
+        account: &Option<Account<'e>>,
+    ) -> Option<Named<'e>> {
+        match user {
+            User::Session => bound(session),
+            User::Value(value) if !value.reads_body() => self.value(value, claims_count),
+            User::Basic if self.kind != EventType::AccountLoginFail => {
+                let name = basic_name(self.exchange.header("authorization")?)?;
+                claims_count.then_some((name.into(), Identity::Claim))
+            }
+            written => {
+                let account = account.as_ref().filter(|account| account.is_by(written))?;
+                let user = self.account_user(account)?;
+                (!user.is_empty()).then_some((user, Identity::Claim))
+            }
+        }
+    }
+
+    /// Whether the account that the request names says whose an event of this type is.
+    fn is_of_account(&self) -> bool {
+        let is_confirmed = self.rule.is_some_and(|rule| rule.confirmed);
+        !self.is_hung_up && (self.kind == EventType::AccountLoginFail || is_confirmed)
+    }
+
+    /// The user whose account it is, or what stands for one that is not known.
+    fn account_user(&self, account: &Account<'e>) -> Option<Cow<'e, [u8]>> {
+        if !self.is_of_account() {
+            return None;
+        }
+        let unknown = self.rule.map_or(Unknown::Hash, |rule| rule.unknown);
+        let known = self.accounts.zip(account.key.as_ref());
+        if let Some(id) = known.and_then(|(accounts, key)| accounts.known.find(key)) {
+            return Some(id.into());
+        }
+        match unknown {
+            Unknown::Hash => Some(account.key.as_ref()?.alias().into_bytes().into()),
+            Unknown::Send => Some(account.name.clone()),
+            Unknown::Omit => None,
+        }
+    }
+
+    /// What stands for the account of a failed login that should name one, and does not.
+    fn unnamed(&self, account: &Option<Account<'e>>) -> Option<Named<'e>> {
+        let rule = self.rule.filter(|rule| rule.unknown != Unknown::Omit)?;
+        if account.is_some() || self.is_hung_up || self.kind != EventType::AccountLoginFail {
+            return None;
+        }
+        let mut written = rule.users.iter().filter(|user| user.is_written()).peekable();
+        written.peek()?;
+        let is_unread = |user: &User<T>| match user {
+            User::Value(value) => read(value, self.rule, self.exchange) == Read::Unread,
+            _ => false,
+        };
+        let name: &[u8] =
+            if written.any(is_unread) { b"unknown-unread" } else { b"unknown-unreadable" };
+        Some((name.into(), Identity::None))
+    }
+
+    /// The account that the client writes into its request, by the first of the rule's users that has one.
+    fn account(&self) -> Option<Account<'e>> {
+        if self.is_hung_up {
+            return None;
+        }
+        let written = self.rules_users().iter().filter(|user| user.is_written());
+        written.into_iter().find_map(|user| {
+            let name = match user {
+                User::Value(value) => read(value, self.rule, self.exchange).text(),
+                _ if self.kind != EventType::AccountLoginFail => return None,
+                _ => basic_name(self.exchange.header("authorization")?)?.into(),
+            };
+            if name.trim_ascii().is_empty() {
+                return None;
+            }
+            let name = user_name(name, true);
+            let text = str::from_utf8(&name).unwrap_or_default();
+            let key = self.accounts.map(|accounts| accounts.known.key(accounts.realm, text));
+            Some(Account { by: std::ptr::from_ref(user).cast(), name, key })
+        })
+    }
+
+    /// Learns from a good login whose account it is. Returns the account where it is the user's.
+    fn learn(&self, account: &Account<'_>, whose: &Whose<'_>) -> Option<[u8; 8]> {
+        let (accounts, key) = (self.accounts?, account.key.as_ref()?);
+        if self.kind == EventType::AccountLoginFail {
+            return Some(key.tag);
+        }
+        if self.kind != EventType::AccountLogin || whose.identity != Identity::Answer {
+            return None;
+        }
+        let is_known = accounts.known.find(key).is_none_or(|known| known == *whose.user);
+        accounts.known.learn(key, &whose.user, accounts.time_ms);
+        is_known.then_some(key.tag)
+    }
+
+    /// Whom the client claims to be.
+    fn claim(&self) -> Option<Cow<'e, [u8]>> {
+        let of_rule = self.rules_users().iter().filter_map(|user| match user {
+            User::Value(value) if !value.reads_body() => Some(value),
+            _ => None,
+        });
+        let of_location = self.settings.users.iter().filter(|_| self.rules_users().is_empty());
+        let mut claims = of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim);
+        let (claim, _) = claims.find_map(|value| self.value(value, true))?;
+        Some(user_name(claim, self.settings.user_case))
+    }
+}
+
+/// The account that a request names.
+struct Account<'e> {
+    /// Which of the rule's users names it; only its address.
+    by: *const (),
+    name: Cow<'e, [u8]>,
+    key: Option<AccountKey>,
+}
+
+impl Account<'_> {
+    fn is_by<T>(&self, user: &User<T>) -> bool {
+        self.by == std::ptr::from_ref(user).cast()
+    }
+}
+
+fn bound<'e>(session: &Session<'e>) -> Option<Named<'e>> {
+    match session {
+        Session::Bound(user, identity) => Some((user.clone(), *identity)),
+        _ => None,
+    }
+}
+
+/// What stands for a session that is nobody's yet, where the application has accepted it.
+fn unknown_session<'e>(session: &Session<'e>, is_accepted: bool) -> Option<Named<'e>> {
+    match session {
+        Session::Unknown(alias) if is_accepted => Some((alias.clone(), Identity::None)),
+        _ => None,
+    }
+}

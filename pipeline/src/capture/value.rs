@@ -1,0 +1,564 @@
+//! Values of a request and its answer, as rules and directives name them.
+//!
+//! `VALUE` is text of nginx with variables, or one of the sources `cookie:NAME`, `cookie:NAME*`, `header:NAME`,
+//! `arg:NAME`, `set_cookie:NAME`, `body:FIELD`, `request:NAME` and `answer:FIELD`; each may be followed by
+//! `~REGEX`, whose first group is the value then. What compiles and evaluates nginx's text is not of this
+//! crate: it is the type parameter `T`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use regex::bytes::{Regex, RegexBuilder};
+use sha2::{Digest, Sha256};
+
+use crate::capture::body::is_secret;
+use crate::capture::decision::Exchange;
+use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
+use crate::capture::path;
+use crate::event::Param;
+
+/// The most memory that a compiled regular expression takes, in bytes; it matches in linear time.
+const REGEX_SIZE: usize = 256 << 10;
+
+/// A text of nginx that may have variables.
+pub trait Text: 'static {
+    /// The text when no request changes it.
+    fn constant(&self) -> Option<&[u8]>;
+}
+
+/// What a value is for an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read<'e> {
+    /// It is not there.
+    Absent,
+    /// The request was answered before its body came.
+    Unread,
+    /// It is there, and cannot be told for certain.
+    Unreadable,
+    /// The value.
+    Text(Cow<'e, [u8]>),
+}
+
+impl<'e> Read<'e> {
+    /// The value; empty where there is none.
+    pub fn text(self) -> Cow<'e, [u8]> {
+        match self {
+            Self::Text(text) => text,
+            _ => Cow::Borrowed(&[]),
+        }
+    }
+
+    fn from_option(value: Option<Cow<'e, [u8]>>) -> Self {
+        value.map_or(Self::Absent, Self::Text)
+    }
+
+    /// What a value's regular expression leaves of it.
+    fn and<T: Text>(self, value: &Value<T>) -> Self {
+        match self {
+            Self::Text(text) => value.take(text),
+            other => other,
+        }
+    }
+}
+
+impl<'e> From<Found<'e>> for Read<'e> {
+    fn from(found: Found<'e>) -> Self {
+        match found {
+            Found::Absent => Self::Absent,
+            Found::Unread => Self::Unread,
+            Found::Unreadable => Self::Unreadable,
+            Found::Value(text) => Self::Text(text.as_bytes().into()),
+        }
+    }
+}
+
+/// How much a value says about who makes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Trust {
+    /// The client says so.
+    Claim,
+    /// nginx, or the configuration, says so.
+    Verified,
+    /// The application's answer says so.
+    Answer,
+}
+
+/// Where a value is.
+#[derive(Clone, Debug)]
+pub enum Source<T> {
+    /// nginx's text; whether it is a cookie and nothing else.
+    Text(T, bool),
+    /// A cookie of the request.
+    Cookie(Name),
+    /// A header of the request.
+    Header(Box<str>),
+    /// An argument of the query.
+    Arg(Box<str>),
+    /// A cookie that the answer sets.
+    SetCookie(Name),
+    /// Fields of the body, the first that has a value first.
+    Body(BodyFormat, Box<[Field]>),
+    /// A field of the body, or else an argument of the query.
+    Request(BodyFormat, Field),
+    /// Fields of the JSON answer, the first that has a value first.
+    Answer(Box<[Field]>),
+}
+
+/// A cookie's name, or what its name begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Without `*`.
+    pub text: Box<str>,
+    /// Whether it is the beginning of a name.
+    pub is_prefix: bool,
+}
+
+impl Name {
+    fn parse(text: &str) -> Option<Self> {
+        let (name, is_prefix) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
+        is_token(name).then(|| Self { text: name.into(), is_prefix })
+    }
+
+    /// Whether it is a cookie of that name.
+    pub fn matches(&self, name: &[u8]) -> bool {
+        let own = self.text.as_bytes();
+        if self.is_prefix { name.starts_with(own) } else { name == own }
+    }
+}
+
+/// Whether `text` is a token of RFC 9110: the name of a method, a header or a cookie.
+pub(crate) fn is_token(text: &str) -> bool {
+    let is_mark = |b| b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
+}
+
+/// Why a text is no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueError {
+    /// nginx has said what is wrong.
+    Text,
+    /// The name of a cookie, header, argument or field is missing or has characters that none has.
+    Name(&'static str),
+    /// What has such a name is a secret.
+    Secret,
+    /// A name has a variable.
+    Variable,
+    /// The name of a field is wrong.
+    Field(FieldError),
+    /// It reads the request's body, and nothing says how the application does.
+    NoFormat,
+    /// The regular expression is wrong.
+    Regex(String),
+}
+
+impl fmt::Display for ValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text => f.write_str("its variables are not valid"),
+            Self::Name(source) => write!(f, "\"{source}\" must be followed by a name"),
+            Self::Secret => f.write_str("what has such a name is a secret, and no user"),
+            Self::Variable => f.write_str("a name cannot contain variables"),
+            Self::Field(error) => error.fmt(f),
+            Self::NoFormat => f.write_str(
+                "a rule that reads the request's body needs \"body=json\", \"body=php\" or \
+                 \"body=rails\": as the application reads it",
+            ),
+            Self::Regex(error) => write!(f, "the regular expression is wrong: {error}"),
+        }
+    }
+}
+
+/// What a value is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is who somebody is.
+    Name,
+    /// It becomes part of an event.
+    Send,
+    /// It is only looked at.
+    Look,
+}
+
+/// A value.
+#[derive(Clone, Debug)]
+pub struct Value<T> {
+    source: Source<T>,
+    regex: Option<Regex>,
+    trust: Trust,
+    purpose: Purpose,
+}
+
+/// Compiles nginx's text.
+pub type Compile<'c, T> = dyn FnMut(&'static [u8]) -> Option<T> + 'c;
+
+const SOURCES: [&str; 7] =
+    ["cookie:", "header:", "arg:", "set_cookie:", "body:", "request:", "answer:"];
+
+impl<T: Text> Value<T> {
+    /// Reads a value; `format` is how the application reads the request's body, where that is known. The
+    /// text lives as long as the configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(
+        text: &'static [u8],
+        purpose: Purpose,
+        format: Option<BodyFormat>,
+        compile: &mut Compile<'_, T>,
+    ) -> Result<Self, ValueError> {
+        let source = SOURCES.into_iter().find(|source| text.starts_with(source.as_bytes()));
+        let end = regex_start(text, source.is_some());
+        let regex = match text.get(end + 1..) {
+            Some(regex) => Some(compile_regex(regex)?),
+            None => None,
+        };
+        let text = &text[..end];
+        let (source, trust) = match source {
+            None => {
+                let compiled = compile(text).ok_or(ValueError::Text)?;
+                (Source::Text(compiled, is_cookie_variable(text)), trust_of(text))
+            }
+            Some(source) => {
+                let name =
+                    str::from_utf8(&text[source.len()..]).map_err(|_| ValueError::Name(source))?;
+                named(source, name, purpose, format)?
+            }
+        };
+        Ok(Self { source, regex, trust, purpose })
+    }
+
+    /// A value that nginx, or a module, vouches for.
+    pub fn verified(mut self) -> Self {
+        self.trust = self.trust.max(Trust::Verified);
+        self
+    }
+
+    /// How much it says about who makes a request.
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// Where it is.
+    pub fn source(&self) -> &Source<T> {
+        &self.source
+    }
+
+    /// Whether it needs the request's body.
+    pub fn reads_body(&self) -> bool {
+        matches!(self.source, Source::Body(..) | Source::Request(..))
+    }
+
+    /// Whether it needs the answer's body.
+    pub fn reads_answer(&self) -> bool {
+        matches!(self.source, Source::Answer(_))
+    }
+
+    /// The value when no request changes it.
+    pub fn constant(&self) -> Option<&[u8]> {
+        match &self.source {
+            Source::Text(text, _) if self.regex.is_none() => text.constant(),
+            _ => None,
+        }
+    }
+
+    /// Whether every request gives nothing.
+    pub fn is_nothing(&self) -> bool {
+        self.constant().is_some_and(<[u8]>::is_empty)
+    }
+
+    /// The value of an exchange whose body the application reads as `format`.
+    pub fn get<'e, X: Exchange<Text = T>>(
+        &self,
+        exchange: &'e X,
+        format: Option<BodyFormat>,
+    ) -> Read<'e> {
+        match &self.source {
+            Source::Text(text, is_cookie) => {
+                let text = exchange.text(text);
+                self.take(if *is_cookie { cookie_text(text) } else { Cow::Borrowed(text) })
+            }
+            Source::Cookie(name) => {
+                let values = exchange.cookies().flat_map(cookie_pairs);
+                let values = values.filter(|(known, _)| name.matches(known));
+                self.first(values.map(|(_, value)| cookie_text(value)))
+            }
+            Source::SetCookie(name) => {
+                Read::from_option(exchange.set_cookie(name).map(cookie_text)).and(self)
+            }
+            Source::Header(name) => {
+                self.first(exchange.header(name).map(Cow::Borrowed).into_iter())
+            }
+            Source::Arg(name) => self.first(arg(exchange.query(), name, format).into_iter()),
+            Source::Body(format, fields) => {
+                first_field(fields, |field| self.body(exchange, *format, field))
+            }
+            Source::Answer(fields) => {
+                first_field(fields, |field| Read::from(exchange.answer(field)).and(self))
+            }
+            Source::Request(format, field) => match self.body(exchange, *format, field) {
+                Read::Absent => {
+                    self.first(arg(exchange.query(), field.as_str(), Some(*format)).into_iter())
+                }
+                found => found,
+            },
+        }
+    }
+
+    fn body<'e, X: Exchange<Text = T>>(
+        &self,
+        exchange: &'e X,
+        format: BodyFormat,
+        field: &Field,
+    ) -> Read<'e> {
+        let is_name = self.purpose == Purpose::Name;
+        Read::from(exchange.body(format, field, is_name)).and(self)
+    }
+
+    /// The first of some texts that gives a value.
+    fn first<'e>(&self, mut texts: impl Iterator<Item = Cow<'e, [u8]>>) -> Read<'e> {
+        let found = texts.find_map(|text| match self.take(text) {
+            Read::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        });
+        Read::from_option(found)
+    }
+
+    /// What the regular expression leaves of a text.
+    fn take<'e>(&self, text: Cow<'e, [u8]>) -> Read<'e> {
+        let Some(regex) = &self.regex else { return Read::Text(text) };
+        let range = regex.captures(&text).and_then(|found| found.get(1).or(found.get(0)));
+        let Some(range) = range.map(|found| found.range()) else { return Read::Absent };
+        Read::Text(part(text, range))
+    }
+}
+
+fn part(text: Cow<'_, [u8]>, range: Range<usize>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
+        Cow::Owned(text) => text[range].to_vec().into(),
+    }
+}
+
+/// The first field that has a value; else what hinders the first that is hindered.
+fn first_field<'e>(fields: &[Field], mut get: impl FnMut(&Field) -> Read<'e>) -> Read<'e> {
+    let mut hindered = Read::Absent;
+    for field in fields {
+        match get(field) {
+            Read::Text(text) if !text.trim_ascii().is_empty() => return Read::Text(text),
+            Read::Text(_) | Read::Absent => {}
+            other if hindered == Read::Absent => hindered = other,
+            _ => {}
+        }
+    }
+    hindered
+}
+
+/// The parts of values that `+` joins: it stands before a source or a variable.
+pub fn split_joined(text: &'static [u8]) -> impl Iterator<Item = &'static [u8]> {
+    let begins_value = |rest: &[u8]| {
+        rest.starts_with(b"$") || SOURCES.iter().any(|source| rest.starts_with(source.as_bytes()))
+    };
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let is_join = |(at, byte): (usize, &u8)| *byte == b'+' && begins_value(&text[at + 1..]);
+        let join = text.iter().enumerate().position(is_join);
+        rest = join.map(|at| &text[at + 1..]);
+        Some(&text[..join.unwrap_or(text.len())])
+    })
+}
+
+/// Where `~REGEX` begins in a value, or else the value's end. Of a text without a variable it is a part.
+fn regex_start(text: &[u8], has_source: bool) -> usize {
+    let tilde = text.iter().position(|b| *b == b'~').unwrap_or(text.len());
+    if has_source || text[..tilde].contains(&b'$') { tilde } else { text.len() }
+}
+
+fn compile_regex(text: &[u8]) -> Result<Regex, ValueError> {
+    let text = str::from_utf8(text).map_err(|_| ValueError::Regex("it is not UTF-8".into()))?;
+    if text.is_empty() {
+        return Err(ValueError::Regex("it is empty".into()));
+    }
+    let mut builder = RegexBuilder::new(text);
+    builder.unicode(false).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE);
+    builder.build().map_err(|error| {
+        let error = error.to_string();
+        // The last line says it; those before repeat the expression.
+        let last = error.lines().last().unwrap_or_default();
+        ValueError::Regex(last.trim_start_matches("error: ").to_owned())
+    })
+}
+
+fn named<T>(
+    source: &'static str,
+    name: &str,
+    purpose: Purpose,
+    format: Option<BodyFormat>,
+) -> Result<(Source<T>, Trust), ValueError> {
+    let missing = || ValueError::Name(source);
+    if name.contains('$') {
+        return Err(ValueError::Variable);
+    }
+    let is_sent = purpose != Purpose::Look;
+    let field = |name: &str, format| match name {
+        name if is_sent && is_secret(name) => Err(ValueError::Secret),
+        name => Field::parse(name, format).map_err(ValueError::Field),
+    };
+    let list = |format| name.split(',').map(|name| field(name, format)).collect::<Result<_, _>>();
+    let format = format.ok_or(ValueError::NoFormat);
+    let token = |name: &str| is_token(name).then(|| name.into()).ok_or_else(missing);
+    Ok(match source {
+        "cookie:" => (Source::Cookie(Name::parse(name).ok_or_else(missing)?), Trust::Claim),
+        "set_cookie:" => (Source::SetCookie(Name::parse(name).ok_or_else(missing)?), Trust::Answer),
+        "header:" => (Source::Header(token(name)?), Trust::Claim),
+        "arg:" if name.is_empty() => return Err(missing()),
+        "arg:" => (Source::Arg(name.into()), Trust::Claim),
+        "body:" => (Source::Body(format.clone()?, list(format?)?), Trust::Claim),
+        "request:" => (Source::Request(format.clone()?, field(name, format?)?), Trust::Claim),
+        _ => (Source::Answer(list(BodyFormat::Json)?), Trust::Answer),
+    })
+}
+
+/// The names of the variables in a text of nginx.
+fn variables(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let names = text.split(|b| *b == b'$').skip(1);
+    names.map(|name| name.strip_prefix(b"{").unwrap_or(name))
+}
+
+/// A constant is the configuration's word. Of variables, only nginx's own of the answer are no part of the
+/// request, which can name anybody: others may be a map's.
+fn trust_of(text: &[u8]) -> Trust {
+    const ANSWER: [&[u8]; 3] = [b"upstream_http_", b"upstream_cookie_", b"sent_http_"];
+    let mut names = variables(text).peekable();
+    if names.peek().is_none() {
+        return Trust::Verified;
+    }
+    let answered = names.all(|name| ANSWER.iter().any(|prefix| name.starts_with(prefix)));
+    if answered { Trust::Answer } else { Trust::Claim }
+}
+
+/// Whether a text is one variable, which is a cookie of the request or the answer.
+fn is_cookie_variable(text: &[u8]) -> bool {
+    let Some(name) = text.strip_prefix(b"$") else { return false };
+    let braced = name.strip_prefix(b"{").and_then(|name| name.strip_suffix(b"}"));
+    let name = braced.unwrap_or(name);
+    let is_cookie = name.starts_with(b"cookie_") || name.starts_with(b"upstream_cookie_");
+    is_cookie && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
+}
+
+/// The names and values in a `Cookie` header.
+pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    line.split(|b| *b == b';').filter_map(|pair| {
+        let equals = pair.iter().position(|b| *b == b'=')?;
+        Some((pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii()))
+    })
+}
+
+/// A cookie's value without the quotes around it, percent-decoded where that gives a text.
+pub fn cookie_text(value: &[u8]) -> Cow<'_, [u8]> {
+    let value = unquote(value);
+    if !value.contains(&b'%') {
+        return value.into();
+    }
+    let decoded: Vec<u8> = path::decode(value.iter().copied()).collect();
+    let is_text = !decoded.iter().any(u8::is_ascii_control) && str::from_utf8(&decoded).is_ok();
+    if is_text { decoded.into() } else { value.into() }
+}
+
+fn unquote(value: &[u8]) -> &[u8] {
+    value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value)
+}
+
+/// The argument of a query, decoded as a form. Of several the last counts, as for PHP and Rails; for an
+/// application that reads JSON the first, as for Go.
+pub fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
+    let mut found = None;
+    for pair in query.split(|b| *b == b'&') {
+        let equals = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
+        let key = form_text(&pair[..equals]);
+        let is_it = match format {
+            Some(BodyFormat::Php) => php_name(&key) == name.as_bytes(),
+            _ => *key == *name.as_bytes(),
+        };
+        if is_it {
+            found = Some(form_text(pair.get(equals + 1..).unwrap_or_default()));
+            if format == Some(BodyFormat::Json) {
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// A name as PHP makes it of an argument's: spaces before it are left out, NUL ends it, and blanks and dots
+/// before the first bracket are `_`.
+fn php_name(key: &[u8]) -> Cow<'_, [u8]> {
+    let start = key.iter().position(|b| *b != b' ').unwrap_or(key.len());
+    let key = &key[start..];
+    let end = key.iter().position(|b| *b == 0).unwrap_or(key.len());
+    let key = &key[..end];
+    let head = key.iter().position(|b| *b == b'[').unwrap_or(key.len());
+    if !key[..head].iter().any(|b| matches!(b, b' ' | b'.')) {
+        return key.into();
+    }
+    let fold = |(i, b): (usize, &u8)| if i < head && matches!(b, b' ' | b'.') { b'_' } else { *b };
+    key.iter().enumerate().map(fold).collect::<Vec<_>>().into()
+}
+
+/// What a form means: `+` is a space, and escapes are undone.
+fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.iter().any(|b| matches!(b, b'+' | b'%')) {
+        return text.into();
+    }
+    let spaced = text.iter().map(|b| if *b == b'+' { b' ' } else { *b });
+    path::decode(spaced).collect::<Vec<_>>().into()
+}
+
+/// The name in HTTP basic authentication, as `Authorization` carries it.
+pub fn basic_name(authorization: &[u8]) -> Option<Vec<u8>> {
+    let value = authorization.trim_ascii();
+    let end = value.iter().position(u8::is_ascii_whitespace)?;
+    if !value[..end].eq_ignore_ascii_case(b"basic") {
+        return None;
+    }
+    let decoded = zeroize::Zeroizing::new(decode_base64(value[end..].trim_ascii())?);
+    let colon = decoded.iter().position(|b| *b == b':')?;
+    (colon > 0).then(|| decoded[..colon].to_vec())
+}
+
+fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}
+
+/// The digits of the hash that stands at the end of a name that is too long.
+const HASH_DIGITS: usize = 16;
+
+/// A user's name as it is recorded: without the quotes and blanks around it, in lower case where case does
+/// not tell users apart, valid UTF-8 (what is not is Latin-1), and at most as long as Tirreno keeps, so that
+/// of a longer name the end is a hash of all of it.
+pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
+    let limit = Param::UserName.limit();
+    let is_plain = |b: &u8| matches!(b, b'!'..=b'~') && *b != b'"';
+    let is_lower = case_matters || !name.iter().any(u8::is_ascii_uppercase);
+    if name.len() <= limit && is_lower && name.iter().all(is_plain) {
+        return name;
+    }
+    let text = unquote(name.trim_ascii());
+    let text: Cow<'_, str> = match str::from_utf8(text) {
+        Ok(text) => text.into(),
+        Err(_) => text.iter().map(|b| char::from(*b)).collect::<String>().into(),
+    };
+    let mut text = if case_matters { text.into_owned() } else { text.to_lowercase() };
+    if text.len() > limit {
+        let hash = Sha256::digest(text.as_bytes());
+        text.truncate(text.floor_char_boundary(limit - HASH_DIGITS - 1));
+        text.push('-');
+        for byte in &hash[..HASH_DIGITS / 2] {
+            text.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or_default());
+            text.push(char::from_digit(u32::from(byte & 15), 16).unwrap_or_default());
+        }
+    }
+    text.into_bytes().into()
+}

@@ -1,0 +1,300 @@
+//! The one safe view of a request and its answer, made once in each callback.
+
+use core::marker::PhantomData;
+use core::ptr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nginx_sys::{
+    ngx_http_get_indexed_variable, ngx_http_request_t, ngx_palloc, ngx_pnalloc, ngx_str_t,
+    ngx_table_elt_t,
+};
+use ngx::http::{HttpModule as _, HttpModuleLocationConf as _, HttpModuleMainConf as _};
+use tirreno_pipeline::capture::decision::Exchange;
+use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
+use tirreno_pipeline::capture::value::{Name, cookie_pairs};
+use tirreno_pipeline::record::TRACE_LEN;
+
+use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
+use crate::conf::{LocationConf, MainConf};
+use crate::{TirrenoModule, body, response, worker};
+
+/// A request that nginx is processing, in its event loop. Its texts live while it does.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'r> {
+    r: *mut ngx_http_request_t,
+    life: PhantomData<&'r ngx_http_request_t>,
+}
+
+impl<'r> Request<'r> {
+    /// # Safety
+    /// `r` is a request that nginx is processing for all of `'r`, and this is its event loop.
+    pub(crate) unsafe fn new(r: *mut ngx_http_request_t) -> Self {
+        Self { r, life: PhantomData }
+    }
+
+    /// To evaluate a value goes through the pointer and may change the request: the reference is not kept
+    /// over that.
+    fn fields(&self) -> &ngx_http_request_t {
+        // SAFETY: the promise of `new`.
+        unsafe { &*self.r }
+    }
+
+    /// Whether it is no subrequest.
+    pub(crate) fn is_main(&self) -> bool {
+        self.fields().main == self.r
+    }
+
+    /// The location that processes it.
+    pub(crate) fn location(&self) -> Option<&'r LocationConf> {
+        // SAFETY: the configuration lives while a request that uses it does.
+        unsafe { TirrenoModule::location_conf(&*self.r) }
+    }
+
+    /// The `http` block's configuration.
+    pub(crate) fn main_conf(&self) -> Option<&'r MainConf> {
+        // SAFETY: as above.
+        unsafe { TirrenoModule::main_conf(&*self.r) }
+    }
+
+    /// What the module has noted about the request.
+    pub(crate) fn mark<N>(&self) -> Option<&'r N> {
+        // SAFETY: each module has its place in the array; what is there lives while the request does.
+        unsafe { (*self.fields().ctx.add(TirrenoModule::module().ctx_index)).cast::<N>().as_ref() }
+    }
+
+    /// Notes something static or in the request's pool about the request.
+    pub(crate) fn set_mark<N>(&self, note: &'r N) {
+        // SAFETY: as above; nothing is written through the pointer.
+        unsafe {
+            let place = self.fields().ctx.add(TirrenoModule::module().ctx_index);
+            *place = ptr::from_ref(note).cast_mut().cast();
+        }
+    }
+
+    /// A value that lives as long as the request; nothing without memory. It is not dropped.
+    pub(crate) fn keep<N: Copy>(&self, value: N) -> Option<&'r N> {
+        // SAFETY: the pool lives while the request does, and aligns what it gives.
+        unsafe {
+            let place = ngx_palloc(self.fields().pool, size_of::<N>()).cast::<N>();
+            if place.is_null() {
+                return None;
+            }
+            place.write(value);
+            Some(&*place)
+        }
+    }
+
+    /// Text that lives as long as the request; empty without memory.
+    pub(crate) fn keep_text(&self, text: &[u8]) -> &'r [u8] {
+        // SAFETY: the pool lives while the request does, and gives as many bytes.
+        unsafe {
+            let data = ngx_pnalloc(self.fields().pool, text.len()).cast::<u8>();
+            if data.is_null() {
+                return &[];
+            }
+            ptr::copy_nonoverlapping(text.as_ptr(), data, text.len());
+            bytes(data, text.len())
+        }
+    }
+
+    /// A text of nginx for the request.
+    pub(crate) fn evaluate(&self, value: &ComplexValue) -> &'r [u8] {
+        // SAFETY: the promise of `new`.
+        unsafe { value.evaluate(self.r) }
+    }
+
+    /// The target in the request line; empty where nginx could not read it.
+    pub(crate) fn target(&self) -> &'r [u8] {
+        self.text(self.fields().unparsed_uri)
+    }
+
+    /// The method in the request line: an internal redirect may have made it GET.
+    pub(crate) fn method(&self) -> &'r [u8] {
+        let (name, line) = (self.text(self.fields().method_name), self.fields().request_line);
+        let line = self.text(line);
+        match line.iter().position(|b| *b == b' ') {
+            Some(end) if end > 0 && !name.is_empty() => &line[..end],
+            _ => name,
+        }
+    }
+
+    fn text(&self, text: ngx_str_t) -> &'r [u8] {
+        // SAFETY: the strings of a request live while it does.
+        unsafe { bytes(text.data, text.len) }
+    }
+
+    /// When it began, milliseconds since the epoch.
+    pub(crate) fn start_ms(&self) -> i64 {
+        self.fields().start_sec * 1000 + self.fields().start_msec as i64
+    }
+
+    /// The answer's status; 0 without an answer.
+    pub(crate) fn status(&self) -> u16 {
+        response::status(self.fields())
+    }
+
+    /// The header `User-Agent`; empty without it.
+    pub(crate) fn user_agent(&self) -> &'r [u8] {
+        self.known_header(self.fields().headers_in.user_agent)
+    }
+
+    /// The header `Referer`; empty without it.
+    pub(crate) fn referer(&self) -> &'r [u8] {
+        self.known_header(self.fields().headers_in.referer)
+    }
+
+    fn known_header(&self, header: *const ngx_table_elt_t) -> &'r [u8] {
+        // SAFETY: it is null, or a header of the request.
+        unsafe { header.as_ref().map_or(&[], |h| bytes(h.value.data, h.value.len)) }
+    }
+
+    /// The value of one of nginx's variables; empty where it has none.
+    pub(crate) fn variable(&self, index: usize) -> &'r [u8] {
+        // SAFETY: the index is one of the request's variables.
+        unsafe { variable_text(ngx_http_get_indexed_variable(self.r, index)) }
+    }
+
+    /// The request's headers.
+    fn headers(&self) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
+        // SAFETY: the list is one of headers, and lives while the request does.
+        let headers = unsafe { response::headers(&(*self.r).headers_in.headers) };
+        // SAFETY: so do the strings.
+        headers.map(|h| unsafe { (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)) })
+    }
+
+    /// The peer's address, which the realip module may have replaced.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        // SAFETY: a request has a connection; the family tells the address's type.
+        unsafe {
+            let address = (*self.fields().connection).sockaddr.cast::<libc::sockaddr>();
+            match i32::from(address.as_ref()?.sa_family) {
+                libc::AF_INET => {
+                    let v4 = &*address.cast::<libc::sockaddr_in>();
+                    Some(Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr)).into())
+                }
+                libc::AF_INET6 => {
+                    let v6 = &*address.cast::<libc::sockaddr_in6>();
+                    Some(Ipv6Addr::from(v6.sin6_addr.s6_addr).into())
+                }
+                _ => None,
+            }
+        }
+    }
+
+    /// The request's trace id: nginx's `$request_id` where something has evaluated it, else one that costs
+    /// no system call, and which `$request_id` has from now on.
+    pub(crate) fn trace_id(&self, main: &MainConf) -> [u8; TRACE_LEN] {
+        // SAFETY: the index is one of the request's variables.
+        let variable = unsafe { &mut *self.fields().variables.add(main.request_id) };
+        // SAFETY: it is the request's.
+        if let Ok(known) = unsafe { variable_text(variable) }.try_into() {
+            return known;
+        }
+        let trace = worker::next_trace_id();
+        let text = self.keep_text(&trace);
+        if !text.is_empty() {
+            // SAFETY: the text lives while the request does; nginx only reads it.
+            unsafe { set_variable(variable, text.as_ptr().cast_mut(), TRACE_LEN) };
+        }
+        trace
+    }
+}
+
+/// A request with its answer, as a decision sees it.
+pub(crate) struct HttpExchange<'r, 'p> {
+    pub(crate) request: Request<'r>,
+    /// The path that rules are for.
+    pub(crate) path: Option<&'p [u8]>,
+    pub(crate) status: u16,
+}
+
+impl Exchange for HttpExchange<'_, '_> {
+    type Text = ComplexValue;
+
+    fn method(&self) -> &[u8] {
+        self.request.method()
+    }
+
+    fn path(&self) -> Option<&[u8]> {
+        self.path
+    }
+
+    fn query(&self) -> &[u8] {
+        let target = self.request.target();
+        let target = target.split(|b| *b == b'#').next().unwrap_or_default();
+        let question = target.iter().position(|b| *b == b'?');
+        question.map_or(&[], |question| &target[question + 1..])
+    }
+
+    fn text(&self, text: &ComplexValue) -> &[u8] {
+        self.request.evaluate(text)
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        let mut headers = self.request.headers();
+        let found = headers.find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()));
+        found.map(|(_, value)| value)
+    }
+
+    fn cookies(&self) -> impl Iterator<Item = &[u8]> {
+        let headers = self.request.headers();
+        headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"cookie")).map(|(_, value)| value)
+    }
+
+    fn body(&self, _format: BodyFormat, field: &Field, _is_name: bool) -> Found<'_> {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { body::field(self.request.r, field.as_str()) }
+    }
+
+    fn answer(&self, _field: &Field) -> Found<'_> {
+        Found::Absent
+    }
+
+    fn answer_has(&self, _text: &[u8]) -> bool {
+        false
+    }
+
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn answer_header(&self, name: &str) -> Option<&[u8]> {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::header(self.request.r, name.as_bytes()) }
+    }
+
+    fn location(&self) -> &[u8] {
+        self.answer_header("location").unwrap_or_default()
+    }
+
+    fn sets_cookie(&self, name: &[u8]) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::sets_cookie(self.request.r, name) }
+    }
+
+    fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
+        // SAFETY: the promise of `Request::new`.
+        let headers = unsafe { response::fields(self.request.r) };
+        let cookies = headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"set-cookie"));
+        let values = cookies.filter_map(|(_, line)| {
+            let (key, value) = cookie_pairs(line).next()?;
+            (name.matches(key) && !value.is_empty() && self.sets_cookie(key)).then_some(value)
+        });
+        values.last()
+    }
+
+    fn is_applications(&self) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::is_applications(self.request.r, self.status) }
+    }
+
+    fn is_refused(&self) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::is_refusal(self.request.r, self.status) }
+    }
+
+    fn is_hung_up(&self) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::is_hung_up(self.request.r, self.status) }
+    }
+}
