@@ -18,6 +18,7 @@ mod json;
 mod kept;
 mod multipart;
 mod text;
+mod xmlrpc;
 
 pub use answer::{AnswerReader, Encoding};
 pub use body::{BodyReader, Head};
@@ -47,11 +48,13 @@ pub enum BodyFormat {
     Php,
     /// As Rails fills `params`: forms, and JSON where the `Content-Type` says so.
     Rails,
+    /// As a call of XML-RPC, under any `Content-Type`.
+    XmlRpc,
 }
 
 impl BodyFormat {
     /// All formats.
-    pub const ALL: [Self; 3] = [Self::Json, Self::Php, Self::Rails];
+    pub const ALL: [Self; 4] = [Self::Json, Self::Php, Self::Rails, Self::XmlRpc];
 
     /// The name of `body=`.
     pub fn name(self) -> &'static str {
@@ -59,6 +62,7 @@ impl BodyFormat {
             Self::Json => "json",
             Self::Php => "php",
             Self::Rails => "rails",
+            Self::XmlRpc => "xmlrpc",
         }
     }
 
@@ -138,6 +142,7 @@ impl Field {
             BodyFormat::Json => json_steps(text)?,
             BodyFormat::Php => form::php_steps(text)?,
             BodyFormat::Rails => form::rails_steps(text)?,
+            BodyFormat::XmlRpc => xmlrpc::steps(text)?,
         };
         if text.len() > MAX_FIELD || steps.len() > MAX_STEPS {
             return Err(FieldError::TooLong);

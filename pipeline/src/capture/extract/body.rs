@@ -4,6 +4,7 @@ use super::form::{Rules, UrlEncoded};
 use super::json::Json;
 use super::kept::{Room, Share};
 use super::multipart::Multipart;
+use super::xmlrpc::XmlRpc;
 use super::{BodyFormat, MAX_SCANNED, State, Values, Wanted};
 
 /// What the head of a request says of its body.
@@ -32,6 +33,7 @@ enum Kind {
     Json(Box<Json>),
     UrlEncoded(Box<UrlEncoded>),
     Multipart(Box<Multipart>),
+    XmlRpc(Box<XmlRpc>),
     /// The application reads nothing of such a body.
     Nothing,
 }
@@ -67,6 +69,7 @@ impl BodyReader {
             Kind::Json(json) => json.push(within, values, share),
             Kind::UrlEncoded(form) => form.push(within, values, share),
             Kind::Multipart(form) => form.push(within, values, share),
+            Kind::XmlRpc(call) => call.push(within, values, share),
             Kind::Nothing => return,
         }
         if within.len() < chunk.len() && !values.is_read() {
@@ -82,6 +85,7 @@ impl BodyReader {
             Kind::Json(json) => json.finish(values),
             Kind::UrlEncoded(form) => form.finish(values, share),
             Kind::Multipart(form) => form.finish(values),
+            Kind::XmlRpc(call) => call.finish(values),
             Kind::Nothing if values.is_read() => {}
             Kind::Nothing => values.state = State::Read,
         }
@@ -111,7 +115,7 @@ impl Kind {
         // Of several, some applications take the first, and some all of them, joined.
         let is_one = head.content_types.windows(2).all(|pair| pair[0] == pair[1]);
         match format {
-            BodyFormat::Json => {}
+            BodyFormat::Json | BodyFormat::XmlRpc => {}
             _ if !is_one => return None,
             BodyFormat::Php if head.method != b"POST" => return Some(Self::Nothing),
             _ => {}
@@ -128,6 +132,7 @@ impl Kind {
         };
         match format {
             BodyFormat::Json => Some(Self::Json(Box::new(Json::new(values)))),
+            BodyFormat::XmlRpc => Some(Self::XmlRpc(Box::new(XmlRpc::new()))),
             BodyFormat::Php => form(media_type(|b| matches!(b, b';' | b',' | b' ')), Rules::Php),
             BodyFormat::Rails => {
                 let media_type = media_type(|b| matches!(b, b';' | b',')).trim_ascii();
@@ -151,6 +156,7 @@ impl Kind {
             Self::Json(json) => size_of_val(&**json),
             Self::UrlEncoded(form) => size_of_val(&**form),
             Self::Multipart(form) => size_of_val(&**form),
+            Self::XmlRpc(call) => size_of_val(&**call),
             Self::Nothing => 0,
         }
     }

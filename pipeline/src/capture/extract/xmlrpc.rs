@@ -1,0 +1,381 @@
+//! The call of XML-RPC in a body, read in chunks of any size.
+//!
+//! Its fields are `methodName`, and `params.0`, `params.1`, …: the single values of the parameters in the
+//! order in which they stand, also those in arrays and structs. Of the calls in a `system.multicall` that
+//! is first the first call's name, then its parameters.
+//!
+//! Calls are plain: elements of the specification without attributes, and text. What XML has beside that
+//! (comments, CDATA, document types, other encodings than UTF-8) no client sends; it is unreadable.
+
+use super::kept::{Kept, Share};
+use super::{FieldError, Slot, State, Step, Values};
+
+/// The longest tag, name of an entity, or XML declaration, in bytes.
+const MAX_MARKUP: usize = 128;
+
+/// How many parameters can be wanted.
+const MAX_PARAMS: usize = 100;
+
+/// Values that are texts as they stand.
+const SCALARS: [&[u8]; 7] =
+    [b"string", b"int", b"i4", b"i8", b"double", b"boolean", b"dateTime.iso8601"];
+
+/// What only holds other elements.
+const CONTAINERS: [&[u8]; 8] =
+    [b"methodCall", b"params", b"param", b"array", b"data", b"struct", b"member", b"nil"];
+
+/// The steps of a field.
+pub(super) fn steps(text: &str) -> Result<Vec<Step>, FieldError> {
+    if text == "methodName" {
+        return Ok(vec![Step::Name(text.into())]);
+    }
+    let number = text.strip_prefix("params.").ok_or(FieldError::Empty)?;
+    let is_place = number.parse().is_ok_and(|n: usize| n < MAX_PARAMS && n.to_string() == number);
+    if !is_place {
+        return Err(FieldError::Empty);
+    }
+    Ok(vec![Step::Name("params".into()), Step::Name(number.into())])
+}
+
+/// Reads one call.
+#[derive(Debug)]
+pub(super) struct XmlRpc {
+    expect: Expect,
+    /// The markup or the text that is being read.
+    markup: Kept,
+    text: Kept,
+    element: Element,
+    /// Whether the text of the element is wanted, and whether there is more than blanks of it.
+    is_wanted: bool,
+    has_text: bool,
+    /// How many values came.
+    values: usize,
+    has_name: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    Text,
+    /// After `<`.
+    Tag,
+    /// After `&`.
+    Entity,
+}
+
+/// Whose text is being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Element {
+    /// Nobody's: it must be blank.
+    None,
+    MethodName,
+    /// The name of a member, which is left out.
+    Name,
+    /// `<value>` without a type: a string, if no element follows.
+    Value,
+    Scalar,
+    /// Base64 is no text.
+    Base64,
+}
+
+/// It is no plain call.
+#[derive(Debug)]
+struct Broken;
+
+impl XmlRpc {
+    pub(super) fn new() -> Self {
+        Self {
+            expect: Expect::Text,
+            markup: Kept::default(),
+            text: Kept::default(),
+            element: Element::None,
+            is_wanted: false,
+            has_text: false,
+            values: 0,
+            has_name: false,
+        }
+    }
+
+    /// Reads more of the body. Once `values` is read, more changes nothing.
+    pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
+        for byte in chunk {
+            if values.is_read() {
+                return;
+            }
+            if self.read(*byte, values, share).is_err() {
+                values.give_up();
+            }
+        }
+    }
+
+    /// The body has ended.
+    pub(super) fn finish(&mut self, values: &mut Values) {
+        if !values.is_read() {
+            values.give_up();
+        }
+    }
+
+    fn read(&mut self, byte: u8, values: &mut Values, share: &mut Share) -> Result<(), Broken> {
+        match (self.expect, byte) {
+            (Expect::Text, b'<') => {
+                self.markup.clear();
+                self.expect = Expect::Tag;
+            }
+            (Expect::Text, b'&') => {
+                self.markup.clear();
+                self.expect = Expect::Entity;
+            }
+            (Expect::Text, byte) => self.keep(&[byte], share)?,
+            (Expect::Tag, b'>') => {
+                self.expect = Expect::Text;
+                let markup = std::mem::take(&mut self.markup);
+                self.tag(markup.bytes(), values, share)?;
+                self.markup = markup;
+            }
+            (Expect::Entity, b';') => {
+                self.expect = Expect::Text;
+                let character = entity(self.markup.bytes()).ok_or(Broken)?;
+                self.keep(character.encode_utf8(&mut [0; 4]).as_bytes(), share)?;
+            }
+            (_, byte) => {
+                if self.markup.bytes().len() == MAX_MARKUP || byte == b'<' {
+                    return Err(Broken);
+                }
+                self.markup.push(&[byte], share).map_err(|_| Broken)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps text of an element.
+    fn keep(&mut self, bytes: &[u8], share: &mut Share) -> Result<(), Broken> {
+        match self.element {
+            Element::None if bytes.trim_ascii().is_empty() => Ok(()),
+            Element::None => Err(Broken),
+            _ => {
+                self.has_text |= !bytes.trim_ascii().is_empty();
+                match self.is_wanted {
+                    true => self.text.push(bytes, share).map_err(|_| Broken),
+                    false => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn tag(&mut self, markup: &[u8], values: &mut Values, share: &mut Share) -> Result<(), Broken> {
+        if let Some(declaration) = markup.strip_prefix(b"?xml ") {
+            let text = String::from_utf8_lossy(declaration).to_ascii_lowercase();
+            let is_utf8 = !text.contains("encoding") || text.contains("utf-8");
+            return if is_utf8 && text.ends_with('?') { Ok(()) } else { Err(Broken) };
+        }
+        let is_empty = markup.ends_with(b"/");
+        let name = markup.strip_suffix(b"/").unwrap_or(markup).trim_ascii_end();
+        match name.strip_prefix(b"/") {
+            Some(_) if is_empty => Err(Broken),
+            Some(name) => self.close(name, values, share),
+            None => {
+                self.open(name, values, share)?;
+                if is_empty { self.close(name, values, share) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn open(&mut self, name: &[u8], values: &Values, share: &mut Share) -> Result<(), Broken> {
+        // Text in front of an element is no value's.
+        if std::mem::take(&mut self.has_text) {
+            return Err(Broken);
+        }
+        self.text.release(share);
+        self.element = match (name, self.element) {
+            (b"methodName", Element::None) => Element::MethodName,
+            (b"name", Element::None) => Element::Name,
+            (b"value", Element::None) => Element::Value,
+            (b"base64", Element::Value) => Element::Base64,
+            (name, Element::Value) if SCALARS.contains(&name) => Element::Scalar,
+            (name, Element::None | Element::Value) if CONTAINERS.contains(&name) => Element::None,
+            _ => return Err(Broken),
+        };
+        self.is_wanted = match self.element {
+            Element::MethodName => Self::place("methodName", values).is_some(),
+            Element::Value | Element::Scalar => self.place_of_value(values).is_some(),
+            _ => false,
+        };
+        Ok(())
+    }
+
+    fn place(field: &str, values: &Values) -> Option<usize> {
+        values.fields.iter().position(|own| own.as_str() == field)
+    }
+
+    /// Which field the next value is, if it is wanted.
+    fn place_of_value(&self, values: &Values) -> Option<usize> {
+        // Most calls have more values than anybody wants.
+        let is_it = |text: &str| {
+            let number = text.strip_prefix("params.").and_then(|number| number.parse().ok());
+            number == Some(self.values)
+        };
+        values.fields.iter().position(|own| is_it(own.as_str()))
+    }
+
+    fn close(&mut self, name: &[u8], values: &mut Values, share: &mut Share) -> Result<(), Broken> {
+        match (name, self.element) {
+            (b"methodName", Element::MethodName) => {
+                // Servers take another one of several.
+                if std::mem::replace(&mut self.has_name, true) {
+                    return Err(Broken);
+                }
+                self.found(Self::place("methodName", values), true, values, share);
+            }
+            (b"value", Element::Value) => self.value(true, values, share),
+            (b"base64", Element::Base64) => self.value(false, values, share),
+            (name, Element::Scalar) if SCALARS.contains(&name) => self.value(true, values, share),
+            (b"name", Element::Name) | (b"value", Element::None) => self.has_text = false,
+            (b"methodCall", Element::None) => values.state = State::Read,
+            (name, Element::None) if CONTAINERS.contains(&name) => {}
+            _ => return Err(Broken),
+        }
+        self.element = Element::None;
+        Ok(())
+    }
+
+    fn value(&mut self, is_text: bool, values: &mut Values, share: &mut Share) {
+        let place = self.place_of_value(values);
+        self.values += 1;
+        self.found(place, is_text, values, share);
+    }
+
+    /// The text is the field's in that place.
+    fn found(
+        &mut self,
+        place: Option<usize>,
+        is_text: bool,
+        values: &mut Values,
+        share: &mut Share,
+    ) {
+        self.has_text = false;
+        if let Some(slot) = place.and_then(|place| values.slots.get_mut(place)) {
+            *slot = match is_text {
+                true => Slot::Text(std::mem::take(&mut self.text)),
+                false => Slot::Unreadable,
+            };
+        } else {
+            self.text.release(share);
+        }
+    }
+}
+
+/// The character of `&name;`.
+fn entity(name: &[u8]) -> Option<char> {
+    Some(match name {
+        b"lt" => '<',
+        b"gt" => '>',
+        b"amp" => '&',
+        b"quot" => '"',
+        b"apos" => '\'',
+        [b'#', b'x', digits @ ..] => number(digits, 16)?,
+        [b'#', digits @ ..] => number(digits, 10)?,
+        _ => return None,
+    })
+}
+
+fn number(digits: &[u8], radix: u32) -> Option<char> {
+    let is_number = digits.iter().all(|b| char::from(*b).is_digit(radix));
+    let digits = str::from_utf8(digits).ok().filter(|_| is_number)?;
+    char::from_u32(u32::from_str_radix(digits, radix).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BUDGET, BodyFormat, BodyReader, Field, Found, Head, Room, Wanted};
+
+    /// What a body says in a field, the same in chunks of any size.
+    fn read(body: &str, field: &str) -> String {
+        let field = Field::parse(field, BodyFormat::XmlRpc).unwrap();
+        let wanted = Wanted::new(BodyFormat::XmlRpc, [&field]);
+        let head = Head { method: b"POST", content_types: &[], length: None };
+        let read = |size: usize| {
+            let mut reader = BodyReader::new(&wanted, &head, &Room::new(&BUDGET));
+            body.as_bytes().chunks(size).for_each(|chunk| reader.push(chunk));
+            reader.finish();
+            match reader.values().get(&field) {
+                Found::Value(value) => format!("={value}"),
+                other => format!("{other:?}"),
+            }
+        };
+        let whole = read(body.len().max(1));
+        for size in [1, 2, 5] {
+            assert_eq!(read(size), whole, "{size} {body}");
+        }
+        whole
+    }
+
+    fn call(name: &str, params: &str) -> String {
+        format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<methodCall>\n <methodName>{name}</methodName>\n\
+             <params>{params}</params></methodCall>"
+        )
+    }
+
+    #[test]
+    fn a_call_has_a_name_and_values() {
+        let one = "<param><value><string>ann&#46;&amp;</string></value></param>
+            <param><value>5ecret</value></param><param><value><i4>7</i4></value></param>
+            <param><value><string/></value></param><param><value></value></param>";
+        let body = call("wp.getUsersBlogs", one);
+        let long = format!("<param><value>{}</value></param>", "long ".repeat(10_000));
+        assert_eq!(read(&call("wp.newPost", &format!("{one}{long}")), "params.0"), "=ann.&");
+        for (field, found) in [
+            ("methodName", "=wp.getUsersBlogs"),
+            ("params.0", "=ann.&"),
+            ("params.1", "=5ecret"),
+            ("params.2", "=7"),
+            ("params.3", "="),
+            ("params.4", "="),
+            ("params.5", "Absent"),
+        ] {
+            assert_eq!(read(&body, field), found, "{field}");
+        }
+    }
+
+    #[test]
+    fn of_several_calls_the_first_comes_first() {
+        let one = "<value><struct><member><name>methodName</name><value><string>wp.getUsersBlogs</string></value>
+            </member><member><name>params</name><value><array><data><value><array><data><value><string>ann
+            </string></value></data></array></value></data></array></value></member></struct></value>"
+            .replace("\n            ", "");
+        let body = call("system.multicall", &format!("<param><value><array><data>{one}{one}</data></array></value></param>"));
+        assert_eq!(read(&body, "methodName"), "=system.multicall");
+        assert_eq!(read(&body, "params.0"), "=wp.getUsersBlogs");
+        assert_eq!(read(&body, "params.1"), "=ann");
+        assert_eq!(read(&body, "params.3"), "=ann");
+    }
+
+    #[test]
+    fn what_is_no_plain_call_is_unreadable() {
+        let param = |value: &str| call("a", &format!("<param><value>{value}</value></param>"));
+        for body in [
+            String::new(),
+            "ann".into(),
+            param("<string>ann</string>").replace("</methodCall>", ""),
+            param("<string><![CDATA[ann]]></string>"),
+            param("<string>ann<!-- x --></string>"),
+            param("<string a=\"b\">ann</string>"),
+            param("<string>a<b>nn</b></string>"),
+            param("ann<string>bob</string>"),
+            param("<string>&ann;</string>"),
+            param("<base64>YW5u</base64>"),
+            param("<string>ann</string>").replace("UTF-8", "UTF-16"),
+            param("<string>ann</string>").replace("<methodCall>", "<!DOCTYPE x><methodCall>"),
+            param("<string>ann</string>").replace("<params>", "<methodName>b</methodName><params>"),
+            param("<string>a\0nn</string>"),
+        ] {
+            assert_eq!(read(&body, "params.0"), "Unreadable", "{body}");
+        }
+    }
+
+    #[test]
+    fn a_field_is_the_name_or_a_place() {
+        for wrong in ["", "name", "params", "params.", "params.01", "params.x", "params.100", "params[0]"] {
+            assert!(Field::parse(wrong, BodyFormat::XmlRpc).is_err(), "{wrong}");
+        }
+    }
+}
