@@ -87,6 +87,11 @@ impl UserKey {
     }
 }
 
+/// Whether a field of that name may say who somebody is.
+fn names_people(field: &str) -> bool {
+    ["user", "login", "mail", "patch", "name"].iter().any(|word| field.contains(word))
+}
+
 /// A record as one target sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -121,10 +126,25 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the record has beside the parameters, but for [`segments`](Self::segments).
+    /// What the record has beside the parameters, but for [`segments`](Self::segments) and
+    /// [`fields`](Self::fields).
     pub fn extra(&self, extra: Extra) -> Option<Cow<'a, [u8]>> {
-        let extra = Some(extra).filter(|extra| *extra != Extra::Segments)?;
-        self.record.extra(extra).map(Cow::Borrowed)
+        let extra =
+            Some(extra).filter(|extra| !matches!(extra, Extra::Segments | Extra::Fields))?;
+        let value = self.record.extra(extra)?;
+        Some(match (extra, &self.privacy.hash_user) {
+            (Extra::Claimed, Some(key)) => key.hash(value).into_bytes().into(),
+            _ => Cow::Borrowed(value),
+        })
+    }
+
+    /// The fields that the rule adds. Where the user is a hash, those that may name him are left out.
+    pub fn fields(&self) -> impl Iterator<Item = (&'a str, Cow<'a, [u8]>)> + use<'a> {
+        let view = *self;
+        let held = self.record.extra(Extra::Fields).unwrap_or_default();
+        record::segments(held)
+            .filter(move |(name, _)| view.privacy.hash_user.is_none() || !names_people(name))
+            .map(move |(name, value)| (name, view.without_user(value, as_it_is)))
     }
 
     /// The named segments of the path.

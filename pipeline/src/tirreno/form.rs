@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use chrono::{DateTime, NaiveDateTime};
+use serde::de::IgnoredAny;
 
 use crate::event::{EventType, Param};
 use crate::privacy::View;
@@ -42,6 +43,9 @@ pub fn user(view: &View<'_>) -> Option<String> {
 }
 
 fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
+    if param == Param::Payload {
+        return payload(view).map(Into::into);
+    }
     if view.omits(param) {
         return None;
     }
@@ -52,7 +56,7 @@ fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
         Param::Url => Some(uri(bytes.unwrap_or_default(), param.limit(), false).into()),
         Param::HttpReferer => bytes.map(|v| uri(v, param.limit(), true).into()),
         Param::EventTime => Some(bytes.and_then(time).unwrap_or_else(|| start(view)).into()),
-        Param::UserCreated => bytes.and_then(time).map(Into::into),
+        Param::UserCreated => bytes.and_then(|v| time(v).or_else(|| other_time(v))).map(Into::into),
         // A code of 400 and above would make it a `page_error`, whatever its type.
         Param::HttpCode if view.record().kind() == EventType::AccountLoginFail => None,
         Param::HttpCode => code(bytes, view.record().status()),
@@ -75,6 +79,46 @@ fn time(given: &[u8]) -> Option<String> {
     let given = str::from_utf8(given).ok()?;
     let time = NaiveDateTime::parse_from_str(given, TIME_INPUT).ok()?;
     Some(time.format(TIME_FORMAT).to_string())
+}
+
+/// The times that applications write otherwise: by RFC 3339, or as seconds or milliseconds since the epoch.
+fn other_time(given: &[u8]) -> Option<String> {
+    let given = str::from_utf8(given).ok()?;
+    let is_number = given.bytes().all(|b| b.is_ascii_digit());
+    let time = match given.len() {
+        10 if is_number => DateTime::from_timestamp_secs(given.parse().ok()?)?,
+        13 if is_number => DateTime::from_timestamp_millis(given.parse().ok()?)?,
+        _ => DateTime::parse_from_rfc3339(given).ok()?.to_utc(),
+    };
+    Some(time.format(TIME_FORMAT).to_string())
+}
+
+/// The longest value in a payload, in bytes.
+const MAX_PAYLOAD_VALUE: usize = 1000;
+
+/// The payload as Tirreno wants it of the event's type: what is given is the value in it, unless it is a JSON
+/// object already. A search without one would be stored with a warning each time.
+fn payload(view: &View<'_>) -> Option<String> {
+    let given = match view.omits(Param::Payload) {
+        true => None,
+        false => view.get(Param::Payload),
+    };
+    let given = given.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+    let is_object = || given.starts_with('{') && serde_json::from_str::<IgnoredAny>(&given).is_ok();
+    let value = text(given.as_bytes(), MAX_PAYLOAD_VALUE);
+    match view.record().kind() {
+        _ if is_object() => Some(given.into_owned()),
+        EventType::PageSearch => {
+            let url = self::value(view, Param::Url).unwrap_or_default();
+            let page = url.split('?').next().unwrap_or_default();
+            Some(serde_json::json!({ "field_id": page, "value": value }).to_string())
+        }
+        EventType::AccountEmailChange if !value.is_empty() => {
+            Some(serde_json::json!({ "new_value": value }).to_string())
+        }
+        EventType::AccountEmailChange => None,
+        _ => Some(given.into_owned()).filter(|given| !given.is_empty()),
+    }
 }
 
 fn code(given: Option<&[u8]>, status: u16) -> Option<Cow<'static, str>> {
@@ -214,13 +258,42 @@ mod tests {
     }
 
     #[test]
+    fn a_search_always_has_a_payload() {
+        let of = |kind, params: &[(Param, &[u8])]| {
+            let found = pairs(params, kind, 200).into_iter().find(|(name, _)| name == "payload");
+            found.map(|(_, payload)| payload)
+        };
+        let url = (Param::Url, &b"/search/posts?team_id=7"[..]);
+        assert_eq!(
+            of(EventType::PageSearch, &[url, (Param::Payload, br#"a "b""#)]).as_deref(),
+            Some(r#"{"field_id":"/search/posts","value":"a \"b\""}"#)
+        );
+        let nothing = Some(r#"{"field_id":"/search/posts","value":""}"#);
+        assert_eq!(of(EventType::PageSearch, &[url]).as_deref(), nothing);
+        let own = br#"{"field_id":"x","value":"y"}"#;
+        assert_eq!(
+            of(EventType::PageSearch, &[url, (Param::Payload, own)]).as_deref(),
+            Some(&*String::from_utf8_lossy(own))
+        );
+        assert_eq!(
+            of(EventType::AccountEmailChange, &[(Param::Payload, b"new@example.com")]).as_deref(),
+            Some(r#"{"new_value":"new@example.com"}"#)
+        );
+        assert_eq!(of(EventType::AccountEmailChange, &[]), None);
+        assert_eq!(of(EventType::PageView, &[]), None);
+    }
+
+    #[test]
     fn times_that_tirreno_misreads_are_not_sent() {
         let at = |v: &[u8]| one(Param::UserCreated, v);
         assert_eq!(at(b"2024-02-29 01:02:03"), Some("2024-02-29 01:02:03.000".into()));
         assert_eq!(at(b"2024-02-29 01:02:03.123456"), Some("2024-02-29 01:02:03.123".into()));
         assert_eq!(at(b"2023-02-29 01:02:03"), None);
-        assert_eq!(at(b"2024-02-29T01:02:03Z"), None);
-        assert_eq!(at(b"1700000000"), None);
+        assert_eq!(at(b"2024-02-29T01:02:03+01:00"), Some("2024-02-29 00:02:03.000".into()));
+        assert_eq!(at(b"1700000000"), Some("2023-11-14 22:13:20.000".into()));
+        assert_eq!(at(b"1700000000007"), Some("2023-11-14 22:13:20.007".into()));
+        assert_eq!(at(b"17000000"), None);
+        assert_eq!(at(b"-170000000"), None);
         let own = one(Param::EventTime, b"yesterday");
         assert_eq!(own, Some("2023-11-14 22:13:20.007".into()));
     }

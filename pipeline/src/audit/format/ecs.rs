@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::entry::{Entry, Outcome, segment_field};
+use super::entry::{Entry, Outcome, field_name, segment_field};
 use super::rfc3339;
 use crate::capture::level::Level;
 use crate::event::EventType;
@@ -13,6 +13,9 @@ const VERSION: &str = "8.11.0";
 /// The record as a document.
 pub(super) fn document(entry: &Entry<'_>) -> Value {
     let (category, kind) = categories(entry);
+    let field = |name| entry.fields.iter().find(|(known, _)| *known == name).map(|(_, v)| v);
+    let target = entry.segment("user_id").or(entry.segment("remove_user_id"));
+    let target = target.or(field("user.id").map(|value| &**value));
     let given = |name| entry.given.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
     let drops: Map<_, _> = entry.drop_values().map(|(name, v)| (name.into(), json!(v))).collect();
     let mut document = json!({
@@ -39,8 +42,13 @@ pub(super) fn document(entry: &Entry<'_>) -> Value {
             "id": entry.user,
             "email": given("email_address"),
             "full_name": given("full_name"),
-            "target": {"id": entry.segment("user_id")},
+            "target": {
+                "id": target,
+                "name": field("user.name"),
+                "roles": field("user.roles"),
+            },
         },
+        "error": {"code": field("err")},
         "source": {"address": entry.ip, "ip": entry.ip},
         "user_agent": {"original": entry.client},
         "http": {
@@ -87,6 +95,12 @@ fn labels(entry: &Entry<'_>, drops: &Map<String, Value>) -> Map<String, Value> {
     let mut labels = Map::new();
     let segments = entry.segments.iter().filter(|(name, _)| *name != "user_id");
     labels.extend(segments.map(|(name, value)| (segment_field(name).into(), json!(value))));
+    let shown = ["err", "user.id", "user.name", "user.roles"];
+    let own = entry.fields.iter().filter(|(name, _)| !shown.contains(name));
+    // A label has no parts.
+    labels.extend(own.map(|(name, v)| (field_name(name).replace('.', "_"), json!(v))));
+    labels.extend(entry.identity.map(|word| ("identity".into(), json!(word))));
+    labels.extend(entry.claimed.as_ref().map(|id| ("claimed_user_id".into(), json!(id))));
     labels.extend(entry.session.as_ref().map(|id| ("session_id".into(), json!(id))));
     labels.extend(entry.pinned().map(|pinned| ("pinned".into(), json!(pinned))));
     labels.extend(entry.cluster_id.map(|id| ("cluster_id".into(), json!(id))));

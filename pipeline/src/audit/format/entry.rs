@@ -70,6 +70,12 @@ pub(super) struct Entry<'a> {
     pub(super) language: Option<Cow<'a, str>>,
     pub(super) trace: Option<&'a str>,
     pub(super) segments: Vec<(&'a str, Cow<'a, str>)>,
+    /// What the rule adds; a dot in a name separates a thing from what is told of it.
+    pub(super) fields: Vec<(&'a str, Cow<'a, str>)>,
+    /// By what evidence the user is known.
+    pub(super) identity: Option<&'static str>,
+    /// Whom the client claims to be, where that is somebody else.
+    pub(super) claimed: Option<Cow<'a, str>>,
     /// What else `tirreno_param` gives, by its name in the format `json`.
     pub(super) given: Vec<(&'static str, Cow<'a, str>)>,
     pub(super) cluster_id: Option<&'a str>,
@@ -90,7 +96,7 @@ const GIVEN: [(Param, &str); 9] = [
 ];
 
 /// Names that a segment of a path cannot have as a field: `user_id` is who acts, `target_user_id` to whom.
-const TAKEN: [&str; 32] = [
+const TAKEN: [&str; 33] = [
     "timestamp",
     "level",
     "msg",
@@ -118,12 +124,38 @@ const TAKEN: [&str; 32] = [
     "device_id",
     "user",
     "user_ids",
-    "remove_user_id",
+    "identity",
+    "claimed_user_id",
     "team",
     "channel",
     "post",
     "patch",
     "patched",
+];
+
+/// Names of the facts of every record.
+const OWN: [&str; 21] = [
+    "timestamp",
+    "level",
+    "msg",
+    "event",
+    "type",
+    "status",
+    "code",
+    "user_id",
+    "session_id",
+    "ip_address",
+    "method",
+    "url",
+    "api_path",
+    "client",
+    "referer",
+    "language",
+    "trace_id",
+    "cluster_id",
+    "pinned",
+    "identity",
+    "claimed_user_id",
 ];
 
 /// The field of a segment: its own name, behind `target_` where that means something else.
@@ -133,6 +165,15 @@ pub(super) fn segment_field(name: &str) -> Cow<'_, str> {
         || name.starts_with("target_")
         || name.starts_with("dropped");
     if taken { format!("target_{name}").into() } else { name.into() }
+}
+
+/// The name of a field that a rule adds: its own, also one of Mattermost's, behind `target_` where it would
+/// replace a record's own.
+pub(super) fn field_name(name: &str) -> Cow<'_, str> {
+    match OWN.contains(&name) {
+        true => format!("target_{name}").into(),
+        false => name.into(),
+    }
 }
 
 /// The value of a field.
@@ -192,6 +233,9 @@ impl<'a> Entry<'a> {
             language: text(Param::BrowserLanguage),
             trace: Some(record.trace()),
             segments: segments.collect(),
+            fields: view.fields().map(|(name, value)| (name, fit(value, usize::MAX))).collect(),
+            identity: Some(record.identity().name()),
+            claimed: view.extra(Extra::Claimed).map(|name| fit(name, usize::MAX)),
             given: given.collect(),
             cluster_id: config.cluster_id.as_deref(),
             drops: None,
@@ -218,6 +262,9 @@ impl<'a> Entry<'a> {
             language: None,
             trace: None,
             segments: Vec::new(),
+            fields: Vec::new(),
+            identity: None,
+            claimed: None,
             given: Vec::new(),
             cluster_id: config.cluster_id.as_deref(),
             drops: Some(*drops),
@@ -272,6 +319,8 @@ impl<'a> Entry<'a> {
             ("status", Some(self.outcome.name().into())),
             ("code", self.code.map(|code| Value::Number(code.into()))),
             ("user_id", self.user.as_deref().map(Value::from)),
+            ("identity", self.identity.map(Value::from)),
+            ("claimed_user_id", self.claimed.as_deref().map(Value::from)),
             ("session_id", self.session.as_deref().map(Value::from)),
             ("ip_address", self.ip.map(|ip| ip.to_string().into())),
             ("method", self.method.as_deref().map(Value::from)),
@@ -283,12 +332,16 @@ impl<'a> Entry<'a> {
             ("trace_id", self.trace.map(Value::from)),
         ];
         let segments = self.segments.iter().map(|(n, v)| (segment_field(n), Value::from(&**v)));
+        let own = self.fields.iter().map(|(name, v)| (field_name(name), Value::from(&**v)));
         let pinned = self.pinned().map(|pinned| ("pinned", Value::Flag(pinned)));
         let given = self.given.iter().map(|(name, value)| (*name, Value::from(&**value)));
         let cluster_id = self.cluster_id.map(|id| ("cluster_id", id.into()));
         let tail = pinned.into_iter().chain(given).chain(cluster_id).chain(self.drop_values());
         let head = head.into_iter().filter_map(|(name, value)| Some((name.into(), value?)));
-        head.chain(segments).chain(tail.map(|(name, value)| (name.into(), value))).collect()
+        head.chain(segments)
+            .chain(own)
+            .chain(tail.map(|(name, value)| (name.into(), value)))
+            .collect()
     }
 
     /// The level and the fields, as texts.

@@ -2,13 +2,13 @@
 //!
 //! The first is what Elastic's integration reads. Keys stand in Mattermost's order.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
-use super::entry::{Entry, Outcome, Value, segment_field};
+use super::entry::{Entry, Outcome, field_name, segment_field};
 
 /// Elastic's pipeline reads no other form.
 fn timestamp(time: DateTime<Utc>) -> String {
@@ -26,41 +26,46 @@ pub(super) struct Legacy<'a> {
     ip_address: String,
     /// The event's own, in the order of the alphabet.
     #[serde(flatten)]
-    own: BTreeMap<Cow<'a, str>, Own<'a>>,
+    own: BTreeMap<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<&'a str>,
 }
 
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Own<'a> {
-    Value(Value<'a>),
-    Thing {
-        id: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        pinned: Option<bool>,
-    },
-}
-
 impl<'a> Legacy<'a> {
     pub(super) fn new(entry: &'a Entry<'a>) -> Self {
         let mut own = BTreeMap::new();
-        own.extend(entry.drop_values().map(|(name, value)| (name.into(), Own::Value(value))));
-        own.extend(entry.api_path().map(|path| ("api_path".into(), Own::Value(path.into()))));
+        let values = entry.drop_values().map(|(name, value)| (name.to_owned(), json!(value)));
+        own.extend(values);
+        own.extend(entry.api_path().map(|path| ("api_path".to_owned(), json!(path))));
         let code = entry.code.filter(|_| entry.outcome == Outcome::Fail);
-        own.extend(code.map(|code| ("code".into(), Own::Value(Value::Number(code.into())))));
+        own.extend(code.map(|code| ("code".to_owned(), json!(code))));
+        own.extend(entry.identity.map(|word| ("identity".to_owned(), json!(word))));
+        own.extend(entry.claimed.as_ref().map(|name| ("claimed_user_id".to_owned(), json!(name))));
         for (name, value) in &entry.segments {
-            let thing = |pinned| Own::Thing { id: value, pinned };
-            let (key, value) = match *name {
-                "team_id" => ("team".into(), thing(None)),
-                "channel_id" => ("channel".into(), thing(None)),
-                "post_id" => ("post".into(), thing(entry.pinned())),
-                "user_id" => ("user".into(), thing(None)),
-                name => (segment_field(name), Own::Value(value.as_ref().into())),
+            let thing = match *name {
+                "team_id" => "team",
+                "channel_id" => "channel",
+                "post_id" => "post",
+                "user_id" => "user",
+                "file_id" => "file",
+                name => {
+                    own.insert(segment_field(name).into_owned(), json!(value));
+                    continue;
+                }
             };
-            own.insert(key, value);
+            own.insert(thing.to_owned(), json!({ "id": value }));
+            // Mattermost writes the id of these beside the thing.
+            if thing == "file" || thing == "post" && entry.event == "deletePost" {
+                own.insert((*name).to_owned(), json!(value));
+            }
+        }
+        if let (Some(pinned), Some(Value::Object(post))) = (entry.pinned(), own.get_mut("post")) {
+            post.insert("pinned".to_owned(), json!(pinned));
+        }
+        for (name, value) in &entry.fields {
+            put(&mut own, &field_name(name), value);
         }
         Self {
             timestamp: timestamp(entry.time),
@@ -76,6 +81,36 @@ impl<'a> Legacy<'a> {
     }
 }
 
+/// Puts a value in the place that a name with dots says; one that has a value keeps it.
+fn put(map: &mut BTreeMap<String, Value>, name: &str, value: &str) {
+    let mut parts = name.split('.').rev();
+    let Some(mut key) = parts.next() else { return };
+    let mut value = json!(value);
+    for thing in parts {
+        value = Value::Object(Map::from_iter([(key.to_owned(), value)]));
+        key = thing;
+    }
+    match map.get_mut(key) {
+        Some(known) => merge(known, value),
+        None => {
+            map.insert(key.to_owned(), value);
+        }
+    }
+}
+
+fn merge(known: &mut Value, more: Value) {
+    if let (Value::Object(known), Value::Object(more)) = (known, more) {
+        for (name, value) in more {
+            match known.get_mut(&name) {
+                Some(known) => merge(known, value),
+                None => {
+                    known.insert(name, value);
+                }
+            }
+        }
+    }
+}
+
 /// A record of the standardized schema. Mattermost writes every key of it but the error's.
 #[derive(Serialize)]
 pub(super) struct Standard<'a> {
@@ -83,9 +118,9 @@ pub(super) struct Standard<'a> {
     event_name: &'a str,
     status: &'static str,
     actor: Actor<'a>,
-    event: Event<'a>,
+    event: Event,
     meta: Meta<'a>,
-    error: Error,
+    error: Error<'a>,
 }
 
 #[derive(Serialize)]
@@ -99,8 +134,8 @@ struct Actor<'a> {
 }
 
 #[derive(Serialize)]
-struct Event<'a> {
-    parameters: BTreeMap<&'a str, Value<'a>>,
+struct Event {
+    parameters: BTreeMap<String, Value>,
     /// What things were and have become: only bodies know.
     prior_state: Nothing,
     resulting_state: Nothing,
@@ -117,17 +152,26 @@ struct Meta<'a> {
 }
 
 #[derive(Serialize)]
-struct Error {
+struct Error<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     status_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
 }
 
 impl<'a> Standard<'a> {
     pub(super) fn new(entry: &'a Entry<'a>) -> Self {
         let mut parameters = BTreeMap::new();
-        parameters.extend(entry.segments.iter().map(|(name, v)| (*name, v.as_ref().into())));
-        parameters.extend(entry.pinned().map(|pinned| ("pinned", Value::Flag(pinned))));
-        parameters.extend(entry.drop_values());
+        parameters.extend(entry.segments.iter().map(|(name, v)| ((*name).to_owned(), json!(v))));
+        parameters.extend(entry.pinned().map(|pinned| ("pinned".to_owned(), json!(pinned))));
+        parameters.extend(entry.drop_values().map(|(name, v)| (name.to_owned(), json!(v))));
+        parameters.extend(entry.identity.map(|word| ("identity".to_owned(), json!(word))));
+        let claimed = entry.claimed.as_ref();
+        parameters.extend(claimed.map(|name| ("claimed_user_id".to_owned(), json!(name))));
+        let err = entry.fields.iter().find(|(name, _)| *name == "err").map(|(_, value)| &**value);
+        for (name, value) in entry.fields.iter().filter(|(name, _)| *name != "err") {
+            put(&mut parameters, name, value);
+        }
         Self {
             timestamp: timestamp(entry.time),
             event_name: &entry.event,
@@ -149,7 +193,10 @@ impl<'a> Standard<'a> {
                 api_path: entry.api_path().unwrap_or_default(),
                 cluster_id: entry.cluster_id.unwrap_or_default(),
             },
-            error: Error { status_code: entry.code.filter(|_| entry.outcome == Outcome::Fail) },
+            error: Error {
+                status_code: entry.code.filter(|_| entry.outcome == Outcome::Fail),
+                description: err,
+            },
         }
     }
 }

@@ -23,6 +23,8 @@ struct Request<'a> {
     status: u16,
     params: Vec<(Param, &'a [u8])>,
     segments: Vec<(&'a str, &'a [u8])>,
+    fields: Vec<(&'a str, &'a [u8])>,
+    claimed: &'a str,
     token: &'a str,
     ip: &'a str,
 }
@@ -36,6 +38,8 @@ impl Default for Request<'_> {
             status: 200,
             params: Vec::new(),
             segments: Vec::new(),
+            fields: Vec::new(),
+            claimed: "",
             token: "",
             ip: "192.0.2.7",
         }
@@ -56,11 +60,17 @@ impl Request<'_> {
         for (name, value) in &self.segments {
             push_segment(&mut segments, name, value);
         }
+        let mut fields = Vec::new();
+        for (name, value) in &self.fields {
+            push_segment(&mut fields, name, value);
+        }
         let level = self.level.map(|level| level.number().to_ne_bytes());
         let session = session::digest(self.token.as_bytes());
         capture.set_extra(Extra::Audit, self.audit.as_bytes());
         capture.set_extra(Extra::Level, level.as_ref().map_or(&[], |level| level));
         capture.set_extra(Extra::Segments, &segments);
+        capture.set_extra(Extra::Fields, &fields);
+        capture.set_extra(Extra::Claimed, self.claimed.as_bytes());
         capture.set_extra(Extra::Session, session.as_ref().map_or(&[], |session| session));
         let mut bytes = vec![0; capture.record_len()];
         capture.write(1, &mut bytes);
@@ -129,6 +139,7 @@ fn json_is_one_flat_object() {
         "status": "success",
         "code": 200,
         "user_id": "u1",
+        "identity": "none",
         "session_id": SESSION,
         "ip_address": "192.0.2.7",
         "method": "PUT",
@@ -196,7 +207,8 @@ fn plain_is_a_line_to_read() {
     let trace = "7".repeat(32);
     let line = |options: &[(&str, &str)]| request.written(&formatter("plain", options));
     let fields = format!(
-        "event=patchPost type=page_edit status=success code=200 user_id=u1 session_id={SESSION} \
+        "event=patchPost type=page_edit status=success code=200 user_id=u1 identity=none \
+         session_id={SESSION} \
          ip_address=192.0.2.7 method=PUT url=\"/api/v4/posts/p1/patch?x=1\" \
          api_path=/api/v4/posts/p1/patch trace_id={trace} post_id=p1"
     );
@@ -277,8 +289,8 @@ fn mattermost_has_its_keys_in_order() {
             "{{\"timestamp\":\"2021-12-04 23:19:32.051 Z\",\"event\":\"patchPost\",\
              \"status\":\"fail\",\"user_id\":\"u1\",\"session_id\":\"{SESSION}\",\
              \"ip_address\":\"192.0.2.7\",\"api_path\":\"/api/v4/posts/p1/patch\",\
-             \"channel\":{{\"id\":\"ch1\"}},\"code\":403,\"post\":{{\"id\":\"p1\"}},\
-             \"team\":{{\"id\":\"t1\"}},\"user\":{{\"id\":\"u2\"}},\"cluster_id\":\"c1\",\
+             \"channel\":{{\"id\":\"ch1\"}},\"code\":403,\"identity\":\"none\",\
+             \"post\":{{\"id\":\"p1\"}},\"team\":{{\"id\":\"t1\"}},\"user\":{{\"id\":\"u2\"}},\"cluster_id\":\"c1\",\
              \"client\":\"{CHROME}\"}}"
         )
     );
@@ -286,7 +298,8 @@ fn mattermost_has_its_keys_in_order() {
     assert_eq!(
         nobody.written(&self::formatter("mattermost", &[])),
         "{\"timestamp\":\"2021-12-04 23:19:32.051 Z\",\"event\":\"page_view\",\
-         \"status\":\"success\",\"user_id\":\"\",\"session_id\":\"\",\"ip_address\":\"\"}"
+         \"status\":\"success\",\"user_id\":\"\",\"session_id\":\"\",\"ip_address\":\"\",\
+         \"identity\":\"none\"}"
     );
     assert_eq!(
         dropped(&formatter),
@@ -313,7 +326,7 @@ fn mattermost_v7_is_the_standardized_record() {
                 "x_forwarded_for": "",
             },
             "event": {
-                "parameters": {"post_id": "p1"},
+                "parameters": {"identity": "none", "post_id": "p1"},
                 "prior_state": {},
                 "resulting_state": {},
                 "object_type": "",
@@ -366,7 +379,7 @@ fn ecs_needs_no_pipeline() {
             "path": "/api/v4/posts/p1/patch",
             "query": "x=1",
         },
-        "labels": {"post_id": "p1", "session_id": SESSION, "cluster_id": "c1"},
+        "labels": {"post_id": "p1", "identity": "none", "session_id": SESSION, "cluster_id": "c1"},
     });
     assert_eq!(request.json(&formatter), expected);
     let drops: Value = serde_json::from_str(&dropped(&formatter)).unwrap();
@@ -507,6 +520,42 @@ fn segments_do_not_take_the_place_of_fields() {
     assert_eq!(request.json(&formatter("json", &[]))["target_user_id"], "u2");
     let v7 = request.json(&formatter("mattermost_v7", &[]));
     assert_eq!(v7["event"]["parameters"]["status"], "success");
+}
+
+#[test]
+fn a_rule_adds_fields() {
+    let mut request = patch();
+    request.segments = vec![("user_id", b"u2"), ("file_id", b"f1")];
+    request.claimed = "u9";
+    request.fields = vec![
+        ("user.roles", b"system_admin"),
+        ("user.id", b"kept"),
+        ("patch.name", b"ann"),
+        ("device_id", b"d1"),
+        ("status", b"mine"),
+        ("err", b"api.error"),
+    ];
+    let legacy = request.json(&formatter("mattermost", &[]));
+    assert_eq!(legacy["user"], json!({"id": "u2", "roles": "system_admin"}));
+    assert_eq!(legacy["patch"], json!({"name": "ann"}));
+    assert_eq!(legacy["file"], json!({"id": "f1"}));
+    assert_eq!((&legacy["device_id"], &legacy["err"]), (&json!("d1"), &json!("api.error")));
+    assert_eq!((&legacy["status"], &legacy["target_status"]), (&json!("success"), &json!("mine")));
+    assert_eq!(legacy["claimed_user_id"], "u9");
+    let v7 = request.json(&formatter("mattermost_v7", &[]));
+    assert_eq!(v7["error"]["description"], "api.error");
+    assert_eq!(v7["event"]["parameters"]["patch"], json!({"name": "ann"}));
+    let flat = request.json(&formatter("json", &[]));
+    assert_eq!(
+        (&flat["user.roles"], &flat["claimed_user_id"]),
+        (&json!("system_admin"), &json!("u9"))
+    );
+    let ecs = request.json(&formatter("ecs", &[]));
+    assert_eq!(ecs["user"]["target"], json!({"id": "u2", "roles": "system_admin"}));
+    assert_eq!(
+        (&ecs["error"]["code"], &ecs["labels"]["patch_name"]),
+        (&json!("api.error"), &json!("ann"))
+    );
 }
 
 #[test]

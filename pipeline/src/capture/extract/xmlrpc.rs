@@ -342,7 +342,10 @@ mod tests {
             </member><member><name>params</name><value><array><data><value><array><data><value><string>ann
             </string></value></data></array></value></data></array></value></member></struct></value>"
             .replace("\n            ", "");
-        let body = call("system.multicall", &format!("<param><value><array><data>{one}{one}</data></array></value></param>"));
+        let body = call(
+            "system.multicall",
+            &format!("<param><value><array><data>{one}{one}</data></array></value></param>"),
+        );
         assert_eq!(read(&body, "methodName"), "=system.multicall");
         assert_eq!(read(&body, "params.0"), "=wp.getUsersBlogs");
         assert_eq!(read(&body, "params.1"), "=ann");
@@ -374,7 +377,9 @@ mod tests {
 
     #[test]
     fn a_field_is_the_name_or_a_place() {
-        for wrong in ["", "name", "params", "params.", "params.01", "params.x", "params.100", "params[0]"] {
+        for wrong in
+            ["", "name", "params", "params.", "params.01", "params.x", "params.100", "params[0]"]
+        {
             assert!(Field::parse(wrong, BodyFormat::XmlRpc).is_err(), "{wrong}");
         }
     }
