@@ -6,6 +6,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
 export CARGO_TARGET_DIR LC_ALL=C
 
+# The suites of Debian that there are packages for, the oldest first.
+# shellcheck disable=SC2034
+PACKAGE_SUITES=(bookworm trixie forky)
+
 say() { printf '%s\n' "$*" >&2; }
 
 die() {
@@ -54,6 +58,18 @@ apt_update() {
     done
     return 1
 }
+
+# The number by which a suite's packages come after those of the suites before it.
+release_of() {
+    case $1 in
+        bookworm) echo deb12 ;;
+        trixie) echo deb13 ;;
+        forky) echo deb14 ;;
+        *) echo "$1" ;;
+    esac
+}
+
+workspace_version() { sed -n 's/^version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1; }
 
 # need PACKAGE...: installs what is missing, or says how to. On other systems than Debian's the
 # compiler will say what it misses.
@@ -111,7 +127,106 @@ download() {
     done
 }
 
-# Prints the path of Debian's own nginx, unpacked together with its nginx-dev.
+# This system's package sources, one line each: not those of others that were added to it.
+system_sources() {
+    local ID
+    # shellcheck source=/dev/null
+    . /etc/os-release
+    # shellcheck disable=SC2016
+    apt-get indextargets --format 'deb $(SITE) $(RELEASE) $(COMPONENT)' \
+        'Created-By: Packages' "Origin: ${ID^}" | sort -u
+}
+
+# apt_of SUITE get|cache ARGUMENT...: apt with the package lists of a suite of Debian, whichever this
+# system is. Nothing is installed, so nothing is upgraded or conflicts.
+apt_of() {
+    local directory=$CARGO_TARGET_DIR/apt/$1
+    "apt-$2" -qq -o APT::Sandbox::User=root -o Acquire::Retries=3 -o Dir::State::status=/dev/null \
+        -o "Dir::State::lists=$directory/lists" -o "Dir::Cache=$directory/cache" \
+        -o "Dir::Etc::sourcelist=$directory/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferencesparts=/dev/null -o Dir::Etc::preferences=/dev/null "${@:3}"
+}
+
+# suite_sources SUITE [--without-updates]: a suite's package sources, from where this system has its own.
+suite_sources() {
+    local sources mirror security=''
+    sources=$(system_sources)
+    mirror=${DEBIAN_MIRROR-$(awk '$3 !~ /-/ { print $2; exit }' <<<"$sources")}
+    [[ $mirror == */debian* ]] || die "this system has no package source of Debian; name a mirror:
+  DEBIAN_MIRROR=http://MIRROR/debian ${0##*/}"
+    echo "deb $mirror $1 main"
+    [[ $1 != sid && ${2-} != --without-updates ]] || return 0
+    security=$(awk '$3 ~ /-security$/ { print $2; exit }' <<<"$sources")
+    [[ ! $security ]] || echo "deb $security $1-security main"
+}
+
+# Fetches the package lists of a suite. Those of an earlier run will do where no mirror answers.
+update_suite() {
+    local directory=$CARGO_TARGET_DIR/apt/$1 sources
+    mkdir -p "$directory"/{lists,cache/archives}/partial || return
+    [[ -e $directory/sources.list ]] || sources=$(suite_sources "$1") || return
+    [[ -e $directory/sources.list ]] || echo "$sources" >"$directory/sources.list"
+    apt_of "$1" get update >&2 || apt_of "$1" cache show nginx-dev >/dev/null
+}
+
+# candidate SUITE PACKAGE: the version that would be installed.
+candidate() {
+    apt_of "$1" cache policy "$2" | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p'
+}
+
+# Prints the path of the nginx of a suite of Debian, unpacked together with its nginx-dev. It runs here:
+# where it needs newer libraries than this system has, they lie beside it, and only it uses them.
+suite_nginx() {
+    local suite=$1 version directory libraries
+    version=$(candidate "$suite" nginx-dev)
+    [[ $version ]] || die "$suite has no nginx-dev"
+    directory=$CARGO_TARGET_DIR/debian-nginx-$version
+    if [[ ! -d $directory ]]; then
+        mapfile -t libraries < <(suite_libraries "$suite")
+        rm -rf "$directory.part"
+        download_of "$suite" "$directory.part" "nginx=$version" "nginx-dev=$version" &&
+            { runs "$directory.part/usr/sbin/nginx" ||
+                add_libraries "$suite" "$directory.part" "$directory" "${libraries[@]}"; } || return
+        mv -T "$directory.part" "$directory" || return
+    fi
+    runs "$directory/usr/sbin/nginx" || die "$directory/usr/sbin/nginx does not run"
+    echo "$directory/usr/sbin/nginx"
+}
+
+runs() { "$1" -v 2>/dev/null; }
+
+# download_of SUITE DIRECTORY PACKAGE...: downloads packages of a suite and unpacks them.
+download_of() {
+    local deb debs=$2/debs
+    mkdir -p "$debs" || return
+    (cd "$debs" && apt_of "$1" get download "${@:3}" >&2) || return
+    for deb in "$debs"/*.deb; do
+        dpkg -x "$deb" "$2" || return
+    done
+    rm -rf "$debs"
+}
+
+# The packages of the libraries that nginx and the module are linked with.
+suite_libraries() {
+    local direct
+    mapfile -t direct < <(apt_of "$1" cache depends --important nginx |
+        sed -n 's/^ *Depends: \(\(lib\|zlib\).*\)/\1/p')
+    apt_of "$1" cache depends --important --recurse libgcc-s1 "${direct[@]}" | grep -E '^(lib|zlib)' | sort -u
+}
+
+# add_libraries SUITE DIRECTORY PLACE PACKAGE...: to DIRECTORY, which will be moved to PLACE.
+add_libraries() {
+    local loader
+    need patchelf
+    download_of "$1" "$2/libraries" "${@:4}" || return
+    loader=$(cd "$2" && find libraries -name 'ld-linux*' ! -type d | head -n 1)
+    [[ $loader ]] || return
+    # The older kind of search path, which holds for the module, too.
+    patchelf --set-interpreter "$3/$loader" --force-rpath --set-rpath "$(cd "$2" &&
+        find libraries -name '*.so.*' -printf "$3/%h\n" | sort -u | paste -s -d :)" "$2/usr/sbin/nginx"
+}
+
+# Prints the path of this system's own nginx, unpacked together with its nginx-dev.
 debian_nginx() {
     local nginx
     if ! nginx=$(unpack_debian_nginx); then
