@@ -1,5 +1,8 @@
 //! From the rings to the targets: the collector, the queues, and the spool on disk.
 
 pub mod deliverer;
+pub mod priority_queue;
 pub mod queue;
+pub mod repeat;
 pub mod spool;
+pub mod turns;

@@ -14,7 +14,8 @@
 //! 80  u8        by what evidence the user is known
 //! 81  u8        rank
 //! 82  u8        1: an attempt, 2: a first step
-//! 83  [u8; 5]   zero
+//! 83  u8        zero
+//! 84  u32       for how many events it stands, 0: for itself
 //! 88  u16 …     length of each parameter, in order of their bits
 //!     [u8] …    the parameters' bytes, then padding
 //! ```
@@ -109,6 +110,17 @@ pub fn segments(bytes: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
     std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
         .filter_map(|(name, value)| Some((str::from_utf8(name).ok()?, value)))
 }
+
+/// The fields that tell of one person, a bit each.
+const OF_A_PERSON: u32 = 1 << Param::EmailAddress as u32
+    | 1 << Param::FirstName as u32
+    | 1 << Param::LastName as u32
+    | 1 << Param::FullName as u32
+    | 1 << Param::PhoneNumber as u32
+    | 1 << Param::UserCreated as u32
+    | 1 << (Param::COUNT + Extra::Account as usize)
+    | 1 << (Param::COUNT + Extra::Session as usize)
+    | 1 << (Param::COUNT + Extra::Claimed as usize);
 
 /// Parameters and extras.
 const FIELDS: usize = Param::COUNT + Extra::COUNT;
@@ -329,6 +341,35 @@ impl<'a> Record<'a> {
         self.identity
     }
 
+    /// For how many events it stands, itself included.
+    pub fn repeated(&self) -> u32 {
+        array(self.bytes, 84).map_or(1, u32::from_ne_bytes).max(1)
+    }
+
+    /// The same record, standing for so many events. With `user` it is that user's, and says nothing of a
+    /// person.
+    pub fn standing_for(&self, count: u32, user: Option<&[u8]>) -> Vec<u8> {
+        let mut capture = Capture::new(self.time_ms());
+        (capture.targets, capture.status) = (self.targets(), self.status());
+        (capture.kind, capture.identity, capture.rank) = (self.kind, self.identity, self.rank);
+        capture.ip = self.ip();
+        if let Some(trace) = array(self.bytes, 48) {
+            capture.trace = trace;
+        }
+        for place in 0..FIELDS {
+            let value = match user {
+                Some(user) if place == Param::UserName as usize => Some(user),
+                Some(_) if OF_A_PERSON & (1 << place) != 0 => None,
+                _ => self.field(place),
+            };
+            capture.put(place, value.unwrap_or_default());
+        }
+        let mut bytes = vec![0; capture.record_len()];
+        capture.write(self.stamp(), &mut bytes);
+        bytes[84..88].copy_from_slice(&count.to_ne_bytes());
+        bytes
+    }
+
     /// How much it matters when there is no room for all.
     pub fn rank(&self) -> Rank {
         self.rank
@@ -427,6 +468,35 @@ mod tests {
         assert_eq!(record.get(Param::Url), Some(&b"/a?b=\xff"[..]));
         assert_eq!(record.get(Param::UserName), Some(&b"u1"[..]));
         assert_eq!(record.get(Param::FullName), None);
+    }
+
+    #[test]
+    fn one_record_stands_for_many() {
+        let params: &[(Param, &[u8])] =
+            &[(Param::Url, b"/login"), (Param::UserName, b"u1"), (Param::FullName, b"U")];
+        let mut capture = capture(EventType::AccountLoginFail, params);
+        capture.ip = Some("192.0.2.7".parse().unwrap());
+        capture.set_extra(Extra::Account, &[7; 8]);
+        capture.set_extra(Extra::Realm, b"r");
+        let bytes = written(&capture);
+        let one = Record::parse(&bytes).unwrap();
+        assert_eq!(one.repeated(), 1);
+        let same = one.standing_for(57, None);
+        let same = Record::parse(&same).unwrap();
+        assert_eq!((same.repeated(), same.get(Param::UserName)), (57, Some(&b"u1"[..])));
+        assert_eq!(&same.bytes()[..84], &bytes[..84]);
+        let many = one.standing_for(57, Some(b"unknown-many"));
+        let many = Record::parse(&many).unwrap();
+        assert_eq!(many.get(Param::UserName), Some(&b"unknown-many"[..]));
+        assert_eq!((many.get(Param::FullName), many.extra(Extra::Account)), (None, None));
+        assert_eq!(
+            (many.get(Param::Url), many.extra(Extra::Realm)),
+            (Some(&b"/login"[..]), Some(&b"r"[..]))
+        );
+        assert_eq!(
+            (many.ip(), many.stamp(), many.kind()),
+            (one.ip(), 42, EventType::AccountLoginFail)
+        );
     }
 
     #[test]

@@ -38,6 +38,11 @@ impl Rank {
         if identity.is_proof() { rank } else { rank.max(Self::Three) }
     }
 
+    /// Its place in arrays with one of each.
+    pub fn place(self) -> usize {
+        self as usize - 1
+    }
+
     /// The rank of that number in a record.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|rank| *rank as u8 == number)

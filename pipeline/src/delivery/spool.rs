@@ -9,7 +9,7 @@ pub mod lock;
 mod schema;
 
 pub use database::{
-    Appended, BEFORE, Database, Intake, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp,
+    Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp,
     Stored, WhenFull,
 };
 pub use handle::{SETTLE, SETTLE_WITHIN, Spool};

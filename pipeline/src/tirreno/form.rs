@@ -34,7 +34,32 @@ pub fn encode(view: &View<'_>) -> String {
             pairs.push((param.name(), value));
         }
     }
-    serde_urlencoded::to_string(&pairs).unwrap_or_default()
+    let form = serde_urlencoded::to_string(&pairs).unwrap_or_default();
+    match view.record().repeated() {
+        1 => form,
+        count => with_repeated(&form, count),
+    }
+}
+
+/// The form, saying in its URL for how many events it stands.
+pub fn with_repeated(form: &str, count: u32) -> String {
+    let start = match form.starts_with("url=") {
+        true => 4,
+        false => match form.find("&url=") {
+            Some(at) => at + 5,
+            None => return form.to_owned(),
+        },
+    };
+    let end = form[start..].find('&').map_or(form.len(), |len| start + len);
+    let mut url = &form[start..end];
+    let argument = format!("repeated%3D{count}");
+    // Each `%` begins three bytes that are one.
+    let len = |text: &str| text.len() - 2 * text.matches('%').count();
+    if len(url) + 1 + len(&argument) > Param::Url.limit() {
+        url = url.split_once("%3F").map_or(url, |(path, _)| path);
+    }
+    let before = if url.contains("%3F") { "%26" } else { "%3F" };
+    format!("{}{url}{before}{argument}{}", &form[..start], &form[end..])
 }
 
 /// The user as the form has it.
@@ -228,6 +253,22 @@ mod tests {
         assert_eq!(get("url"), Some(""));
         assert_eq!(get("eventTime"), Some("2023-11-14 22:13:20.007"));
         assert_eq!(get("httpCode"), None);
+    }
+
+    #[test]
+    fn the_url_says_for_how_many_events_it_stands() {
+        let url = |form: &str| {
+            let pairs: Vec<(String, String)> = serde_urlencoded::from_str(form).unwrap();
+            pairs.into_iter().find(|(name, _)| name == "url").unwrap().1
+        };
+        let form = |url: &str| serde_urlencoded::to_string([("url", url), ("a", "?")]).unwrap();
+        assert_eq!(url(&with_repeated(&form("/login"), 57)), "/login?repeated=57");
+        assert_eq!(url(&with_repeated(&form("/login?a=b&c"), 2)), "/login?a=b&c&repeated=2");
+        let long = format!("/login?{}", "x".repeat(2040));
+        assert_eq!(url(&with_repeated(&form(&long), 57)), "/login?repeated=57");
+        let last = format!("userName=url&{}", form("/é"));
+        assert_eq!(url(&with_repeated(&last, 57)), "/é?repeated=57");
+        assert_eq!(with_repeated("a=b", 57), "a=b");
     }
 
     #[test]

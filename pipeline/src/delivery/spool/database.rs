@@ -17,7 +17,7 @@
 //! events of one rank stay in the order of capture. While another instance of nginx captures too, what it
 //! may not have committed yet is waited for, and given its place by the time of capture.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,7 +34,9 @@ use rusqlite::{
 use crate::capture::login::Attempt;
 use crate::capture::rank::Rank;
 use crate::clock::{monotonic_ns, wall_ms};
+use crate::delivery::priority_queue::BEFORE;
 use crate::delivery::spool::schema::{ROW_OVERHEAD, prepare};
+use crate::delivery::turns::Turns;
 use crate::privacy::View;
 use crate::record::{Extra, Record};
 use crate::shm::zone::Fault;
@@ -54,19 +56,10 @@ const MAX_REJECTED: u64 = 10_000;
 const LOWEST_UP_TO: f64 = 0.8;
 /// So many events at the most make room at a time.
 const MAKE_ROOM: usize = 16;
-/// A user's turn: so many events in a row, before others of the same rank.
-const TURN: i64 = 8;
-/// So many places of a turn tell events of it apart.
-const PLACES: i64 = 1 << 24;
-/// Of an event's user so many before it go before it, where it goes before others: what Tirreno's rules
-/// see.
-pub const BEFORE: usize = 25;
 /// So many rows are looked at for these.
 const LOOK_BACK: usize = 4 * BEFORE;
 /// So many events get their place in one transaction.
 const ORDER: usize = 4096;
-/// The most users whose turns are known. Further ones queue behind all others.
-const MAX_USERS: usize = 1 << 18;
 /// Cursors of rings of other instances of nginx are kept so long.
 const KEEP_CURSORS: Duration = Duration::from_secs(3600);
 /// Pages that are given back to the file system at a time.
@@ -170,14 +163,23 @@ pub struct Intake<'a> {
     /// instance of nginx lives. Each ring's records have rising stamps; one at or before the last that was
     /// stored from there is not stored again. `None`: it comes from memory.
     pub ring: Option<u64>,
-    /// For how many events it stands.
-    pub repeated: u32,
+    /// It is one of many, for which one event stands: the first of them, with their number.
+    pub merge: Option<Merge>,
+}
+
+/// Events that one stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// The same for all of them.
+    pub key: u64,
+    /// When there will be no more of them, a stamp as records have it.
+    pub until_ns: u64,
 }
 
 impl<'a> From<View<'a>> for Intake<'a> {
     /// A record from memory, which stands for itself.
     fn from(view: View<'a>) -> Self {
-        Self { view, ring: None, repeated: 1 }
+        Self { view, ring: None, merge: None }
     }
 }
 
@@ -265,11 +267,12 @@ const WITHDRAW: &str = "DELETE FROM pending WHERE id =
     (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3 AND turn = 0
      ORDER BY stamp DESC, id DESC LIMIT 1)";
 const INSERT: &str = "INSERT INTO pending (trace_id, captured, type, rank, user, user_key, realm,
-        identity, repeated, body, stamp, due, turn, previous, attempt)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+        identity, repeated, body, stamp, due, turn, previous, attempt, merge_key)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+/// One more of many, while the event that stands for them waits.
+const MERGE: &str = "UPDATE pending SET repeated = repeated + 1 WHERE merge_key = ?1 AND turn = 0";
 /// What is read of an event.
-const SELECT: &str =
-    "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous FROM pending";
+const SELECT: &str = "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous, repeated FROM pending";
 const SET_ASIDE: &str = "INSERT INTO rejected (id, trace_id, captured, type, rank, user, user_key,
         realm, identity, repeated, body, rejected, stamp, reason, status)
     SELECT id, trace_id, captured, type, rank, user, user_key, realm, identity, repeated, body,
@@ -292,79 +295,28 @@ pub struct Database {
     sending: Option<Sending>,
 }
 
-/// The sender's place in the order, and that of users.
+/// What the sender knows of the order.
 #[derive(Default)]
 struct Sending {
-    ranks: [RankOrder; Rank::ALL.len()],
-    users: HashMap<u64, UserOrder>,
-    /// Whether there were more users than can be known: until nothing waits, new ones queue behind all.
-    overflowed: bool,
-    /// Tells events of one turn apart.
-    place: i64,
+    turns: Turns,
+    /// By rank: how far it is handed out, and whether there may be more.
+    read: [(i64, bool); Rank::ALL.len()],
     /// From when on there may be events without a place.
     unordered: Option<Stamp>,
     /// Events that were handed out.
     taken: BTreeSet<u64>,
 }
 
-/// A rank's events: turns and places together, as `turn` has them.
-#[derive(Clone, Copy, Default)]
-struct RankOrder {
-    /// How far they are handed out.
-    read: i64,
-    /// The last that was given.
-    given: i64,
-    /// Whether there may be more behind `read`.
-    more: bool,
-}
-
-/// What was given to a user last.
-#[derive(Clone, Copy, Default)]
-struct UserOrder {
-    /// How many events, by rank, counted from the first turn on.
-    events: [i64; Rank::ALL.len()],
-    /// The last event.
-    last: Option<i64>,
-}
-
-/// A rank's place in arrays.
-fn place_of(rank: Rank) -> usize {
-    rank as usize - 1
-}
-
 impl Sending {
     /// The place of the next event of that user and rank, and the event before it.
     fn give(&mut self, rank: Rank, user: u64) -> (i64, Option<i64>) {
-        let r = place_of(rank);
-        self.place = (self.place + 1) % PLACES;
-        let order = &mut self.ranks[r];
-        order.more = true;
-        let now = order.read / PLACES * TURN;
-        if !self.users.contains_key(&user) && (self.overflowed || self.users.len() >= MAX_USERS) {
-            self.overflowed = true;
-            order.given = (order.given / PLACES + 1) * PLACES + self.place;
-            return (order.given, None);
-        }
-        let user = self.users.entry(user).or_default();
-        // Turns are counted from one: no place is 0.
-        user.events[r] = user.events[r].max(now).max(TURN - 1) + 1;
-        let turn = user.events[r] / TURN * PLACES + self.place;
-        order.given = order.given.max(turn);
-        (turn, user.last)
+        self.read[rank.place()].1 = true;
+        self.turns.give(rank, user)
     }
 
-    /// The user's last event is now that one.
-    fn gave(&mut self, user: u64, id: i64) {
-        if let Some(user) = self.users.get_mut(&user) {
-            user.last = Some(id);
-        }
-    }
-
-    /// Whether a user has as many turns of the rank before it as anybody, so that its own events make
-    /// room.
-    fn is_heaviest(&self, rank: Rank, user: u64, top: i64) -> bool {
-        let events = self.users.get(&user).map_or(0, |user| user.events[place_of(rank)]);
-        (events + 1) / TURN >= top / PLACES
+    /// There may be an event without a place from `due` on.
+    fn leave_unordered(&mut self, due: Stamp) {
+        self.unordered = Some(self.unordered.unwrap_or(Stamp::END).min(due));
     }
 }
 
@@ -514,7 +466,7 @@ impl Database {
         self.version = version;
         let Some(sending) = &mut self.sending else { return Ok(Some(Vec::new())) };
         sending.unordered = Some(Stamp::default());
-        sending.ranks.iter_mut().for_each(|rank| rank.more = true);
+        sending.read.iter_mut().for_each(|(_, more)| *more = true);
         let mut gone = Vec::new();
         let mut select = self.db.prepare_cached("SELECT 1 FROM pending WHERE id = ?1")?;
         for id in &sending.taken {
@@ -553,20 +505,11 @@ impl Database {
         )?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            let r = place_of(rank(row.get(0)?));
-            let user = row.get::<_, i64>(1)? as u64;
-            let (first, last): (i64, i64) = (row.get(2)?, row.get(3)?);
-            let order = &mut sending.ranks[r];
-            order.read = if order.more { order.read.min(first - 1) } else { first - 1 };
-            (order.given, order.more) = (order.given.max(last), true);
-            if sending.users.len() >= MAX_USERS && !sending.users.contains_key(&user) {
-                sending.overflowed = true;
-                continue;
-            }
-            let user = sending.users.entry(user).or_default();
-            // All of its last turn.
-            user.events[r] = last / PLACES * TURN + TURN - 1;
-            user.last = user.last.max(row.get(4)?);
+            let (rank, user) = (rank(row.get(0)?), row.get::<_, i64>(1)? as u64);
+            sending.turns.learn(rank, user, (row.get(2)?, row.get(3)?), row.get(4)?);
+        }
+        for rank in Rank::ALL {
+            sending.read[rank.place()] = (sending.turns.served(rank), true);
         }
         drop(rows);
         drop(select);
@@ -629,15 +572,22 @@ impl Database {
         {
             let mut insert = tx.prepare_cached(INSERT)?;
             let mut withdraw = tx.prepare_cached(WITHDRAW)?;
-            for Intake { view, ring, repeated } in events {
+            let mut merge_into = tx.prepare_cached(MERGE)?;
+            for Intake { view, ring, merge } in events {
                 let record = view.record();
                 if let Some(ring) = ring
                     && !cursors.pass(&tx, *ring, record.stamp())?
                 {
                     continue;
                 }
-                collected += u64::from(*repeated);
-                merged += u64::from(repeated.saturating_sub(1));
+                collected += u64::from(record.repeated());
+                merged += u64::from(record.repeated() - 1);
+                if let Some(merge) = merge
+                    && merge_into.execute([merge.key as i64])? > 0
+                {
+                    merged += 1;
+                    continue;
+                }
                 let body = form::encode(view);
                 let size = body.len() as u64 + ROW_OVERHEAD;
                 let (rank, user) = (record.rank(), view.user_key());
@@ -647,8 +597,9 @@ impl Database {
                 }
                 let stamp = Stamp(epoch.saturating_add(record.stamp() as i64));
                 let attempt = Attempt::of(record);
-                let (due, failed) = match attempt {
-                    Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
+                let (due, failed) = match (attempt, merge) {
+                    (_, Some(merge)) => (Stamp(epoch.saturating_add(merge.until_ns as i64)), None),
+                    (Some(Attempt::Failed(attempt)), _) if !delay.is_zero() => {
                         (stamp.after(delay), Some(attempt as i64))
                     }
                     _ => (Stamp::default(), None),
@@ -658,8 +609,7 @@ impl Database {
                         sending.give(rank, user)
                     }
                     Some(sending) => {
-                        let known = sending.unordered.unwrap_or(Stamp::END);
-                        sending.unordered = Some(known.min(due));
+                        sending.leave_unordered(due);
                         (0, None)
                     }
                     None => (0, None),
@@ -673,18 +623,19 @@ impl Database {
                     user as i64,
                     text(record, Extra::Realm),
                     record.identity().name(),
-                    repeated,
+                    record.repeated(),
                     body,
                     stamp.0,
                     due.0,
                     turn,
                     previous,
                     failed,
+                    merge.map(|merge| merge.key as i64),
                 ])?;
                 if turn > 0
                     && let Some(sending) = sending
                 {
-                    sending.gave(user, tx.last_insert_rowid());
+                    sending.turns.note(user, tx.last_insert_rowid());
                 }
                 room.bytes += size;
                 result.stored += 1;
@@ -730,7 +681,7 @@ impl Database {
                 // An administrator's have none.
                 let stamp = if *stamp > 0 { *stamp } else { now.0 };
                 update.execute(params![id, turn, previous, stamp])?;
-                sending.gave(*user as u64, *id);
+                sending.turns.note(*user as u64, *id);
             }
             found.len() < ORDER
         };
@@ -752,7 +703,7 @@ impl Database {
     /// the next commit.
     pub fn next_due(&self) -> Option<Stamp> {
         let sending = self.sending.as_ref()?;
-        if sending.ranks.iter().any(|rank| rank.more) {
+        if sending.read.iter().any(|(_, more)| *more) {
             Some(Stamp::default())
         } else {
             sending.unordered
@@ -777,12 +728,12 @@ impl Database {
         let mut select = self.db.prepare_cached(&format!(
             "{SELECT} WHERE rank = ?1 AND turn > ?2 AND turn > 0 ORDER BY turn LIMIT ?3"
         ))?;
-        for (r, room) in room.into_iter().enumerate() {
-            let order = &mut sending.ranks[r];
-            if !order.more || room == 0 {
+        for (rank, room) in Rank::ALL.into_iter().zip(room) {
+            let (read, more) = sending.read[rank.place()];
+            if !more || room == 0 {
                 continue;
             }
-            let mut rows = select.query(params![r as i64 + 1, order.read, room as i64])?;
+            let mut rows = select.query(params![rank as i64, read, room as i64])?;
             let mut found = 0;
             let is_full = loop {
                 let Some(row) = rows.next()? else { break false };
@@ -791,11 +742,12 @@ impl Database {
                 }
                 found += 1;
                 let (event, turn, previous) = stored(row)?;
-                order.read = turn;
+                sending.read[rank.place()].0 = turn;
+                sending.turns.serve(rank, turn);
                 if sending.taken.contains(&event.id) {
                     continue;
                 }
-                if r + 1 < Rank::ALL.len() {
+                if rank != Rank::Four {
                     let before = before(&self.db, &event, previous, &sending.taken)?;
                     sending.taken.extend(before.iter().map(|event| event.id));
                     size += before.iter().map(|event| event.body.len()).sum::<usize>();
@@ -805,7 +757,7 @@ impl Database {
                 sending.taken.insert(event.id);
                 events.push(event);
             };
-            order.more = is_full || found == room;
+            sending.read[rank.place()].1 = is_full || found == room;
         }
         Ok(events)
     }
@@ -849,12 +801,7 @@ impl Database {
                 sending.taken.remove(id);
             }
             if self.totals.pending == 0 {
-                sending.users.clear();
-                sending.overflowed = false;
-                for rank in &mut sending.ranks {
-                    // Users start anew, behind what was.
-                    rank.read = rank.read.max(rank.given);
-                }
+                sending.turns.clear();
             }
         }
         Ok(())
@@ -1040,7 +987,7 @@ impl Room<'_> {
             let own = lower == rank
                 && last.is_none_or(|(top, heaviest)| {
                     heaviest as u64 == user
-                        || sending.is_some_and(|sending| sending.is_heaviest(rank, user, top))
+                        || sending.is_some_and(|sending| sending.turns.is_last(rank, user, top))
                 });
             if own && self.config.when_full == WhenFull::DropNewest {
                 return Ok(false);
@@ -1111,13 +1058,14 @@ fn before(
 /// An event, its turn, and its user's event before it.
 fn stored(row: &Row<'_>) -> Result<(Stored, i64, Option<i64>), rusqlite::Error> {
     let captured: String = row.get(2)?;
+    let (body, repeated): (String, u32) = (row.get(5)?, row.get(9)?);
     let event = Stored {
         id: row.get::<_, i64>(0)? as u64,
         trace: row.get(1)?,
         time_ms: time_ms(&captured),
         rank: rank(row.get(3)?),
         user: row.get::<_, i64>(4)? as u64,
-        body: row.get(5)?,
+        body: if repeated > 1 { form::with_repeated(&body, repeated) } else { body },
         stamp: Stamp(row.get(6)?),
     };
     Ok((event, row.get(7)?, row.get(8)?))

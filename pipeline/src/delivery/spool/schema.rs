@@ -16,7 +16,7 @@ pub(super) const ROW_OVERHEAD: u64 = 200;
 /// The triggers count what is pending also where an administrator deletes or adds rows.
 ///
 /// `turn` orders what is sent within a rank; 0: it has no place yet. `previous` is the user's event
-/// before this one. `cursor` says how far each ring of each instance of nginx is stored.
+/// before this one. Events with a `merge_key` stand for `repeated` ones. `cursor` says how far each ring of each instance of nginx is stored.
 const SCHEMA: &str = "
 CREATE TABLE pending (
     id       INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -34,11 +34,13 @@ CREATE TABLE pending (
     due      INTEGER NOT NULL DEFAULT 0,
     turn     INTEGER NOT NULL DEFAULT 0,
     previous INTEGER,
-    attempt  INTEGER
+    attempt  INTEGER,
+    merge_key INTEGER
 ) STRICT;
 CREATE INDEX pending_order ON pending (rank, turn, user_key) WHERE turn > 0;
 CREATE INDEX pending_unordered ON pending (stamp, due) WHERE turn = 0;
 CREATE INDEX pending_attempts ON pending (attempt) WHERE attempt IS NOT NULL;
+CREATE INDEX pending_merges ON pending (merge_key) WHERE turn = 0 AND merge_key IS NOT NULL;
 CREATE TABLE rejected (
     id       INTEGER PRIMARY KEY,
     trace_id TEXT NOT NULL,

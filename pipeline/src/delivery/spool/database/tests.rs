@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::delivery::spool::lock::{Sender, announce, is_shared, set_aside};
+use crate::delivery::turns::TURN;
 use crate::event::{EventType, Param};
 use crate::privacy::Privacy;
 use crate::record::Capture;
@@ -175,16 +176,34 @@ fn what_a_ring_had_stored_is_not_stored_again() {
 }
 
 #[test]
-fn what_stands_for_many_counts_as_one_and_as_merged() {
+fn one_event_stands_for_many_and_says_how_many() {
     let mut bench = Bench::new();
     let mut database = bench.open();
-    let event = bench.event(Rank::Three, "u");
-    database.append(&[Intake { repeated: 57, ..intake(&event) }], DELAY, false).unwrap();
+    let events: Vec<_> = (0..57).map(|_| bench.event(Rank::Three, "u")).collect();
+    let until_ns = monotonic_ns() + 3_600_000_000_000;
+    let merge = Some(Merge { key: u64::MAX - 5, until_ns });
+    let intake = |event, merge| Intake { ring: Some(1), merge, ..intake(event) };
+    let some: Vec<_> = events[..30].iter().map(|event| intake(event, merge)).collect();
+    database.append(&some, DELAY, false).unwrap();
+    // Killed before the ring was freed.
+    drop(database);
+    let mut database = bench.open();
+    let all: Vec<_> = events.iter().map(|event| intake(event, merge)).collect();
+    database.append(&all, DELAY, false).unwrap();
     let t = adds_up(&database);
     assert_eq!((t.collected, t.merged, t.pending), (57, 56, 1));
+    assert!(take_all(&mut database).is_empty());
+    database.db.execute("UPDATE pending SET due = 1", []).unwrap();
+    database.sending.as_mut().unwrap().unordered = Some(Stamp::default());
     let events = take_all(&mut database);
+    assert_eq!(events.len(), 1);
+    assert!(events[0].body.contains("url=%2F1%3Frepeated%3D57&"), "{}", events[0].body);
+    // The next one is another event: this is on its way.
+    let late = bench.event(Rank::Three, "u");
+    database.append(&[intake(&late, merge)], DELAY, false).unwrap();
     settle(&mut database, &events, Outcome::Delivered);
-    assert_eq!(adds_up(&database).delivered, 1);
+    let t = adds_up(&database);
+    assert_eq!((t.collected, t.merged, t.delivered, t.pending), (58, 56, 1, 1));
 }
 
 #[test]
