@@ -1,11 +1,12 @@
 //! Whether the workers, which are another user than the master, can use a file.
 
 use std::ffi::{CStr, CString};
-use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::{fs, io};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nginx_sys::ngx_core_conf_t;
+use nginx_sys::{NGX_USER, ngx_core_conf_t};
 use tirreno_pipeline::audit::file::lock_path;
 
 /// The user that the workers become.
@@ -113,6 +114,55 @@ fn become_user(user: &User) -> io::Result<()> {
             && libc::syscall(libc::SYS_setresuid, *id, *id, *id) == 0
     };
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether nginx may make `path` the spool of the workers' user: it gives what has that name to them. What is
+/// somebody else's and holds other things than a spool's stays theirs.
+///
+/// # Errors
+/// Why not, and the cure.
+pub(crate) fn check_spool(path: &Path, core: Option<&ngx_core_conf_t>) -> Result<(), String> {
+    let Ok(about) = fs::metadata(path) else { return Ok(()) };
+    let owner = workers_id(core);
+    if Some(about.uid()) == owner {
+        return Ok(());
+    }
+    let Ok(mut entries) = fs::read_dir(path) else { return Ok(()) };
+    let foreign = entries.find_map(|entry| {
+        let name = entry.ok()?.file_name();
+        (!is_spools(&name.to_string_lossy())).then_some(name)
+    });
+    foreign.map_or(Ok(()), |name| {
+        Err(format!(
+            "the directory \"{}\" holds \"{}\" and is not the workers' user's: it cannot be a spool, name \
+             one that does not exist yet, or is empty",
+            path.display(),
+            name.display()
+        ))
+    })
+}
+
+/// Whether a spool has files of that name, or a file system a directory.
+fn is_spools(name: &str) -> bool {
+    [".db", ".db-wal", ".db-shm", ".lock"].iter().any(|end| name.ends_with(end))
+        || name.contains(".db.corrupt-")
+        || name == "lost+found"
+}
+
+/// The user id of the workers; nothing where it is not known.
+fn workers_id(core: Option<&ngx_core_conf_t>) -> Option<u32> {
+    // SAFETY: no memory is passed.
+    let own = unsafe { libc::geteuid() };
+    if own != 0 {
+        return Some(own);
+    }
+    match core.filter(|core| !core.username.is_null()) {
+        Some(core) => u32::try_from(core.user).ok(),
+        None => {
+            // SAFETY: the name ends with NUL; what is found is copied before the next call.
+            unsafe { libc::getpwnam(NGX_USER.as_ptr()).as_ref() }.map(|user| user.pw_uid)
+        }
+    }
 }
 
 /// Whether this process can use `path`.

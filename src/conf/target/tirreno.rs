@@ -4,11 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use nginx_sys::{ngx_conf_t, ngx_str_t};
+use ngx::core::{CoreModuleMainConf, NgxCoreModule};
 use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
 use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
 
 use super::{Argument, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+use crate::permissions::check_spool;
 
 /// What `api_key` and `api_key_file` hold.
 const API_KEY: &str = "the API key";
@@ -144,6 +146,9 @@ fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, St
         let path = spool.path.display();
         return Err(format!("the spool's path \"{path}\" is no directory"));
     }
+    // SAFETY: nginx sets the cycle before it reads a configuration.
+    let core = unsafe { cf.cycle.as_ref() }.and_then(NgxCoreModule::main_conf);
+    check_spool(&spool.path, core)?;
     for arg in &args[1..] {
         let invalid = |must: &str| {
             format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")

@@ -615,3 +615,54 @@ fn a_damaged_database_is_set_aside() {
     let mode = fs::metadata(bench.file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
+
+/// What this thread has written, in bytes.
+fn written() -> u64 {
+    let io = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_event_costs_few_bytes_on_disk() {
+    const EVENTS: u64 = 10_000;
+    let mut bench = Bench::new();
+    let mut database = bench.open();
+    let query = "x".repeat(490);
+    let mut event = |n: u64| {
+        bench.next += 1;
+        let (url, user) = (format!("/{n}?{query}"), format!("user-{}", n % 100));
+        let mut capture = Capture::new(wall_ms());
+        capture.trace = format!("{n:032x}").into_bytes().try_into().unwrap();
+        capture.set(Param::Url, url.as_bytes()).unwrap();
+        capture.set(Param::UserName, user.as_bytes()).unwrap();
+        let mut bytes = vec![0; capture.record_len()];
+        capture.write(bench.next, &mut bytes);
+        bytes
+    };
+    let start = written();
+    for batch in 0..EVENTS / 512 {
+        let events: Vec<_> = (0..512).map(|n| event(batch * 512 + n)).collect();
+        append(&mut database, &events);
+    }
+    let count = EVENTS / 512 * 512;
+    let intake = (written() - start) / count;
+    let totals = adds_up(&database);
+    let size = totals.bytes / totals.pending - ROW_OVERHEAD;
+    assert!((550..650).contains(&size), "{size}");
+    let (start, began) = (written(), Instant::now());
+    let mut left = count;
+    while left > 0 {
+        let events = database.take([64; 4], usize::MAX, Stamp::END).unwrap();
+        left -= events.len() as u64;
+        settle(&mut database, &events, Outcome::Delivered);
+    }
+    let drained = (written() - start) / count;
+    println!(
+        "{size} B: {intake} B written to take one in, {drained} B to send it; {:.0} us",
+        began.elapsed().as_secs_f64() * 1e6 / count as f64
+    );
+    assert!(intake <= 3072 && drained <= 3072, "{intake} {drained}");
+    while database.shrink().unwrap() {}
+    assert!(adds_up(&database).pending == 0);
+}
