@@ -1,10 +1,10 @@
 //! Whether the workers, which are another user than the master, can use a file.
 
 use std::ffi::{CStr, CString};
-use std::os::unix::fs::MetadataExt;
-use std::{fs, io};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::{fs, io};
 
 use nginx_sys::{NGX_USER, ngx_core_conf_t};
 use tirreno_pipeline::audit::file::lock_path;

@@ -469,8 +469,7 @@ fn a_stream_target_that_lacks_something_is_refused_where_it_begins() {
         ),
         (
             "type syslog; server localhost; ssl_verify off;",
-            "target \"audit\" has \"ssl_trusted_certificate\" or \"ssl_verify\", which need \
-             \"transport tls\"",
+            "target \"audit\" has a parameter \"ssl_...\", which needs \"transport tls\"",
         ),
     ];
     for (lines, message) in rows {

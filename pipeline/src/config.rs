@@ -3,16 +3,15 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ureq::http::{HeaderName, HeaderValue, Uri};
-use ureq::tls::Certificate;
 
 use crate::audit::format::FormatConfig;
 use crate::audit::syslog;
 use crate::capture::level::Routing;
 use crate::delivery::spool::database::SpoolConfig;
+use crate::delivery::tls::Tls;
 use crate::privacy::Privacy;
 
 /// A value that never appears in a message: an API key, a header.
@@ -213,7 +212,7 @@ pub enum Transport {
     /// One connection.
     Tcp,
     /// One connection with TLS.
-    Tls(Arc<rustls::ClientConfig>),
+    Tls(Tls),
 }
 
 /// A server that takes records.
@@ -243,10 +242,8 @@ pub struct TirrenoConfig {
     pub api_key: Secret,
     /// Headers added to each POST.
     pub headers: Vec<(String, Secret)>,
-    /// The certificates that its own must be signed by, when it speaks TLS.
-    pub roots: Option<Roots>,
-    /// Whether its certificate is checked.
-    pub verify: bool,
+    /// How connections are made, when it speaks TLS.
+    pub tls: Option<Tls>,
     /// How long one POST may take, connecting included.
     pub timeout: Duration,
     /// How many connections there are.
@@ -368,51 +365,6 @@ pub fn check_header(name: &str, value: &str) -> Result<(), &'static str> {
     HeaderName::from_bytes(name.as_bytes()).map_err(|_| "name")?;
     HeaderValue::from_str(value).map_err(|_| "value")?;
     Ok(())
-}
-
-/// Certificates of authorities, loaded while the configuration is read.
-#[derive(Clone)]
-pub struct Roots(pub(crate) Arc<Vec<Certificate<'static>>>);
-
-impl fmt::Debug for Roots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Roots({})", self.0.len())
-    }
-}
-
-impl Roots {
-    /// The system's; `SSL_CERT_FILE` and `SSL_CERT_DIR` override its places.
-    ///
-    /// # Errors
-    /// There are none.
-    pub fn system() -> Result<Self, String> {
-        let found = rustls_native_certs::load_native_certs();
-        let certs = found.certs.iter().map(|c| Certificate::from_der(c.as_ref()).to_owned());
-        Self::some(certs.collect()).ok_or_else(|| match found.errors.first() {
-            Some(e) => e.to_string(),
-            None => "the system has no CA certificates".into(),
-        })
-    }
-
-    /// Those in a PEM file's content.
-    ///
-    /// # Errors
-    /// It holds no certificate, or one that cannot be read.
-    pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let mut certs = Vec::new();
-        for item in ureq::tls::parse_pem(pem) {
-            match item {
-                Ok(ureq::tls::PemItem::Certificate(cert)) => certs.push(cert),
-                Ok(_) => {}
-                Err(_) => return Err("it is no valid PEM file".into()),
-            }
-        }
-        Self::some(certs).ok_or_else(|| "it holds no certificate".into())
-    }
-
-    fn some(certs: Vec<Certificate<'static>>) -> Option<Self> {
-        (!certs.is_empty()).then(|| Self(Arc::new(certs)))
-    }
 }
 
 #[cfg(test)]

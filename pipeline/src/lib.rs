@@ -22,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod event;
+pub mod fault;
 pub mod hash;
 pub mod identity;
 pub mod log_queue;

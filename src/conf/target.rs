@@ -10,10 +10,12 @@ use std::time::Duration;
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use tirreno_pipeline::capture::level::{Level, Routing};
-use tirreno_pipeline::config::{Destination, Roots, TargetConfig};
+use tirreno_pipeline::config::{Destination, TargetConfig};
+use tirreno_pipeline::delivery::tls::{self, ClientCertificate, Roots};
 use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::shm::zone::MAX_NAME;
+use zeroize::Zeroizing;
 
 use super::ext::{ConfExt, parse_size, parse_time_ms};
 use crate::guarded;
@@ -40,7 +42,7 @@ const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
 /// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
-const PARAMETERS: [(&str, usize, usize, u8); 36] = [
+const PARAMETERS: [(&str, usize, usize, u8); 38] = [
     ("include", 1, 1, ANY),
     ("type", 1, 1, ANY),
     ("events", 1, usize::MAX, ANY),
@@ -64,6 +66,8 @@ const PARAMETERS: [(&str, usize, usize, u8); 36] = [
     ("spool", 1, 4, TIRRENO),
     ("ssl_trusted_certificate", 1, 1, TIRRENO | SYSLOG | TCP),
     ("ssl_verify", 1, 1, TIRRENO | SYSLOG | TCP),
+    ("ssl_certificate", 1, 1, TIRRENO | SYSLOG | TCP),
+    ("ssl_certificate_key", 1, 1, TIRRENO | SYSLOG | TCP),
     ("format", 1, usize::MAX, STREAM),
     ("path", 1, 1, FILE),
     ("max_size", 1, 1, FILE),
@@ -97,27 +101,51 @@ struct Draft {
     audit: audit::Draft,
 }
 
-/// How a server's certificate is checked.
+/// How connections over TLS are made.
 #[derive(Default)]
 struct Tls {
     trusted: Option<Roots>,
     verify: Option<bool>,
+    /// The content of `ssl_certificate` and of `ssl_certificate_key`.
+    certificate: Option<Vec<u8>>,
+    key: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Tls {
-    fn verify(&self) -> bool {
-        self.verify.unwrap_or(true)
+    fn is_set(&self) -> bool {
+        self.trusted.is_some()
+            || self.verify.is_some()
+            || self.certificate.is_some()
+            || self.key.is_some()
     }
 
-    /// Who must have signed the certificate of the target `name`.
-    fn roots(self, name: &str) -> Result<Roots, String> {
+    /// What the target `name` connects with.
+    fn finish(self, name: &str) -> Result<tls::Tls, String> {
         let system = |error| {
             format!(
                 "target \"{name}\" cannot verify certificates: {error}, install the package \
                  \"ca-certificates\" or set \"ssl_trusted_certificate\""
             )
         };
-        self.trusted.map_or_else(|| Roots::system().map_err(system), Ok)
+        let of_target = |error| format!("target \"{name}\": {error}");
+        let roots = match (self.verify.unwrap_or(true), self.trusted) {
+            (false, _) => None,
+            (true, Some(roots)) => Some(roots),
+            (true, None) => Some(Roots::system().map_err(system)?),
+        };
+        let client = match (self.certificate, self.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                Some(ClientCertificate::from_pem(&certificate, &key).map_err(of_target)?)
+            }
+            (Some(_), None) => {
+                return Err(of_target("\"ssl_certificate\" needs \"ssl_certificate_key\"".into()));
+            }
+            (None, Some(_)) => {
+                return Err(of_target("\"ssl_certificate_key\" needs \"ssl_certificate\"".into()));
+            }
+        };
+        tls::Tls::new(roots, client).map_err(of_target)
     }
 }
 
@@ -269,6 +297,10 @@ impl Draft {
                 self.tls.trusted = Some(roots);
             }
             "ssl_verify" => self.tls.verify = Some(value.flag()?),
+            "ssl_certificate" => self.tls.certificate = Some(read_file(cf, value.text)?.1),
+            "ssl_certificate_key" => {
+                self.tls.key = Some(Zeroizing::new(read_file(cf, value.text)?.1));
+            }
             "ip_mask" | "hash_user" | "omit" | "query" => {
                 privacy::set(&mut self.privacy, cf, name, args)?;
             }

@@ -7,18 +7,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
 
-use crate::config::{Address, Console, Roots, ServerConfig, Transport};
-use crate::shm::zone::Fault;
+use crate::config::{Address, Console, ServerConfig, Transport};
+use crate::delivery::tls::Tls;
+use crate::fault::{Fault, TlsFault};
 
 /// How long connecting to one address may take, and a TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -200,10 +196,16 @@ fn poll(fd: BorrowedFd<'_>, events: i16) -> bool {
     unsafe { libc::poll(&mut poll, 1, POLL.as_millis() as libc::c_int) > 0 }
 }
 
+/// TLS on a connection.
+struct Session {
+    connection: ClientConnection,
+    tls: Tls,
+}
+
 /// A connection over TCP, with TLS or without.
 pub struct Connection {
     socket: TcpStream,
-    tls: Option<ClientConnection>,
+    tls: Option<Session>,
     /// Bytes that the system took.
     sent: u64,
 }
@@ -212,7 +214,7 @@ impl Connection {
     fn open(
         address: SocketAddr,
         host: &str,
-        tls: Option<&Arc<ClientConfig>>,
+        tls: Option<&Tls>,
         go_on: &GoOn<'_>,
     ) -> Result<Self, Fault> {
         let socket = TcpStream::connect_timeout(&address, CONNECT)?;
@@ -221,9 +223,12 @@ impl Connection {
         keep_alive(&socket)?;
         let tls = match tls {
             None => None,
-            Some(config) => {
-                let name = ServerName::try_from(host.to_owned()).map_err(|_| Fault::Certificate)?;
-                Some(ClientConnection::new(config.clone(), name).map_err(|e| tls_fault(&e))?)
+            Some(tls) => {
+                let name = ServerName::try_from(host.to_owned());
+                let name = name.map_err(|_| Fault::Tls(TlsFault::WrongName))?;
+                let session = ClientConnection::new(tls.config(), name);
+                let session = session.map_err(|error| tls.fault(&error))?;
+                Some(Session { connection: session, tls: tls.clone() })
             }
         };
         let mut connection = Self { socket, tls, sent: 0 };
@@ -236,13 +241,13 @@ impl Connection {
         loop {
             self.write_tls()?;
             self.read()?;
-            if !self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            if !self.tls.as_ref().is_some_and(|tls| tls.connection.is_handshaking()) {
                 return Ok(());
             }
             if Instant::now() >= deadline || !go_on() {
                 return Err(Fault::TimedOut);
             }
-            if !self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+            if !self.tls.as_ref().is_some_and(|tls| tls.connection.wants_write()) {
                 poll(self.socket.as_fd(), libc::POLLIN);
             }
         }
@@ -257,7 +262,7 @@ impl Connection {
             match &mut self.tls {
                 Some(tls) => {
                     // It takes no more than its buffer holds.
-                    let taken = tls.writer().write(bytes)?;
+                    let taken = tls.connection.writer().write(bytes)?;
                     bytes = &bytes[taken..];
                     self.write_tls()?;
                 }
@@ -270,7 +275,9 @@ impl Connection {
                     Err(error) => return Err(error.into()),
                 },
             }
-            if bytes.is_empty() && !self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
+            if bytes.is_empty()
+                && !self.tls.as_ref().is_some_and(|tls| tls.connection.wants_write())
+            {
                 return Ok(());
             }
             if self.sent > before {
@@ -283,8 +290,8 @@ impl Connection {
     }
 
     fn write_tls(&mut self) -> Result<(), Fault> {
-        while let Some(tls) = self.tls.as_mut().filter(|tls| tls.wants_write()) {
-            match tls.write_tls(&mut self.socket) {
+        while let Some(tls) = self.tls.as_mut().filter(|tls| tls.connection.wants_write()) {
+            match tls.connection.write_tls(&mut self.socket) {
                 Ok(written) => self.sent += written as u64,
                 Err(error) if is_wait(&error) => break,
                 Err(error) => return Err(error.into()),
@@ -298,22 +305,26 @@ impl Connection {
     fn read(&mut self) -> Result<(), Fault> {
         for _ in 0..READS {
             let read = match &mut self.tls {
-                Some(tls) => tls.read_tls(&mut self.socket),
+                Some(tls) => tls.connection.read_tls(&mut self.socket),
                 None => self.socket.read(&mut [0; 1024]),
             };
             match read {
-                Ok(0) => return Err(Fault::ConnectionBroken),
+                Ok(0) => {
+                    let tls = self.tls.as_ref().map(|session| &session.tls);
+                    return Err(tls.map_or(Fault::ConnectionBroken, Tls::closed));
+                }
                 Ok(_) => {}
                 Err(error) if is_wait(&error) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
             if let Some(tls) = &mut self.tls {
-                let state = tls.process_new_packets().map_err(|error| tls_fault(&error))?;
+                let Session { connection: session, tls } = tls;
+                let state = session.process_new_packets().map_err(|error| tls.fault(&error))?;
                 if state.peer_has_closed() {
                     return Err(Fault::ConnectionBroken);
                 }
                 while state.plaintext_bytes_to_read() > 0
-                    && tls.reader().read(&mut [0; 1024]).is_ok_and(|read| read > 0)
+                    && session.reader().read(&mut [0; 1024]).is_ok_and(|read| read > 0)
                 {
                 }
             }
@@ -347,100 +358,6 @@ fn keep_alive(socket: &TcpStream) -> io::Result<()> {
     set(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30)?;
     set(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 10)?;
     set(libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 3)
-}
-
-/// What TLS connections are made with: `roots`, or `None` to take any certificate.
-///
-/// # Errors
-/// A root certificate cannot be used.
-pub fn tls_config(roots: Option<&Roots>) -> Result<Arc<ClientConfig>, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let config = match roots {
-        Some(roots) => {
-            let mut store = RootCertStore::empty();
-            let der = roots.0.iter().map(|root| CertificateDer::from(root.der()));
-            let (added, _) = store.add_parsable_certificates(der);
-            if added == 0 {
-                return Err("no certificate can be used".into());
-            }
-            builder.with_root_certificates(store)
-        }
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))),
-    };
-    Ok(Arc::new(config.with_no_client_auth()))
-}
-
-/// `ssl_verify off`: takes whatever certificate the server has, and only its own signature.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// A server that does not speak TLS at all has no certificate to complain about.
-pub(crate) fn tls_fault(error: &rustls::Error) -> Fault {
-    match error {
-        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-            Fault::Certificate
-        }
-        _ => Fault::ConnectionBroken,
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        use io::ErrorKind::*;
-        match error.kind() {
-            ConnectionRefused => Self::ConnectionRefused,
-            TimedOut | WouldBlock => Self::TimedOut,
-            HostUnreachable | NetworkUnreachable => Self::HostUnreachable,
-            StorageFull | QuotaExceeded | FileTooLarge => Self::DiskFull,
-            PermissionDenied => Self::PermissionDenied,
-            ReadOnlyFilesystem => Self::ReadOnly,
-            NotFound => Self::NotFound,
-            ResourceBusy => Self::Busy,
-            _ if error.raw_os_error() == Some(libc::EMSGSIZE) => Self::TooLong,
-            ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected | UnexpectedEof => {
-                Self::ConnectionBroken
-            }
-            _ => Self::InputOutput,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -746,7 +746,7 @@ mod tests {
             assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
         }
         // Five pauses, each longer than the one before, by 25 % shorter at the most.
-        let least = (0..5).map(|n| BACKOFF.mul_f64(0.75 * BACKOFF_GROWTH.powi(n))).sum();
+        let least: Duration = (0..5).map(|n| BACKOFF.mul_f64(0.75 * BACKOFF_GROWTH.powi(n))).sum();
         assert!(since.elapsed() >= least, "{:?}", since.elapsed());
     }
 }

@@ -31,6 +31,7 @@ use crate::audit::format::Drops;
 use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::delivery::spool::database::SpoolTotals;
+pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
 use crate::shm::bindings::Bindings;
 
@@ -141,98 +142,6 @@ impl State {
 
     fn from_number(number: u32) -> Self {
         [Self::Ok, Self::Retrying, Self::Paused].get(number as usize).copied().unwrap_or(Self::Ok)
-    }
-}
-
-/// What went wrong with an attempt, in words that hold no byte of any remote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum Fault {
-    Answered(u16),
-    KeyRefused(u16),
-    Puzzled,
-    HostNotFound,
-    ConnectionRefused,
-    ConnectionBroken,
-    TimedOut,
-    Certificate,
-    HostUnreachable,
-    DiskFull,
-    PermissionDenied,
-    ReadOnly,
-    NotFound,
-    Busy,
-    TooLong,
-    InputOutput,
-}
-
-impl Fault {
-    fn pack(self) -> u32 {
-        let (kind, code) = match self {
-            Self::Answered(code) => (1, code),
-            Self::KeyRefused(code) => (2, code),
-            Self::Puzzled => (3, 0),
-            Self::HostNotFound => (4, 0),
-            Self::ConnectionRefused => (5, 0),
-            Self::ConnectionBroken => (6, 0),
-            Self::TimedOut => (7, 0),
-            Self::Certificate => (8, 0),
-            Self::HostUnreachable => (9, 0),
-            Self::DiskFull => (10, 0),
-            Self::PermissionDenied => (11, 0),
-            Self::ReadOnly => (12, 0),
-            Self::NotFound => (13, 0),
-            Self::Busy => (14, 0),
-            Self::TooLong => (15, 0),
-            Self::InputOutput => (16, 0),
-        };
-        kind << 16 | u32::from(code)
-    }
-
-    fn unpack(packed: u32) -> Option<Self> {
-        let code = packed as u16;
-        Some(match packed >> 16 {
-            1 => Self::Answered(code),
-            2 => Self::KeyRefused(code),
-            3 => Self::Puzzled,
-            4 => Self::HostNotFound,
-            5 => Self::ConnectionRefused,
-            6 => Self::ConnectionBroken,
-            7 => Self::TimedOut,
-            8 => Self::Certificate,
-            9 => Self::HostUnreachable,
-            10 => Self::DiskFull,
-            11 => Self::PermissionDenied,
-            12 => Self::ReadOnly,
-            13 => Self::NotFound,
-            14 => Self::Busy,
-            15 => Self::TooLong,
-            16 => Self::InputOutput,
-            _ => return None,
-        })
-    }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Answered(code) => write!(f, "answered {code}"),
-            Self::KeyRefused(code) => write!(f, "API key refused with {code}"),
-            Self::Puzzled => f.write_str("answered 200 to several events in a row"),
-            Self::HostNotFound => f.write_str("host not found"),
-            Self::ConnectionRefused => f.write_str("connection refused"),
-            Self::ConnectionBroken => f.write_str("connection broken"),
-            Self::TimedOut => f.write_str("timed out"),
-            Self::Certificate => f.write_str("certificate not accepted"),
-            Self::HostUnreachable => f.write_str("host unreachable"),
-            Self::DiskFull => f.write_str("disk full"),
-            Self::PermissionDenied => f.write_str("permission denied"),
-            Self::ReadOnly => f.write_str("read-only file system"),
-            Self::NotFound => f.write_str("no such file or directory"),
-            Self::Busy => f.write_str("held by another process"),
-            Self::TooLong => f.write_str("message too long"),
-            Self::InputOutput => f.write_str("input/output error"),
-        }
     }
 }
 
@@ -1117,23 +1026,5 @@ mod tests {
         assert!(zone.election().is_wanted(0), "who makes room must not take it again");
         let _term = zone.election().stand().unwrap();
         assert!(!zone.election().is_wanted(0));
-    }
-
-    #[test]
-    fn faults_survive_packing() {
-        for fault in [
-            Fault::Answered(503),
-            Fault::KeyRefused(401),
-            Fault::Puzzled,
-            Fault::HostNotFound,
-            Fault::ConnectionRefused,
-            Fault::ConnectionBroken,
-            Fault::TimedOut,
-            Fault::Certificate,
-            Fault::HostUnreachable,
-        ] {
-            assert_eq!(Fault::unpack(fault.pack()), Some(fault));
-        }
-        assert_eq!(Fault::unpack(0), None);
     }
 }

@@ -346,7 +346,7 @@ impl Policy {
             },
             Answer::Status(429) => {
                 self.end_backoff();
-                self.pacer.refused(now);
+                self.pacer.refused(now, None);
                 self.book.retry();
                 self.say_429(now);
                 Verdict::Again

@@ -11,6 +11,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::capture::login::Attempt;
 use crate::config::{TargetConfig, TirrenoConfig};
+use crate::delivery::http::Addresses;
 use crate::delivery::spool::{Intake, Spool, Stored};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
@@ -18,7 +19,7 @@ use crate::record::{MIN_RECORD, Record};
 use crate::shm::zone::{DropReason, Ledger, Zone};
 use crate::tirreno::connection::Connection;
 use crate::tirreno::form;
-use crate::tirreno::http::{Addresses, Outbound, Post, Tirreno};
+use crate::tirreno::http::{Outbound, Post, Tirreno};
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
 
 /// Above this share of the queue, `page_*` events are refused, so that logins find room.

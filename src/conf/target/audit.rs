@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use nginx_sys::{ngx_conf_t, ngx_str_t};
 use tirreno_pipeline::audit::format::FormatConfig;
-use tirreno_pipeline::audit::socket::tls_config;
 use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
 use tirreno_pipeline::config::{
     Address, AuditConfig, Console, FileConfig, ServerConfig, Sink, SyslogConfig, Transport,
@@ -177,20 +176,15 @@ impl Draft {
                 "target \"{name}\" has a local socket as its \"server\": remove \"transport\""
             ));
         }
-        if transport != Wanted::Tls && (tls.trusted.is_some() || tls.verify.is_some()) {
+        if transport != Wanted::Tls && tls.is_set() {
             return Err(format!(
-                "target \"{name}\" has \"ssl_trusted_certificate\" or \"ssl_verify\", which need \
-                 \"transport tls\""
+                "target \"{name}\" has a parameter \"ssl_...\", which needs \"transport tls\""
             ));
         }
         let transport = match transport {
             Wanted::Udp => Transport::Datagram,
             Wanted::Tcp => Transport::Tcp,
-            Wanted::Tls => {
-                let roots = if tls.verify() { Some(tls.roots(name)?) } else { None };
-                let config = tls_config(roots.as_ref());
-                Transport::Tls(config.map_err(|error| format!("target \"{name}\": {error}"))?)
-            }
+            Wanted::Tls => Transport::Tls(tls.finish(name)?),
         };
         Ok(ServerConfig { address, transport })
     }

@@ -101,15 +101,12 @@ impl Draft {
         let Some(api_key) = self.api_key else {
             return Err(format!("target \"{name}\" has no API key, add \"api_key_file PATH;\""));
         };
-        let verify = tls.verify();
-        let roots =
-            if endpoint.is_https() && verify { Some(tls.roots(name)?) } else { tls.trusted };
+        let tls = if endpoint.is_https() { Some(tls.finish(name)?) } else { None };
         Ok(TirrenoConfig {
             endpoint,
             api_key,
             headers: self.headers,
-            roots,
-            verify,
+            tls,
             timeout: self.timeout.unwrap_or(Duration::from_secs(5)),
             connections: self.connections.unwrap_or(1),
             rate: self.rate.flatten(),

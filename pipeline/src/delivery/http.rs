@@ -1,0 +1,403 @@
+//! The way of an HTTP request: `ureq`, with addresses that are looked up once, TLS as all targets have
+//! it, and answers made plain before `ureq` sees them.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
+    TransportAdapter,
+};
+use ureq::{Agent, Error, Timeout};
+
+use crate::delivery::tls::Tls;
+use crate::fault::{Fault, TlsFault};
+
+/// How long addresses of a host are used before it is looked up again.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
+/// The most bytes of an answer's head, and the most fields.
+const MAX_HEAD: usize = 64 * 1024;
+const MAX_FIELDS: usize = 1024;
+/// The header fields of an answer that mean something here.
+const FIELDS: [&str; 6] = [
+    "Connection",
+    "Content-Encoding",
+    "Content-Length",
+    "ETag",
+    "Retry-After",
+    "Transfer-Encoding",
+];
+
+/// The addresses of a host, for all connections to it.
+///
+/// `ureq` looks a host up for each request, also on a connection that is open.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses(Arc<Mutex<Option<Resolved>>>);
+
+#[derive(Clone, Debug)]
+struct Resolved {
+    at: Instant,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    fn known(&self) -> MutexGuard<'_, Option<Resolved>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the host looked up again.
+    pub fn forget(&self) {
+        *self.known() = None;
+    }
+}
+
+impl Resolver for Addresses {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, Error> {
+        if let Some(known) = &*self.known()
+            && known.at.elapsed() < RESOLVE_AGAIN
+        {
+            let mut resolved = self.empty();
+            known.addresses.iter().copied().for_each(|a| resolved.push(a));
+            return Ok(resolved);
+        }
+        let resolved = match DefaultResolver::default().resolve(uri, config, timeout) {
+            Err(Error::Io(_)) => return Err(Error::HostNotFound),
+            other => other?,
+        };
+        *self.known() = Some(Resolved { at: Instant::now(), addresses: resolved.to_vec() });
+        Ok(resolved)
+    }
+}
+
+thread_local! {
+    /// Connections that this thread has tried to open.
+    static CONNECTS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many connections this thread has tried to open: when a request did not change it, the request
+/// went over a connection that was open.
+pub fn connects() -> u64 {
+    CONNECTS.get()
+}
+
+/// An agent that keeps one connection open, follows no redirect and uses no proxy. It belongs to one
+/// thread.
+pub fn agent(tls: Option<Tls>, addresses: Addresses) -> Agent {
+    let settings = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(None)
+        .max_idle_connections(1)
+        .max_idle_connections_per_host(1)
+        .max_idle_age(Duration::from_secs(3600))
+        .user_agent(concat!("ngx-tirreno/", env!("CARGO_PKG_VERSION")))
+        .accept("")
+        .build();
+    let connector = CountingConnector::default().chain(TlsConnector(tls)).chain(AnswerConnector);
+    Agent::with_parts(settings, connector, addresses)
+}
+
+/// An error in words that hold nothing of the remote's.
+pub fn fault(error: &Error, tls: Option<&Tls>) -> Fault {
+    let of_tls =
+        |error: &rustls::Error| tls.map_or(Fault::ConnectionBroken, |tls| tls.fault(error));
+    match error {
+        Error::HostNotFound | Error::Timeout(Timeout::Resolve) => Fault::HostNotFound,
+        Error::Timeout(_) => Fault::TimedOut,
+        Error::Rustls(error) => of_tls(error),
+        Error::Tls(_) => Fault::Tls(TlsFault::WrongName),
+        Error::Io(e) => match e.kind() {
+            io::ErrorKind::ConnectionRefused => Fault::ConnectionRefused,
+            io::ErrorKind::TimedOut => Fault::TimedOut,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+                Fault::HostUnreachable
+            }
+            _ => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(error) => of_tls(error),
+                None if e.get_ref().is_some_and(|inner| inner.is::<TlsRecord>()) => {
+                    Fault::HttpToTls
+                }
+                None => tls.map_or(Fault::ConnectionBroken, Tls::closed),
+            },
+        },
+        _ => tls.map_or(Fault::ConnectionBroken, Tls::closed),
+    }
+}
+
+/// Counts attempts to connect.
+#[derive(Debug, Default)]
+struct CountingConnector(TcpConnector);
+
+impl Connector<()> for CountingConnector {
+    type Out = <TcpConnector as Connector<()>>::Out;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<()>,
+    ) -> Result<Option<Self::Out>, Error> {
+        CONNECTS.set(CONNECTS.get() + 1);
+        self.0.connect(details, chained)
+    }
+}
+
+/// Puts TLS around a connection where the URL says so.
+#[derive(Debug)]
+struct TlsConnector(Option<Tls>);
+
+impl<In: Transport> Connector<In> for TlsConnector {
+    type Out = Box<dyn Transport>;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> Result<Option<Self::Out>, Error> {
+        let Some(transport) = chained else { return Ok(None) };
+        if !details.needs_tls() {
+            return Ok(Some(Box::new(transport)));
+        }
+        let tls = self.0.as_ref().ok_or(Error::Tls("no TLS configured"))?;
+        let host = details.uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| Error::Tls("no host name"))?;
+        let connection = ClientConnection::new(tls.config(), name)?;
+        let inner: Box<dyn Transport> = Box::new(transport);
+        let stream = StreamOwned::new(connection, TransportAdapter::new(inner));
+        let buffers = LazyBuffers::new(
+            details.config.input_buffer_size(),
+            details.config.output_buffer_size(),
+        );
+        Ok(Some(Box::new(TlsTransport { buffers, stream })))
+    }
+}
+
+struct TlsTransport {
+    buffers: LazyBuffers,
+    stream: StreamOwned<ClientConnection, TransportAdapter>,
+}
+
+impl fmt::Debug for TlsTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsTransport")
+    }
+}
+
+impl Transport for TlsTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.stream.sock.set_timeout(timeout);
+        self.stream.write_all(&self.buffers.output()[..amount])?;
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.stream.sock.set_timeout(timeout);
+        let amount = self.stream.read(self.buffers.input_append_buf())?;
+        self.buffers.input_appended(amount);
+        Ok(amount > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.stream.sock.get_mut().is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
+}
+
+/// Puts an [`AnswerTransport`] around a connection.
+#[derive(Debug)]
+struct AnswerConnector;
+
+impl Connector<Box<dyn Transport>> for AnswerConnector {
+    type Out = AnswerTransport;
+
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        chained: Option<Box<dyn Transport>>,
+    ) -> Result<Option<Self::Out>, Error> {
+        let (input, output) =
+            (details.config.input_buffer_size(), details.config.output_buffer_size());
+        Ok(chained.map(|inner| AnswerTransport {
+            inner,
+            buffers: LazyBuffers::new(input.max(MAX_CLEAN), output),
+            head: Some(Vec::new()),
+        }))
+    }
+}
+
+/// Room for a head that is made plain: a line and six fields of at most 1 KB each.
+const MAX_CLEAN: usize = 16 * 1024;
+/// The longest value of a field that is passed on.
+const MAX_VALUE: usize = 1024;
+
+/// Makes answers plain: interim answers (1xx) are left out, of the header fields only [`FIELDS`] pass,
+/// and a connection on which more comes than the answer is not used again.
+///
+/// An answer that `ureq` cannot read would be sent for again, and the event stored twice.
+#[derive(Debug)]
+struct AnswerTransport {
+    inner: Box<dyn Transport>,
+    buffers: LazyBuffers,
+    /// What came of the answer's head; nothing once that has passed.
+    head: Option<Vec<u8>>,
+}
+
+impl AnswerTransport {
+    /// Moves what came behind the head to where `ureq` reads it.
+    fn pass(&mut self) -> usize {
+        let free = self.buffers.input_append_buf();
+        let input = self.inner.buffers().input();
+        let amount = input.len().min(free.len());
+        free[..amount].copy_from_slice(&input[..amount]);
+        self.buffers.input_appended(amount);
+        self.inner.buffers().input_consume(amount);
+        amount
+    }
+
+    /// Reads the head; returns whether it has passed.
+    fn read_head(&mut self) -> Result<bool, Error> {
+        let Some(head) = &mut self.head else { return Ok(true) };
+        let before = head.len();
+        head.extend_from_slice(self.inner.buffers().input());
+        let coming = head.len() - before;
+        loop {
+            let mut few = [httparse::EMPTY_HEADER; 64];
+            let mut many = Vec::new();
+            let mut answer = httparse::Response::new(&mut few);
+            let mut parsed = answer.parse(head);
+            if parsed == Err(httparse::Error::TooManyHeaders) {
+                many.resize(MAX_FIELDS, httparse::EMPTY_HEADER);
+                answer = httparse::Response::new(&mut many);
+                parsed = answer.parse(head);
+            }
+            match parsed {
+                Ok(httparse::Status::Complete(len)) => {
+                    let code = answer.code.unwrap_or_default();
+                    if (100..200).contains(&code) && code != 101 {
+                        head.drain(..len);
+                        continue;
+                    }
+                    let clean = clean(&answer);
+                    // The rest stays where it is, behind the head.
+                    let rest = head.len() - len;
+                    self.inner.buffers().input_consume(coming.saturating_sub(rest));
+                    self.head = None;
+                    let free = self.buffers.input_append_buf();
+                    let free = free.get_mut(..clean.len()).ok_or_else(no_room)?;
+                    free.copy_from_slice(&clean);
+                    self.buffers.input_appended(clean.len());
+                    return Ok(true);
+                }
+                Ok(httparse::Status::Partial) if head.len() <= MAX_HEAD => {
+                    self.inner.buffers().input_consume(coming);
+                    return Ok(false);
+                }
+                // The beginning of a TLS alert: type, then version 3.x.
+                Err(_) if head.starts_with(&[0x15, 3]) => {
+                    return Err(Error::Io(io::Error::other(TlsRecord)));
+                }
+                _ => return Err(no_room()),
+            }
+        }
+    }
+}
+
+fn no_room() -> Error {
+    Error::Io(io::ErrorKind::InvalidData.into())
+}
+
+/// What a TLS server answers to plain HTTP.
+#[derive(Debug)]
+struct TlsRecord;
+
+impl fmt::Display for TlsRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a TLS record")
+    }
+}
+
+impl std::error::Error for TlsRecord {}
+
+/// An answer's head with the fields that mean something.
+fn clean(answer: &httparse::Response<'_, '_>) -> Vec<u8> {
+    let code = answer.code.unwrap_or_default();
+    let mut head = format!("HTTP/1.{} {code:03} \r\n", answer.version.unwrap_or(1)).into_bytes();
+    for field in answer.headers.iter() {
+        let known = FIELDS.iter().any(|known| known.eq_ignore_ascii_case(field.name));
+        if known && field.value.len() <= MAX_VALUE && head.len() + MAX_VALUE < MAX_CLEAN / 2 {
+            head.extend_from_slice(field.name.as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(field.value);
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+impl Transport for AnswerTransport {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        &mut self.buffers
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.head.get_or_insert_default();
+        let mut rest = &self.buffers.output()[..amount];
+        while !rest.is_empty() {
+            let room = self.inner.buffers().output();
+            let part = rest.len().min(room.len());
+            room[..part].copy_from_slice(&rest[..part]);
+            rest = &rest[part..];
+            self.inner.transmit_output(part, timeout)?;
+        }
+        Ok(())
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        while self.head.is_some() {
+            if !self.inner.maybe_await_input(timeout)? {
+                return Ok(false);
+            }
+            if self.read_head()? {
+                self.pass();
+                return Ok(true);
+            }
+        }
+        if self.inner.buffers().input().is_empty() && !self.inner.await_input(timeout)? {
+            return Ok(false);
+        }
+        Ok(self.pass() > 0)
+    }
+
+    fn is_open(&mut self) -> bool {
+        // What comes behind an answer belongs to none.
+        self.buffers.input().is_empty()
+            && self.inner.buffers().input().is_empty()
+            && self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
