@@ -57,13 +57,15 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
         is_fit(*param, sent);
         let Some(given) = value(*param) else {
             let made = [Param::IpAddress, Param::Url, Param::EventTime, Param::EventType];
-            assert!(made.contains(param) || *param == Param::HttpCode, "{form}");
+            let others = [Param::HttpCode, Param::Payload];
+            assert!(made.contains(param) || others.contains(param), "{form}");
             continue;
         };
         let whole = str::from_utf8(given).is_ok() && !given.contains(&0);
         let exact = match param {
             Param::HttpReferer => whole && sent.len() < param.limit() - 8,
-            Param::EventType => false,
+            // What is given is a value in the payload that is made of it.
+            Param::EventType | Param::Payload => false,
             _ => whole && given.len() <= param.limit() && param.over_limit() != OverLimit::LeftOut,
         };
         if exact {
@@ -73,11 +75,11 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     for (param, given) in &given {
-        let plain = param.over_limit() != OverLimit::LeftOut && *param != Param::EventType;
+        // An invalid address is left out, and a payload depends on the event's type.
+        let depends = [Param::EventType, Param::EmailAddress, Param::Payload];
+        let plain = param.over_limit() != OverLimit::LeftOut && !depends.contains(param);
         let sent = names.contains(&(*param as usize));
-        let alone =
-            *param == Param::EmailAddress && value(Param::UserName).is_none_or(<[u8]>::is_empty);
-        assert!(!plain || sent != (given.is_empty() && *param != Param::Url || alone), "{param:?}");
+        assert!(!plain || sent != (given.is_empty() && *param != Param::Url), "{param:?}");
     }
     Ok(())
 }

@@ -40,7 +40,9 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let view = privacy.view(Record::parse(&bytes).expect("what was written"));
 
     for (param, value) in pairs(&encode(&view)) {
-        assert_eq!(privacy.omit & param.bit(), 0, "{param:?}");
+        // A search has a payload in any case, or Tirreno complains; what was searched for is not in it.
+        let is_empty_search = param == Param::Payload && value.ends_with(br#""value":""}"#);
+        assert!(privacy.omit & param.bit() == 0 || is_empty_search, "{param:?}");
         let is_url = matches!(param, Param::Url | Param::HttpReferer);
         if privacy.hash_user.is_some() {
             if param == Param::UserName {

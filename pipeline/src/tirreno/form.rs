@@ -142,7 +142,8 @@ fn payload(view: &View<'_>) -> Option<String> {
             Some(serde_json::json!({ "new_value": value }).to_string())
         }
         EventType::AccountEmailChange => None,
-        _ => Some(given.into_owned()).filter(|given| !given.is_empty()),
+        _ if given.is_empty() => None,
+        _ => Some(text(given.as_bytes(), Param::Payload.limit()).into_owned()),
     }
 }
 
