@@ -22,6 +22,7 @@ use ngx::ngx_string;
 use tirreno_pipeline::capture::decision::{Accounts, Decision, Exchange as _, decide};
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::level::Level;
+use tirreno_pipeline::capture::page::Page;
 use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
 use tirreno_pipeline::capture::rule::{is_off, read};
@@ -83,14 +84,15 @@ struct EncodingScratch {
     url: redact::Scratch,
     referer: redact::Scratch,
     segments: SegmentScratch,
+    open: Vec<u8>,
     fields: Vec<u8>,
+    page: Vec<u8>,
 }
 
 #[derive(Default)]
 struct SegmentScratch {
     secret: Vec<Range<usize>>,
     value: redact::Scratch,
-    out: Vec<u8>,
 }
 
 thread_local! {
@@ -314,6 +316,18 @@ impl<'e> Encoder<'e, '_, '_> {
         left_out |= event.set(Param::Url, url).is_err();
         left_out |= event.set(Param::HttpReferer, referer).is_err();
 
+        if let Some((rule, segments)) = &decision.matched
+            && location.url_is_page()
+            && own_url.is_none()
+        {
+            let path = rule.page.as_ref().unwrap_or(&rule.path);
+            let mut page = Page::new(path, &mut scratch.page);
+            let rules = location.rules();
+            each_segment(*segments, rules, redaction, &mut scratch.segments, |name, value| {
+                page.push(name, value);
+            });
+            event.set_extra(Extra::Page, &scratch.page);
+        }
         let (number, session);
         if let Some(level) = level {
             number = level.number().to_ne_bytes();
@@ -323,9 +337,14 @@ impl<'e> Encoder<'e, '_, '_> {
         }
         if let Some((rule, segments)) = decision.matched.filter(|_| is_audited) {
             event.set_extra(Extra::Audit, rule.audit.as_bytes());
-            let segments =
-                open_segments(segments, location.rules(), redaction, &mut scratch.segments);
-            event.set_extra(Extra::Segments, segments);
+            scratch.open.clear();
+            let rules = location.rules();
+            each_segment(segments, rules, redaction, &mut scratch.segments, |name, value| {
+                if let Some(value) = value {
+                    push_segment(&mut scratch.open, name, value);
+                }
+            });
+            event.set_extra(Extra::Segments, &scratch.open);
             scratch.fields.clear();
             for (name, value) in &rule.fields {
                 let text = read(value, Some(rule), self.exchange).text();
@@ -400,26 +419,25 @@ pub(crate) fn path_for_rules<'p>(
     path::below(path::normalize(target, normalized), prefix)
 }
 
-/// The named segments of a rule's path, as [`Extra::Segments`] holds them, without those that the URL
-/// does not show either.
-fn open_segments<'s>(
+/// Calls `f` for the named segments of a rule's path, without the value of those that the URL does not show
+/// either.
+fn each_segment(
     segments: Segments<'_, '_>,
     rules: Option<&RuleSet>,
     redaction: &Redaction,
-    scratch: &'s mut SegmentScratch,
-) -> &'s [u8] {
-    let SegmentScratch { secret, value, out } = scratch;
+    scratch: &mut SegmentScratch,
+    mut f: impl FnMut(&str, Option<&[u8]>),
+) {
+    let SegmentScratch { secret, value } = scratch;
     secret.clear();
-    out.clear();
     if let Some(rules) = rules {
         rules.secret_segments(b"", segments.path(), secret);
     }
     for (name, range) in segments.ranges() {
         let overlaps = |s: &Range<usize>| s.start < range.end && range.start < s.end;
         let text = &segments.path()[range.clone()];
-        if !secret.iter().any(overlaps) && redaction.url(text, Paths::default(), value) == text {
-            push_segment(out, name, text);
-        }
+        let is_open =
+            !secret.iter().any(overlaps) && redaction.url(text, Paths::default(), value) == text;
+        f(name, is_open.then_some(text));
     }
-    out
 }

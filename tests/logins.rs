@@ -28,15 +28,23 @@ const SERVER: &str = "
     tirreno_user $cookie_user;
     tirreno_ip $http_x_address;
     tirreno_verify answer;
-    tirreno_event account_login POST /login
+    tirreno_event account_login POST /login body=rails confirmed=body
         status=2xx user=$upstream_cookie_user user=body:login_id,id anonymous=on;
-    tirreno_event account_login_fail POST /login
+    tirreno_event account_login_fail POST /login body=rails first_step=$upstream_http_x_step
         status=4xx user=body:login_id,id anonymous=on;
     location / { proxy_pass http://%BACKEND%; }";
 
 /// The application takes the password, and says who it is; or does not.
 const GOOD: &str = "/login?set_cookie=user%3Du1";
 const FAILED: &str = "/login?status=401";
+
+/// The application asks for the second factor.
+const STEP: &str = "/login?status=401&header=X-Step:mfa";
+
+const JSON: [(&str, &str); 1] = [("Content-Type", "application/json")];
+
+/// What stands for an account whose name cannot be read.
+const UNREADABLE: &str = "unknown-unreadable";
 
 /// nginx, the application behind it and the sensor.
 struct Site {
@@ -70,8 +78,10 @@ impl Site {
 
     /// Sends a form, or what looks like JSON.
     fn post(&self, path: &str, headers: RequestHeaders<'_>, body: &str) -> u16 {
-        let form = [("Content-Type", "application/x-www-form-urlencoded")];
-        let more = if body.starts_with(['{', '[']) { &[][..] } else { &form };
+        let is_json = body.starts_with(['{', '[']);
+        let form = if is_json { "application/json" } else { "application/x-www-form-urlencoded" };
+        let is_given = headers.iter().any(|(name, _)| *name == "Content-Type");
+        let more = if is_given { &[][..] } else { &[("Content-Type", form)] };
         let headers = [headers, more].concat();
         let answer = client::post(self.nginx.port(), path, &headers, body.as_bytes());
         answer.unwrap_or_else(|error| panic!("{path}: {error}")).status
@@ -162,7 +172,7 @@ fn a_failed_login_is_of_the_account_that_the_body_names() {
     }
     for body in ["", "{", "[]", "{\"login_id\": 7}", "password=5ecr3t", "{\"login_id\":\"\"}", "\0"]
     {
-        site.assert_failed_as(body, NOBODY);
+        site.assert_failed_as(body, UNREADABLE);
     }
     // A good login without a cookie in the answer, as a mobile application's.
     site.post("/login", &[("Cookie", "user=victim")], &json("ann@example.com"));
@@ -190,11 +200,11 @@ fn what_becomes_of_an_unknown_account_is_the_rules() {
     let server = "
         tirreno on;
         tirreno_default_event off;
-        tirreno_event account_login_fail POST /send user=body:name unknown=send;
-        tirreno_event account_login_fail POST /hash user=body:name unknown=hash;
-        tirreno_event account_login_fail POST /omit user=body:name unknown=omit anonymous=on;
-        tirreno_event account_login_fail POST /next user=body:name user=next unknown=omit;
-        tirreno_event account_login_fail POST /skip user=body:name unknown=omit;
+        tirreno_event account_login_fail POST /send body=php user=body:name unknown=send;
+        tirreno_event account_login_fail POST /hash body=php user=body:name unknown=hash;
+        tirreno_event account_login_fail POST /omit body=php user=body:name unknown=omit anonymous=on;
+        tirreno_event account_login_fail POST /next body=php user=body:name user=next unknown=omit;
+        tirreno_event account_login_fail POST /skip body=php user=body:name unknown=omit;
         location / { proxy_pass http://%BACKEND%; }";
     let site = Site::start("login_fail_delay 0;", server, |builder| builder);
     for (path, user) in [("/send", "b\u{f6}b & co"), ("/omit", NOBODY), ("/next", "next")] {
@@ -229,7 +239,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
     {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let mut connection = Connection::open(address).unwrap();
-        assert_eq!(connection.request("POST", FAILED, &[], body.as_bytes()).unwrap().status, 401);
+        assert_eq!(connection.request("POST", FAILED, &JSON, body.as_bytes()).unwrap().status, 401);
         assert_eq!(
             (site.event().1, passed()),
             ("u1".to_owned(), body.clone().into_bytes()),
@@ -245,7 +255,8 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
                 false => format!("Content-Length: {}", body.len()),
             };
             let head = format!(
-                "POST {FAILED} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{framing}\r\n\r\n"
+                "POST {FAILED} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\
+                 Content-Type: application/json\r\n{framing}\r\n\r\n"
             );
             stream.write_all(head.as_bytes()).unwrap();
             for piece in body.as_bytes().chunks(700) {
@@ -271,18 +282,21 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
             assert_eq!(got, ("u1".to_owned(), body.clone().into_bytes()), "{port} {chunked}");
         }
     }
-    let request = client::h2_request("POST", FAILED, &[], body.as_bytes());
+    let request = client::h2_request("POST", FAILED, &JSON, body.as_bytes());
     let answers = client::h2(site.nginx.port_n(7), &[request]).unwrap();
     assert_eq!((answers[0].status, site.event().1), (401, "u1".to_owned()));
 
     // Not over 4 KB, whether the client says so before or not.
     let long = format!(r#"{{"login_id": "ann", "pad": "{}"}}"#, "x".repeat(4096));
-    site.assert_failed_as(&long, NOBODY);
+    site.assert_failed_as(&long, UNREADABLE);
     assert_eq!(passed(), long.as_bytes());
-    let head = format!("POST {FAILED} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let head = format!(
+        "POST {FAILED} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    );
     let chunked = format!("{head}{:x}\r\n{long}\r\n0\r\n\r\n", long.len());
     client::raw(site.nginx.port(), chunked.as_bytes()).unwrap();
-    assert_eq!((site.event().1, passed()), (NOBODY.to_owned(), long.into_bytes()));
+    assert_eq!((site.event().1, passed()), (UNREADABLE.to_owned(), long.into_bytes()));
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
@@ -291,7 +305,7 @@ fn an_error_page_does_not_lose_the_account() {
     let server = "
         tirreno on;
         tirreno_default_event off;
-        tirreno_event account_login_fail POST /login user=body:login_id unknown=send;
+        tirreno_event account_login_fail POST /login body=rails user=body:login_id unknown=send;
         location / {
             proxy_pass http://%BACKEND%;
             proxy_intercept_errors on;
@@ -328,8 +342,8 @@ fn a_request_cannot_teach_whose_an_account_is() {
     let server = "
         tirreno on;
         tirreno_default_event off;
-        tirreno_event account_login POST /login status=2xx user=$cookie_user user=body:login_id;
-        tirreno_event account_login_fail POST /login user=body:login_id unknown=send;
+        tirreno_event account_login POST /login body=rails status=2xx user=$cookie_user user=body:login_id;
+        tirreno_event account_login_fail POST /login body=rails user=body:login_id unknown=send;
         location / { proxy_pass http://%BACKEND%; }";
     let site = Site::start("login_fail_delay 0;", server, |builder| builder);
     site.post("/login", &[("Cookie", "user=victim")], &json("mallory"));
@@ -345,31 +359,34 @@ fn a_failure_before_a_good_login_is_its_first_half() {
             site.post(path, &[("X-Address", address)], &json(name));
         };
         let (here, there) = ("192.0.2.1", "192.0.2.2");
-        post(FAILED, "ann", here);
+        post(STEP, "ann", here);
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 1);
         site.wait_count("delivered", 1);
+        // A wrong password goes at once, and no good login takes it back.
+        post(FAILED, "ann", here);
+        site.wait_count("delivered", 2);
         // Only the one directly before; nobody else's, and none from elsewhere.
         for (name, address) in [("ann", here), ("ann", here), ("bob", here), ("ann", there)] {
-            post(FAILED, name, address);
+            post(STEP, name, address);
         }
         site.wait_count("pending", 4);
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 2);
-        site.wait_count("delivered", 2);
+        site.wait_count("delivered", 3);
         // A second one needs another failure.
         post(GOOD, "ann", there);
         post(GOOD, "ann", there);
         site.wait_count("withdrawn", 3);
-        site.wait_count("delivered", 4);
-        assert_eq!((site.count("pending"), site.count("captured")), (2, 6), "{target}");
+        site.wait_count("delivered", 5);
+        assert_eq!((site.count("pending"), site.count("captured")), (2, 7), "{target}");
         // What nothing follows is sent: at once, where nginx stops and would lose it.
         let kinds = |site: &Site, kind: &str| {
             site.sensor.stored().iter().filter(|event| event.event_type == kind).count()
         };
-        assert_eq!((kinds(&site, "account_login"), kinds(&site, "account_login_fail")), (4, 0));
+        assert_eq!((kinds(&site, "account_login"), kinds(&site, "account_login_fail")), (4, 1));
         assert!(site.nginx.quit().unwrap().success());
-        let sent = if target.is_empty() { 2 } else { 0 };
+        let sent = if target.is_empty() { 3 } else { 1 };
         assert_eq!(kinds(&site, "account_login_fail"), sent, "{target}");
     }
 }
@@ -381,7 +398,7 @@ fn only_the_accounts_own_user_withdraws_its_failure() {
         site.post(path, &[("X-Address", "192.0.2.1")], &json(name));
     };
     post(GOOD, "ann");
-    post(FAILED, "ann");
+    post(STEP, "ann");
     // No user in the answer, and another one than before.
     post("/login", "ann");
     post("/login?set_cookie=user%3Dmallory", "ann");
@@ -423,13 +440,13 @@ fn what_applications_read_in_different_ways_is_nobodys() {
         [("Content-Encoding", "gzip"), ("Content-Type", "application/x-www-form-urlencoded")]
     {
         site.post(FAILED, &[headers], &json("victim"));
-        assert_eq!(site.event().1, NOBODY);
+        assert_eq!(site.event().1, UNREADABLE);
     }
     let part =
         format!("--x\r\nContent-Disposition: form-data; name=\"p\"\r\n\r\na&login_id={SECRET}&");
     let multipart = [("Content-Type", "multipart/form-data; boundary=x")];
     client::post(site.nginx.port(), FAILED, &multipart, part.as_bytes()).unwrap();
-    assert_eq!(site.event().1, NOBODY);
+    assert_eq!(site.event().1, UNREADABLE);
     site.assert_no_secret();
 }
 
@@ -437,7 +454,7 @@ fn what_applications_read_in_different_ways_is_nobodys() {
 fn failures_that_wait_leave_room_for_other_events() {
     let site = Site::start("queue 400;", SERVER, |builder| builder);
     for n in 0..300 {
-        site.post(FAILED, &[], &json(&format!("u{n}")));
+        site.post(STEP, &[], &json(&format!("u{n}")));
     }
     // They may take a quarter; the others were sent.
     site.wait_count("delivered", 200);
@@ -453,7 +470,7 @@ fn failures_that_have_waited_do_not_wait_for_a_backlog() {
     let site = Site::start("login_fail_delay 100ms; spool %PREFIX%/spool;", &server, |b| b);
     site.sensor.refuse();
     for _ in 0..3 {
-        site.post(FAILED, &[], &json("ann"));
+        site.post(STEP, &[], &json("ann"));
     }
     let address = SocketAddr::from(([127, 0, 0, 1], site.nginx.port()));
     let mut connection = Connection::open(address).unwrap();
@@ -473,11 +490,11 @@ fn a_failure_that_nothing_follows_is_sent_after_the_delay() {
     for target in ["", "spool %PREFIX%/spool;"] {
         let delay = "login_fail_delay 700ms;";
         let site = Site::start(&format!("{delay} {target}"), SERVER, |builder| builder);
-        site.post(FAILED, &[("X-Address", "192.0.2.1")], &json("ann"));
+        site.post(STEP, &[("X-Address", "192.0.2.1")], &json("ann"));
         site.post("/login?status=400", &[("X-Address", "192.0.2.1")], &json("ann"));
         site.sensor.wait_stored(2, SOON).unwrap();
         let codes: Vec<_> = site.sensor.stored().iter().map(|e| e.url.clone()).collect();
-        assert_eq!(codes, ["/login?status=400", FAILED], "{target}");
+        assert_eq!(codes, ["/login?status=400", STEP], "{target}");
         // Too late.
         site.post(GOOD, &[("X-Address", "192.0.2.1")], &json("ann"));
         site.wait_count("delivered", 3);
@@ -488,7 +505,8 @@ fn a_failure_that_nothing_follows_is_sent_after_the_delay() {
 #[test]
 fn what_is_no_field_is_refused() {
     let says = |keys: &str| {
-        let server = format!("tirreno on; tirreno_event account_login POST /login {keys};");
+        let server =
+            format!("tirreno on; tirreno_event account_login POST /login body=json {keys};");
         let builder = Nginx::builder()
             .http("tirreno_target { url http://127.0.0.1:1/sensor/; api_key k; }")
             .server(&server);

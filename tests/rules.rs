@@ -1237,6 +1237,102 @@ const TYPES: &str = "page_view, page_edit, page_delete, page_search, page_error,
     account_logout, account_login_fail, account_registration, account_email_change, \
     account_password_change, account_edit, field_edit";
 
+#[test]
+fn values_come_from_the_request_and_its_answer() {
+    let site = Site::start(
+        "tirreno on;",
+        r#"tirreno_user cookie:user;
+           tirreno_event page_view   * /cookie  user=cookie:sid_*~^([^|]+);
+           tirreno_event page_view   * /header  user=header:X-User~^user-(.+)$;
+           tirreno_event page_view   * /arg     user=arg:u;
+           tirreno_event page_view   * /answer  user=set_cookie:wp_*~^([^|]+);
+           tirreno_event page_edit   * /if      if=arg:do=edit,save if=!arg:draft;
+           tirreno_event page_delete * /if      if=arg:do~^(del);
+           tirreno_event page_search * /if      status=!404,!5xx;
+           tirreno_event page_edit   * /moved   status=location:/done;
+           tirreno_event page_view   * /moved;
+           tirreno_event page_view   * /param   param=fullName:header:X-Full title=arg:t;
+           location / { proxy_pass http://%BACKEND%; }
+           location /case { tirreno_user_case off; proxy_pass http://%BACKEND%; }"#,
+    );
+    let user = |path: &str, headers: RequestHeaders<'_>| {
+        site.get(path, headers);
+        site.event().user_name.clone()
+    };
+    assert_eq!(user("/", &[("Cookie", r#"user="An%6e%40example.com""#)]), "Ann@example.com");
+    assert_eq!(user("/case", &[("Cookie", "user=ANN")]), "ann");
+    assert_eq!(user("/cookie", &[("Cookie", "sid_1=; sid_2=bob|9; user=ann")]), "bob");
+    assert_eq!(user("/header", &[("X-User", "user-eve"), ANN]), "eve");
+    assert_eq!(user("/arg?u=a&u=b%20c", &[ANN]), "b c");
+    assert_eq!(user("/answer?set_cookie=wp_x%3Djoe%257C1%7C2", &[ANN]), "joe|1");
+    let long = "x".repeat(101);
+    let names: Vec<_> =
+        ["a", "b"].map(|end| user("/", &[("Cookie", &format!("user={long}{end}"))])).into();
+    assert!(names[0] != names[1] && names[0].len() == 100, "{names:?}");
+    site.assert_types(&[
+        ("GET", "/if?do=edit", "page_edit"),
+        ("GET", "/if?do=save", "page_edit"),
+        ("GET", "/if?do=edit&draft=1", "page_search"),
+        ("GET", "/if?do=delete", "page_delete"),
+        ("GET", "/if?do=other", "page_search"),
+        ("GET", "/moved?status=302&header=Location:/done", "page_edit"),
+        ("GET", "/moved?status=302&header=Location:/sorry", "page_view"),
+    ]);
+    site.get("/param?t=A%20title", &[ANN, ("X-Full", "Ann A.")]);
+    let (events, posts) = site.take();
+    assert_eq!(posts[0].param("fullName").as_deref(), Some("Ann A."));
+    assert_eq!((posts[0].param("pageTitle").as_deref(), events.len()), (Some("A title"), 1));
+}
+
+#[test]
+fn tirreno_sees_a_page_in_place_of_a_path() {
+    let site = Site::start(
+        ON,
+        r#"tirreno_url page;
+           tirreno_event page_edit "*" "/posts/{post_id}/{action}";
+           tirreno_event page_view * "/files/{*path}" page=/files;
+           tirreno_event page_edit * "/hooks/{key}/{id}" redact=key;
+           location / { proxy_pass http://%BACKEND%; }
+           location /posts/plain { tirreno_url request; proxy_pass http://%BACKEND%; }
+           location /posts/own { tirreno_param url /own; proxy_pass http://%BACKEND%; }"#,
+    );
+    let url = |target: &str| {
+        site.get(target, &[ANN]);
+        site.event().url.clone()
+    };
+    assert_eq!(url("/posts/4y%71/pin?a=b"), "/posts/{post_id}/{action}?post_id=4yq&action=pin");
+    assert_eq!(url("/files/a%20b/%C3%A9.txt?x=1"), "/files?path=a%20b%2F%C3%A9.txt");
+    assert_eq!(url(&format!("/hooks/{SECRET}/7")), "/hooks/{key}/{id}?key=***&id=7");
+    assert_eq!(url("/other/4yq?a=b"), "/other/4yq?a=b");
+    assert_eq!(url("/posts/plain?a=b"), "/posts/plain?a=b");
+    assert_eq!(url("/posts/own"), "/own");
+    let long = url(&format!("/posts/{}/pin", "x".repeat(1000)));
+    assert!(long.ends_with("x&action=pin"), "{long}");
+    let long = url(&format!("/posts/{}/pin", "%25".repeat(690)));
+    assert_eq!(long, "/posts/{post_id}/{action}?truncated=1");
+}
+
+#[test]
+fn who_hangs_up_has_made_an_attempt() {
+    let site = Site::start(
+        "tirreno on; tirreno_user $cookie_user; tirreno_default_event off;",
+        "tirreno_event account_login_fail POST /login status=4xx body=json user=body:id;
+         tirreno_event account_login POST /login status=2xx body=json user=body:id confirmed=body;
+         tirreno_event page_edit POST /post status=2xx;
+         tirreno_event page_edit POST /none if=arg:never;
+         location / { proxy_pass http://%BACKEND%; proxy_read_timeout 300ms; }",
+    );
+    for (path, kind) in [("/login", "page_view"), ("/post", "page_edit")] {
+        let target = format!("{path}?delay=1500");
+        let answer = client::post(site.port(), &target, &[ANN], br#"{"id":"victim"}"#).unwrap();
+        assert_eq!(answer.status, 504);
+        let event = site.event();
+        assert_eq!((&*event.event_type, &*event.user_name), (kind, NOBODY), "{path}");
+    }
+    client::post(site.port(), "/none?delay=1500", &[ANN], b"").unwrap();
+    assert_eq!(site.events().len(), 0);
+}
+
 /// What `nginx -t` says about `lines` in a server, without what it always says at the end, and the
 /// place of each line.
 fn nginx_says(lines: &[String]) -> (bool, Vec<String>, Vec<String>) {
@@ -1265,14 +1361,15 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
     let path = |path: &str, what: &str| format!("invalid path \"{path}\", {what}");
     let key = |key: &str| {
         format!(
-            "invalid \"{key}\", it must be one of \"status=\", \"user=\", \"unknown=\", \"anonymous=\", \
-             \"redact=\", \"audit=\", \"level=\", \"if=\""
+            "invalid \"{key}\", it must be one of \"status=\", \"if=\", \"body=\", \"user=\", \
+             \"confirmed=\", \"unknown=\", \"bind=\", \"session=\", \"first_step=\", \"param=\", \"field=\", \
+             \"page=\", \"title=\", \"outcome=\", \"anonymous=\", \"redact=\", \"audit=\", \"level=\""
         )
     };
     let status = |key: &str| {
         format!(
-            "invalid \"{key}\", a status must be like 200, 2xx, 400-404, 4xx-5xx, \
-             set_cookie:NAME or header:NAME"
+            "invalid \"{key}\", a status must be like 200, 2xx, 400-404, 4xx-5xx, set_cookie:NAME, \
+             header:NAME or location:PREFIX, or one of them behind \"!\""
         )
     };
     let name = |key: &str| {
@@ -1289,7 +1386,7 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
     let deep = "/a".repeat(65);
     let audit = |key: &str| {
         format!(
-            "invalid \"{key}\", it must be at most 100 letters, digits, \"_\", \"-\", \".\" and \":\""
+            "invalid \"{key}\", it must be 1 to 100 letters, digits, \"_\", \"-\", \".\" and \":\""
         )
     };
     let long = format!("audit={}", "a".repeat(101));
@@ -1297,6 +1394,13 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         let names = "audit-api, audit-content, audit-permissions, audit-cli";
         format!("invalid \"{key}\", it must be one of {names}, or 100 to 103")
     };
+    let must = |key: &str, what: &str| format!("invalid \"{key}\", it must be {what}");
+    let wrong = |key: &str, what: &str| format!("invalid \"{key}\", {what}");
+    let star = "a \"*\" in a path matches only itself: write \"{name}\" for a segment, a last \
+                \"{*rest}\" for the rest";
+    let body = "a rule that reads the request's body needs \"body=json\", \"body=php\" or \
+                \"body=rails\": as the application reads it";
+    let secret = "what has such a name is a secret, and no user";
     let rows: &[(&str, String)] = &[
         ("page_view", short.into()),
         ("off", short.into()),
@@ -1348,16 +1452,59 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         ("page_view * / colour=red", key("colour=red")),
         ("page_view * / =red", key("=red")),
         ("page_view * / Status=200", key("Status=200")),
-        ("page_view * / audit=", key("audit=")),
+        ("page_view * / audit=", audit("audit=")),
         ("page_view * / audit=$uri", audit("audit=$uri")),
         ("page_view * / \"audit=a b\"", audit("audit=a b")),
         (&format!("page_view * / {long}"), audit(&long)),
-        ("page_view * / level=", key("level=")),
+        ("page_view * / level=", level("level=")),
         ("page_view * / level=104", level("level=104")),
         ("page_view * / level=content", level("level=content")),
-        ("page_view * / if=", key("if=")),
+        ("page_view * / if=", must("if=", "a value")),
+        ("page_view * / if=!", must("if=!", "a value")),
+        ("page_view * /api/*", path("/api/*", star)),
+        ("page_view * / user=body:a", wrong("user=body:a", body)),
+        ("page_view * / if=request:a", wrong("if=request:a", body)),
+        ("page_view * / body=xml", must("body=xml", "\"json\", \"php\" or \"rails\"")),
+        ("page_view * / body=json user=body:password", wrong("user=body:password", secret)),
+        (
+            "page_view * / user=cookie:",
+            wrong("user=cookie:", "\"cookie:\" must be followed by a name"),
+        ),
+        ("page_view * / if=answer~", wrong("if=answer~", "the text is missing")),
+        (
+            "page_view * / \"user=cookie:a~(\"",
+            wrong("user=cookie:a~(", "the regular expression is wrong: unclosed group"),
+        ),
+        ("page_view * / confirmed=yes", must("confirmed=yes", "\"body\"")),
+        ("page_view * / outcome=fail", must("outcome=fail", "\"attempt\"")),
+        (
+            "page_view * / session=on",
+            must("session=on", "\"required\" or \"required:LIST\", the list as in \"status=\""),
+        ),
+        ("page_view * / session=required:ok", status("session=required:ok")),
+        (
+            "page_view * / body=json bind=body:a",
+            wrong("bind=body:a", "a body is the client's word, bind what the answer says"),
+        ),
+        (
+            "page_view * / first_step=answer:a",
+            "\"first_step=\" belongs into a rule of the type account_login_fail".into(),
+        ),
+        ("page_view * / param=fullName", must("param=fullName", "NAME:VALUE")),
+        (
+            "page_view * / param=fullName:a param=fullName:b",
+            "duplicate parameter in \"param=fullName:b\"".into(),
+        ),
+        ("page_view * / field=a:b field=a:c", "duplicate field in \"field=a:c\"".into()),
+        (
+            "page_view * / page=a",
+            must("page=a", "a path that begins with \"/\", without \"?\", \"#\" and variables"),
+        ),
+        (
+            "page_view * / title=a param=pageTitle:b",
+            "\"title=\" is the parameter \"pageTitle\", use one of them".into(),
+        ),
         ("page_view * / status=200 status=201", "duplicate key \"status=\"".into()),
-        ("page_view * / if=$uri if=$uri", "duplicate key \"if=\"".into()),
         ("page_view * / anonymous=on anonymous=on", "duplicate key \"anonymous=\"".into()),
         ("page_view * / audit=a audit=b", "duplicate key \"audit=\"".into()),
         (
@@ -1404,7 +1551,8 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
             "a path like \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\"";
         invalid("tirreno_event_prefix", value, must)
     };
-    let verify = |value: &str| invalid("tirreno_verify", value, "\"off\" or \"answer\"");
+    let verify =
+        |value: &str| invalid("tirreno_verify", value, "\"off\", \"answer\" or \"session\"");
     let kind = |kind: &str| {
         format!(
             "unknown event type \"{kind}\", it must be \"off\" or one of {TYPES} \
@@ -1421,6 +1569,16 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_event_prefix /%63hat;", prefix("/%63hat")),
         ("tirreno_event_prefix /chat?;", prefix("/chat?")),
         ("tirreno_verify on;", verify("on")),
+        ("tirreno_verify off dry_run;", "invalid parameter \"dry_run\"".into()),
+        ("tirreno_verify answer dry;", "invalid parameter \"dry\"".into()),
+        ("tirreno_realm \"a b\";", "invalid value \"a b\" in \"tirreno_realm\" directive".into()),
+        ("tirreno_realm $host;", "\"tirreno_realm\" cannot contain variables".into()),
+        ("tirreno_url path;", invalid("tirreno_url", "path", "\"request\" or \"page\"")),
+        ("tirreno_user verified;", "\"tirreno_user verified\" names no user".into()),
+        ("tirreno_user cookie:;", "\"cookie:\" must be followed by a name".into()),
+        ("tirreno_user body:a;", "\"body:a\" needs a body, which only rules read".into()),
+        ("tirreno_session answer:a;", "\"answer:a\" needs a body, which only rules read".into()),
+        ("tirreno_param fullName request:a;", "needs a body, which only rules read".into()),
         ("tirreno_redact off a;", beside.into()),
         ("tirreno_redact a off;", beside.into()),
         ("tirreno_event page_view * /a user=$;", "invalid variable name".into()),

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod known_accounts;
 pub mod level;
 pub mod login;
+pub mod page;
 pub mod path;
 pub mod rank;
 pub mod redact;

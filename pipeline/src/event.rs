@@ -163,8 +163,8 @@ pub enum OverLimit {
     Cut,
     /// It is no number, address or time, and is left out like any other that is none.
     LeftOut,
-    /// Half of a JSON document means something else: the event is refused.
-    Refused,
+    /// Half of a JSON document means something else: it is left out, and that is counted.
+    Counted,
 }
 
 /// Form fields whose length Tirreno does not limit; ours keeps a record below a segment's size.
@@ -250,7 +250,7 @@ impl Param {
     /// What becomes of a value over the [`limit`](Self::limit).
     pub fn over_limit(self) -> OverLimit {
         match self {
-            Self::Payload | Self::FieldHistory => OverLimit::Refused,
+            Self::Payload | Self::FieldHistory => OverLimit::Counted,
             Self::HttpCode | Self::IpAddress | Self::EventTime | Self::UserCreated => {
                 OverLimit::LeftOut
             }

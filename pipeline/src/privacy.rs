@@ -126,16 +126,23 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the record has beside the parameters, but for [`segments`](Self::segments) and
-    /// [`fields`](Self::fields).
+    /// What the record has beside the parameters, but for [`segments`](Self::segments),
+    /// [`fields`](Self::fields) and [`page`](Self::page).
     pub fn extra(&self, extra: Extra) -> Option<Cow<'a, [u8]>> {
-        let extra =
-            Some(extra).filter(|extra| !matches!(extra, Extra::Segments | Extra::Fields))?;
+        let extra = Some(extra)
+            .filter(|extra| !matches!(extra, Extra::Segments | Extra::Fields | Extra::Page))?;
         let value = self.record.extra(extra)?;
         Some(match (extra, &self.privacy.hash_user) {
             (Extra::Claimed, Some(key)) => key.hash(value).into_bytes().into(),
             _ => Cow::Borrowed(value),
         })
+    }
+
+    /// The rule's page, where Tirreno is to see that in place of the URL.
+    pub fn page(&self) -> Option<Cow<'a, [u8]>> {
+        let page = self.record.extra(Extra::Page)?;
+        let query = page.iter().position(|b| self.privacy.cut_query && *b == b'?');
+        Some(self.without_user(&page[..query.unwrap_or(page.len())], path::decode_with_places))
     }
 
     /// The fields that the rule adds. Where the user is a hash, those that may name him are left out.

@@ -42,6 +42,9 @@ const SLACK: usize = 4;
 /// The longest record; captures over it are refused.
 pub const MAX_RECORD: usize = 32 * 1024;
 
+/// The longest URL that Tirreno keeps, in bytes.
+const MAX_URL: usize = 2047;
+
 /// The shortest record.
 pub const MIN_RECORD: usize = FIXED;
 
@@ -68,11 +71,13 @@ pub enum Extra {
     Claimed,
     /// Fields of audit records that the rule adds, as [`push_segment`] and [`segments`] write and read them.
     Fields,
+    /// What Tirreno sees as the URL, where that is the rule's page.
+    Page,
 }
 
 impl Extra {
     /// How many there are.
-    const COUNT: usize = 8;
+    const COUNT: usize = 9;
 
     fn place(self) -> usize {
         Param::COUNT + self as usize
@@ -88,6 +93,7 @@ impl Extra {
             Self::Session => 32,
             Self::Realm | Self::Claimed => 255,
             Self::Fields => 2048,
+            Self::Page => MAX_URL,
         }
     }
 }
@@ -179,7 +185,7 @@ impl<'a> Capture<'a> {
     /// left out here already, and so is a value that cannot be what it should be.
     ///
     /// # Errors
-    /// The value is over the parameter's limit, and half of it would mean something else.
+    /// The value is left out: it is over the parameter's limit, and half of it would mean something else.
     pub fn set(&mut self, param: Param, value: &'a [u8]) -> Result<(), TooLong> {
         let limit = param.limit();
         let value = if value.len() <= limit {
@@ -188,7 +194,7 @@ impl<'a> Capture<'a> {
             match param.over_limit() {
                 OverLimit::Cut => &value[..value.len().min(limit + SLACK)],
                 OverLimit::LeftOut => return Ok(()),
-                OverLimit::Refused => return Err(TooLong(param)),
+                OverLimit::Counted => return Err(TooLong(param)),
             }
         };
         self.put(param as usize, value);

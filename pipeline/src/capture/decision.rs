@@ -453,3 +453,267 @@ fn unknown_session<'e>(session: &Session<'e>, is_accepted: bool) -> Option<Named
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::capture::extract::Found;
+    use crate::capture::facts::{Facts, Template, compile, value};
+    use crate::capture::rule::{Entry, Place};
+    use crate::shm::zone::anonymous;
+
+    fn rules(list: &[&'static str]) -> Rc<RuleSet<Template>> {
+        let entries: Vec<Rc<Entry<Template>>> = list
+            .iter()
+            .map(|text| {
+                let args: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+                let place = Place { file: "test".into(), line: 1 };
+                Rc::new(Rule::parse(&args, place, &mut compile).unwrap())
+            })
+            .collect();
+        RuleSet::new(&entries, None).unwrap()
+    }
+
+    struct Location {
+        rules: Rc<RuleSet<Template>>,
+        users: Vec<Value<Template>>,
+        verify: Verify,
+        has_session: bool,
+    }
+
+    impl Location {
+        fn new(list: &[&'static str]) -> Self {
+            let users = vec![value("$cookie_user")];
+            Self { rules: rules(list), users, verify: Verify::Off, has_session: false }
+        }
+
+        fn settings(&self) -> Settings<'_, Template> {
+            Settings {
+                rules: Some(&self.rules),
+                default_event: None,
+                users: &self.users,
+                given_user: None,
+                given_kind: None,
+                anonymous: false,
+                verify: self.verify,
+                user_case: true,
+                has_session: self.has_session,
+            }
+        }
+
+        /// Type, user and evidence of an event.
+        fn of(&self, facts: &Facts) -> Option<String> {
+            let decision = decide(facts, &self.settings(), None)?;
+            let user = String::from_utf8(decision.whose.user.to_vec()).unwrap();
+            let skipped = if decision.is_skipped() { " skipped" } else { "" };
+            let attempt = if decision.is_attempt { " attempt" } else { "" };
+            let (kind, identity) = (decision.kind.name(), decision.whose.identity.name());
+            Some(format!("{kind} {user} {identity}{attempt}{skipped}"))
+        }
+
+        #[track_caller]
+        fn assert(&self, facts: &Facts, expected: &str) {
+            assert_eq!(self.of(facts).as_deref().unwrap_or("off"), expected, "{facts:?}");
+        }
+    }
+
+    fn cookie() -> Facts {
+        Facts { path: "/a", variables: vec![("cookie_user", "ann")], ..Facts::default() }
+    }
+
+    #[test]
+    fn the_first_rule_whose_keys_all_hold() {
+        let location = Location::new(&[
+            "page_edit GET /a status=404",
+            "page_delete GET /a if=arg:x=1,2 if=!arg:y",
+            "page_search GET /a if=answer~done",
+            "account_edit GET /a if=answer:kind=edit status=2xx",
+            "page_view GET /a if=!arg:z=1",
+        ]);
+        let facts = cookie();
+        location.assert(&facts, "page_view ann claim");
+        location.assert(&Facts { status: 404, ..facts.clone() }, "page_edit ann claim");
+        location.assert(&Facts { query: "x=2", ..facts.clone() }, "page_delete ann claim");
+        location.assert(&Facts { query: "x=3", ..facts.clone() }, "page_view ann claim");
+        location.assert(&Facts { query: "x=1&y=1", ..facts.clone() }, "page_view ann claim");
+        let done = Facts { answer_text: "all done.", ..facts.clone() };
+        location.assert(&done, "page_search ann claim");
+        let edit = Facts { answer: vec![("kind", Found::Value("edit"))], ..facts.clone() };
+        location.assert(&edit, "account_edit ann claim");
+        location.assert(&Facts { query: "z=1", ..facts.clone() }, "off");
+        location.assert(&Facts { path: "/b", ..facts }, "off");
+    }
+
+    #[test]
+    fn who_hangs_up_has_only_tried() {
+        let mut location = Location::new(&[
+            "account_login_fail POST /login status=4xx body=json user=body:id",
+            "account_login POST /login status=2xx body=json user=answer:id user=body:id confirmed=body",
+            "account_login_fail POST /only status=401 body=json user=body:id",
+            "page_edit POST /post status=201 if=$upstream_http_x",
+            "page_edit POST /arg if=arg:x",
+        ]);
+        for status in [499, 0] {
+            let facts = Facts {
+                method: "POST",
+                path: "/login",
+                status,
+                variables: vec![("cookie_user", "ann")],
+                body: vec![("id", Found::Value("victim"))],
+                ..Facts::default()
+            };
+            location.assert(&facts, "account_login  none attempt");
+            location
+                .assert(&Facts { path: "/only", ..facts.clone() }, "account_login  none attempt");
+            location.assert(&Facts { path: "/post", ..facts.clone() }, "page_edit  none attempt");
+            location.assert(&Facts { path: "/arg", ..facts.clone() }, "off");
+            let session = Session::Bound(b"ann".into(), Identity::Session);
+            let known = Facts { path: "/post", session, ..facts };
+            location.assert(&known, "page_edit ann session attempt");
+        }
+        location.verify = Verify::Session;
+        let facts = Facts { method: "POST", path: "/post", status: 499, ..Facts::default() };
+        location.assert(&facts, "page_edit  none attempt");
+    }
+
+    #[test]
+    fn claims_and_sessions() {
+        let mut location = Location::new(&[
+            "page_view GET /a",
+            "page_view GET /marked session=required",
+            "page_view GET /list session=required:2xx,404",
+            "page_edit GET /own user=answer:id user=session user=$cookie_user",
+            "page_edit GET /order user=$cookie_user user=session",
+            "page_edit GET /none user=answer:id",
+        ]);
+        location.has_session = true;
+        let facts = cookie();
+        let at = |path, status, session: &Session<'static>| Facts {
+            path,
+            status,
+            session: session.clone(),
+            ..facts.clone()
+        };
+        let none = Session::None;
+        let unknown = Session::Unknown(b"session-1".into());
+        let bound = Session::Bound(b"bob".into(), Identity::Session);
+        location.assert(&at("/a", 200, &none), "page_view ann claim");
+        // A token says more than a cookie, known or not.
+        location.assert(&at("/a", 200, &unknown), "page_view  none skipped");
+        location.assert(&at("/a", 200, &bound), "page_view bob session");
+        location.assert(&at("/marked", 200, &unknown), "page_view session-1 none");
+        location.assert(&at("/marked", 403, &unknown), "page_view  none skipped");
+        location.assert(&at("/list", 404, &unknown), "page_view session-1 none");
+        location.assert(&at("/order", 200, &bound), "page_edit bob session");
+        location.assert(&at("/own", 200, &none), "page_edit ann claim");
+        location.assert(&at("/none", 200, &bound), "page_edit  none skipped");
+        let answered =
+            Facts { answer: vec![("id", Found::Value("eve"))], ..at("/own", 200, &bound) };
+        location.assert(&answered, "page_edit eve answer");
+        location.verify = Verify::Answer;
+        location.assert(&at("/marked", 200, &none), "page_view ann claim");
+        location.assert(&at("/marked", 404, &none), "page_view  none skipped");
+        location.assert(&at("/list", 404, &none), "page_view ann claim");
+        let by_nginx = Facts { is_applications: false, ..at("/marked", 200, &none) };
+        location.assert(&by_nginx, "page_view  none skipped");
+        location.verify = Verify::Session;
+        location.assert(&at("/marked", 403, &none), "page_view  none skipped");
+        // Accepted, and nobody can read by what.
+        location.assert(&at("/marked", 200, &none), "page_view  none");
+        location.assert(&at("/marked", 200, &bound), "page_view bob session");
+    }
+
+    #[test]
+    fn a_claim_that_differs_is_told() {
+        let location = Location::new(&["page_view GET /a"]);
+        let session = Session::Bound(b"bob".into(), Identity::Session);
+        let facts = Facts { session, ..cookie() };
+        let settings = location.settings();
+        let decision = decide(&facts, &settings, None).unwrap();
+        assert_eq!(*decision.whose.claimed, *b"ann");
+        let session = Session::Bound(b"ann".into(), Identity::Session);
+        let facts = Facts { session, ..cookie() };
+        assert!(decide(&facts, &settings, None).unwrap().whose.claimed.is_empty());
+    }
+
+    #[test]
+    fn the_account_of_a_login() {
+        let zone = anonymous(1 << 20).unwrap();
+        let known = zone.known_accounts();
+        let accounts = Accounts { known: &known, realm: b"", time_ms: 1 };
+        let set = |rules: &[&'static str]| Location::new(rules);
+        let location = set(&[
+            "account_login POST /login status=2xx body=json user=answer:id user=body:name",
+            "account_login_fail POST /login status=401 body=json user=body:name first_step=answer:why=mfa first_step=!body:token",
+            "account_login POST /sure status=2xx body=json user=body:name confirmed=body",
+            "account_login_fail POST /send body=json user=body:name unknown=send",
+            "account_login_fail POST /omit body=json user=body:name unknown=omit anonymous=on",
+            "account_login_fail POST /basic status=401 user=basic",
+            "page_view POST /basic user=basic",
+        ]);
+        let settings = location.settings();
+        let named = |path, status, name| Facts {
+            method: "POST",
+            path,
+            status,
+            body: vec![("name", name)],
+            ..Facts::default()
+        };
+        let user = |facts: &Facts| {
+            let whose = decide(facts, &settings, Some(accounts)).unwrap().whose;
+            (String::from_utf8(whose.user.into_owned()).unwrap(), whose.identity)
+        };
+        let failed = named("/login", 401, Found::Value("ann"));
+        let (alias, identity) = user(&failed);
+        assert!(alias.starts_with("unknown-") && alias.len() == 24, "{alias}");
+        assert_eq!(identity, Identity::Claim);
+        // A name in the body alone is nobody's login.
+        assert_eq!(
+            user(&named("/login", 200, Found::Value("ann"))),
+            (String::new(), Identity::None)
+        );
+        assert_eq!(user(&named("/sure", 200, Found::Value("ann"))), (alias, Identity::Claim));
+        let good = Facts {
+            answer: vec![("id", Found::Value("u1"))],
+            ..named("/login", 200, Found::Value("ann"))
+        };
+        assert_eq!(user(&good), ("u1".into(), Identity::Answer));
+        assert_eq!(user(&failed), ("u1".into(), Identity::Claim));
+        assert_eq!(user(&named("/sure", 200, Found::Value("ann"))), ("u1".into(), Identity::Claim));
+        for (name, expected) in [
+            (Found::Absent, "unknown-unreadable"),
+            (Found::Unreadable, "unknown-unreadable"),
+            (Found::Value(" "), "unknown-unreadable"),
+            (Found::Unread, "unknown-unread"),
+        ] {
+            assert_eq!(user(&named("/login", 401, name)), (expected.into(), Identity::None));
+        }
+        assert_eq!(user(&named("/send", 401, Found::Value("bob"))).0, "bob");
+        assert_eq!(user(&named("/omit", 401, Found::Value("bob"))).0, "");
+        assert_eq!(user(&named("/omit", 401, Found::Unreadable)).0, "");
+        // `u2:x`
+        let basic = Facts {
+            headers: vec![("Authorization", "Basic dTI6eA==")],
+            ..named("/basic", 401, Found::Absent)
+        };
+        assert!(user(&basic).0.starts_with("unknown-"), "{basic:?}");
+        assert_eq!(user(&Facts { status: 200, ..basic }), ("u2".into(), Identity::Claim));
+
+        let is_first = |facts: &Facts| decide(facts, &settings, None).unwrap().is_first_step;
+        let mfa = Facts { answer: vec![("why", Found::Value("mfa"))], ..failed.clone() };
+        assert!(is_first(&mfa) && !is_first(&failed));
+        let body = vec![("name", Found::Value("ann")), ("token", Found::Value("123456"))];
+        assert!(!is_first(&Facts { body, ..mfa }));
+    }
+
+    #[test]
+    fn what_the_client_says_about_its_case_and_quotes() {
+        let location = Location::new(&["page_view GET /a"]);
+        let facts = Facts { variables: vec![("cookie_user", "\"An%6e\"")], ..cookie() };
+        location.assert(&facts, "page_view Ann claim");
+        let settings = Settings { user_case: false, ..location.settings() };
+        assert_eq!(*decide(&facts, &settings, None).unwrap().whose.user, *b"ann");
+    }
+}

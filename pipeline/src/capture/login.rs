@@ -1,21 +1,18 @@
 //! Good and failed logins of one account from one address.
 //!
-//! An application with a second factor first answers a good login 401, and then asks for the second
-//! factor: that 401 is no attack. So a failed login waits, and one directly before a good login of the
-//! same account and address is withdrawn.
+//! An application with a second factor first answers a good login with a failure, and then asks for the
+//! second factor: that failure is no attack. So one that a rule's `first_step=` knows waits, and is withdrawn
+//! where a good login of the same account and address follows. Every other failure goes at once.
 
 use crate::event::{EventType, Param};
 use crate::hash::stable_hash;
 use crate::record::{Extra, Record};
 use crate::tirreno::form::parse_ip;
 
-/// What an application answers when a second factor is missing, or a password is wrong.
-const UNAUTHORIZED: u16 = 401;
-
-/// An attempt to log in whose account is known; the number tells accounts and addresses apart.
+/// A step of a login whose account is known; the number tells accounts and addresses apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// It failed, maybe only for want of a second factor.
+    /// It failed for want of a second factor.
     Failed(u64),
     /// It was good.
     Good(u64),
@@ -25,7 +22,7 @@ impl Attempt {
     /// The attempt that a record is, if it is one and its account is known.
     pub fn of(record: &Record<'_>) -> Option<Self> {
         let attempt = match record.kind() {
-            EventType::AccountLoginFail if record.status() == UNAUTHORIZED => Self::Failed,
+            EventType::AccountLoginFail if record.is_first_step() => Self::Failed,
             EventType::AccountLogin => Self::Good,
             _ => return None,
         };

@@ -489,10 +489,10 @@ impl<T: Text> Draft<T> {
             repeats: true,
             set: |draft, key, _, compile| {
                 let (name, text) = named_value(key)?;
-                let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
                 if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_plain) {
                     let most = format!(
-                        "NAME of at most {MAX_NAME} letters, digits and \"_\", and a value"
+                        "NAME of at most {MAX_NAME} letters, digits, \"_\" and \".\", and a value"
                     );
                     return Err(key.must_be(most));
                 }

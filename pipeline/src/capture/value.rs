@@ -562,3 +562,191 @@ pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     }
     text.into_bytes().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::facts::{Facts, compile, value};
+
+    fn read(text: &'static str, facts: &Facts) -> String {
+        match value(text).get(facts, None) {
+            Read::Text(text) => String::from_utf8(text.into_owned()).unwrap(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_source_gives_its_value() {
+        let facts = Facts {
+            query: "a=1&b=x%20y+z&a=2&Action=no&%61ction=yes&user[id]=5",
+            variables: vec![("http_x", "head"), ("cookie_c", "%41nn"), ("empty", "")],
+            headers: vec![
+                (
+                    "Cookie",
+                    "c=%22q%22; wp_abc=ann%40example.com|9; wp_d=bob|1; quoted=\"v\"; bad=%ff%00",
+                ),
+                ("X-User", "ann"),
+                ("x-user", "bob"),
+            ],
+            body: vec![
+                ("log", Found::Value("joe")),
+                ("blank", Found::Value("  ")),
+                ("odd", Found::Unreadable),
+                ("late", Found::Unread),
+            ],
+            answer: vec![("id", Found::Value("u1")), ("user.name", Found::Value("Ann"))],
+            answer_headers: vec![("set-cookie", "sid=%41b; Path=/"), ("set-cookie", "wp_x=eve|2")],
+            ..Facts::default()
+        };
+        for (text, found) in [
+            ("text", "text"),
+            ("$http_x", "head"),
+            ("$cookie_c", "Ann"),
+            ("${cookie_c}~(.)nn", "A"),
+            ("$empty", ""),
+            ("cookie:c", "\"q\""),
+            ("cookie:quoted", "v"),
+            ("cookie:bad", "%ff%00"),
+            ("cookie:C", "Absent"),
+            ("cookie:wp_*~^([^|]+)", "ann@example.com"),
+            ("cookie:wp_*~^(b[^|]+)", "bob"),
+            ("cookie:wp_*~never", "Absent"),
+            ("header:X-USER", "ann"),
+            ("header:none", "Absent"),
+            ("arg:a", "2"),
+            ("arg:b", "x y z"),
+            ("arg:action", "yes"),
+            ("arg:user[id]", "5"),
+            ("arg:none", "Absent"),
+            ("body:log", "joe"),
+            ("body:none,blank,log", "joe"),
+            ("body:odd,late", "Unreadable"),
+            ("body:late", "Unread"),
+            ("body:none", "Absent"),
+            ("request:log", "joe"),
+            ("request:b", "x y z"),
+            ("request:odd", "Unreadable"),
+            ("answer:id", "u1"),
+            ("answer:none,user.name", "Ann"),
+            ("set_cookie:sid", "Ab"),
+            ("set_cookie:wp_*~^([^|]+)", "eve"),
+            ("set_cookie:c", "Absent"),
+            // Of a constant it is a part.
+            ("/~ann", "/~ann"),
+            ("header:x-user~^(?i:(A)NN)$", "a"),
+            ("header:x-user~n", "n"),
+        ] {
+            assert_eq!(read(text, &facts), found, "{text}");
+        }
+        let first = arg(b"a=1&a=2", "a", Some(BodyFormat::Json));
+        assert_eq!(first.as_deref(), Some(&b"1"[..]));
+        for query in ["+a.b=1", "a%20b=1", "%00=x&a_b=1", "a_b=1&A_b=2", "a_b%00c=1"] {
+            let found = arg(query.as_bytes(), "a_b", Some(BodyFormat::Php));
+            assert_eq!(found.as_deref(), Some(&b"1"[..]), "{query}");
+        }
+    }
+
+    #[test]
+    fn who_says_so() {
+        for (text, trust) in [
+            ("ann", Trust::Verified),
+            ("", Trust::Verified),
+            ("$remote_user", Trust::Claim),
+            ("$cookie_id", Trust::Claim),
+            ("$upstream_http_x_user", Trust::Answer),
+            ("x-${sent_http_x}-$upstream_cookie_y", Trust::Answer),
+            ("$upstream_cookie_y$cookie_y", Trust::Claim),
+            // A map may be called so.
+            ("$upstream_user", Trust::Claim),
+            ("$sent_user", Trust::Claim),
+            ("cookie:id", Trust::Claim),
+            ("header:x", Trust::Claim),
+            ("body:x", Trust::Claim),
+            ("set_cookie:x", Trust::Answer),
+            ("answer:x", Trust::Answer),
+        ] {
+            assert_eq!(value(text).trust(), trust, "{text}");
+        }
+        assert_eq!(value("$remote_user").verified().trust(), Trust::Verified);
+    }
+
+    #[test]
+    fn what_is_no_value() {
+        for (text, purpose, error) in [
+            ("$none", Purpose::Name, ValueError::Text),
+            ("cookie:", Purpose::Name, ValueError::Name("cookie:")),
+            ("cookie:a b", Purpose::Name, ValueError::Name("cookie:")),
+            ("cookie:a*b*", Purpose::Name, ValueError::Name("cookie:")),
+            ("header:", Purpose::Name, ValueError::Name("header:")),
+            ("arg:", Purpose::Name, ValueError::Name("arg:")),
+            ("body:", Purpose::Name, ValueError::Field(FieldError::Empty)),
+            ("answer:a,", Purpose::Name, ValueError::Field(FieldError::Empty)),
+            ("body:$x", Purpose::Name, ValueError::Variable),
+            ("body:password", Purpose::Name, ValueError::Secret),
+            ("body:token", Purpose::Send, ValueError::Secret),
+        ] {
+            let found =
+                Value::parse(text.as_bytes(), purpose, Some(BodyFormat::Json), &mut compile);
+            // A `*` inside is a character of a cookie's name.
+            if text != "cookie:a*b*" {
+                assert_eq!(found.unwrap_err(), error, "{text}");
+            }
+            assert!(!error.to_string().is_empty());
+        }
+        let look = |text: &'static str, format| {
+            Value::parse(text.as_bytes(), Purpose::Look, format, &mut compile)
+        };
+        assert!(look("body:token", Some(BodyFormat::Json)).is_ok());
+        assert_eq!(look("body:x", None).unwrap_err(), ValueError::NoFormat);
+        assert_eq!(look("request:x", None).unwrap_err(), ValueError::NoFormat);
+        for text in ["cookie:a~", "cookie:a~(", "$http_x~[", "cookie:a~(a{1000}){1000}"] {
+            let error = look(text, None).unwrap_err();
+            assert!(matches!(&error, ValueError::Regex(text) if !text.contains('\n')), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn values_are_joined_by_a_plus() {
+        let split = |text: &'static str| {
+            let parts = split_joined(text.as_bytes());
+            parts.map(|part| str::from_utf8(part).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(split("cookie:a"), ["cookie:a"]);
+        assert_eq!(split("cookie:a+cookie:b*+$http_x"), ["cookie:a", "cookie:b*", "$http_x"]);
+        assert_eq!(split("cookie:a~x+"), ["cookie:a~x+"]);
+    }
+
+    #[test]
+    fn names_of_users() {
+        let name = |text: &[u8], case| user_name(text.into(), case).into_owned();
+        let text = |text: &str| name(text.as_bytes(), true);
+        assert_eq!(text("ann@example.com"), b"ann@example.com");
+        assert_eq!(text(" \"Ann\" "), b"Ann");
+        assert_eq!(text("\"ann"), b"\"ann");
+        assert_eq!(name(b"AnN", false), b"ann");
+        assert_eq!(name("ÄNN".as_bytes(), false), "änn".as_bytes());
+        // Latin-1.
+        assert_eq!(name(b"m\xfcller", true), "müller".as_bytes());
+        assert_ne!(name(b"m\xfcller", true), name(b"m\xf6ller", true));
+        let long = |end: &str| text(&format!("{}{end}", "é".repeat(60)));
+        assert_eq!(long("").len(), 99);
+        assert_ne!(long("a"), long("b"));
+        assert_eq!(long("a"), long("a"));
+        assert!(str::from_utf8(&long("a")).is_ok());
+        assert_eq!(text(&"a".repeat(100)), "a".repeat(100).as_bytes());
+        assert_eq!(text(&"a".repeat(101)).len(), 100);
+    }
+
+    #[test]
+    fn basic_authentication() {
+        assert_eq!(basic_name(b"Basic YW5uOnNlY3JldA=="), Some(b"ann".to_vec()));
+        assert_eq!(basic_name(b" basic  YW5uOjo= "), Some(b"ann".to_vec()));
+        // `müller` in Latin-1.
+        assert_eq!(basic_name(b"Basic bfxsbGVyOng="), Some(b"m\xfcller".to_vec()));
+        for none in
+            ["", "Basic", "Basic %", "Bearer YW5uOnNlY3JldA==", "Basic YW5u", "Basic OnNlY3JldA=="]
+        {
+            assert_eq!(basic_name(none.as_bytes()), None, "{none}");
+        }
+    }
+}

@@ -12,12 +12,14 @@ use serde::de::IgnoredAny;
 
 use crate::event::{EventType, Param};
 use crate::privacy::View;
-use crate::record::NO_ADDRESS;
+use crate::record::{NO_ADDRESS, Record};
 
 /// How Tirreno writes a time, always in UTC.
 pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
 /// The times that Tirreno reads; anything else it replaces with the time of arrival.
 pub(crate) const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
+/// From this `httpCode` on every event is a `page_error` to Tirreno.
+const FIRST_ERROR: u16 = 400;
 /// The largest `httpCode` that Tirreno's database takes.
 const MAX_CODE: u16 = 32767;
 
@@ -26,7 +28,8 @@ pub fn encode(view: &View<'_>) -> String {
     let mut pairs: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(Param::COUNT);
     let has_user = view.get(Param::UserName).is_some();
     for param in Param::ALL {
-        // Tirreno names an account that comes with an address alone by the address's hash.
+        // Tirreno names an account that comes with an address alone by the address's hash, and all with an
+        // invalid one are one to it.
         if param == Param::EmailAddress && !has_user {
             continue;
         }
@@ -78,14 +81,18 @@ fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
     let bytes = given.as_deref();
     match param {
         Param::IpAddress => Some(view.ip().unwrap_or(NO_ADDRESS).to_string().into()),
-        Param::Url => Some(uri(bytes.unwrap_or_default(), param.limit(), false).into()),
+        Param::Url => match view.page() {
+            Some(page) => Some(text(&page, param.limit()).into_owned().into()),
+            None => Some(uri(bytes.unwrap_or_default(), param.limit(), false).into()),
+        },
+        Param::EmailAddress if !bytes.is_some_and(is_email) => None,
         Param::HttpReferer => bytes.map(|v| uri(v, param.limit(), true).into()),
         Param::EventTime => Some(bytes.and_then(time).unwrap_or_else(|| start(view)).into()),
         Param::UserCreated => bytes.and_then(|v| time(v).or_else(|| other_time(v))).map(Into::into),
         // A code of 400 and above would make it a `page_error`, whatever its type.
         Param::HttpCode if view.record().kind() == EventType::AccountLoginFail => None,
-        Param::HttpCode => code(bytes, view.record().status()),
-        Param::EventType => Some(view.record().kind().name().into()),
+        Param::HttpCode => code(bytes, view.record()),
+        Param::EventType => Some(kind(view.record()).name().into()),
         _ => match given? {
             Cow::Borrowed(given) => Some(text(given, param.limit())),
             Cow::Owned(given) => Some(text(&given, param.limit()).into_owned().into()),
@@ -147,12 +154,44 @@ fn payload(view: &View<'_>) -> Option<String> {
     }
 }
 
-fn code(given: Option<&[u8]>, status: u16) -> Option<Cow<'static, str>> {
+/// Tirreno knows no attempt: a login of which nobody knows how it ended is no login, and no failure.
+fn kind(record: &Record<'_>) -> EventType {
+    let is_unanswered = matches!(record.status(), 0 | FIRST_ERROR..);
+    match record.kind() {
+        EventType::AccountLogin if record.is_attempt() && is_unanswered => EventType::PageView,
+        kind => kind,
+    }
+}
+
+fn code(given: Option<&[u8]>, record: &Record<'_>) -> Option<Cow<'static, str>> {
     let code = match given {
         Some(given) => str::from_utf8(given).ok()?.parse().ok()?,
-        None => status,
+        None => record.status(),
     };
+    if record.is_attempt() && code >= FIRST_ERROR {
+        return None;
+    }
     (1..=MAX_CODE).contains(&code).then(|| code.to_string().into())
+}
+
+/// Whether it is an address of mail as Tirreno takes it (PHP's `FILTER_VALIDATE_EMAIL`), without the forms
+/// that nobody uses: quotes and literal addresses.
+pub(crate) fn is_email(text: &[u8]) -> bool {
+    let Some(at) = text.iter().rposition(|b| *b == b'@') else { return false };
+    let (local, domain) = (&text[..at], &text[at + 1..]);
+    let is_atom = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(b);
+    let is_label = |label: &[u8]| {
+        let is_inside = |b: &u8| b.is_ascii_alphanumeric() || *b == b'-';
+        (1..=63).contains(&label.len())
+            && label.iter().all(is_inside)
+            && !label.starts_with(b"-")
+            && !label.ends_with(b"-")
+    };
+    local.len() <= 64
+        && text.len() <= 254
+        && local.split(|b| *b == b'.').all(|atom| !atom.is_empty() && atom.iter().all(is_atom))
+        && domain.contains(&b'.')
+        && domain.split(|b| *b == b'.').all(is_label)
 }
 
 /// The address in `text`; one that came over an IPv6 socket as `::ffff:192.0.2.1` is IPv4.
@@ -276,6 +315,61 @@ mod tests {
     fn a_failed_login_has_no_code() {
         let pairs = pairs(&[], EventType::AccountLoginFail, 401);
         assert!(pairs.iter().all(|(name, _)| name != "httpCode"));
+    }
+
+    #[test]
+    fn an_attempt_is_no_failure_and_no_login() {
+        let sent = |kind, status| {
+            let mut capture = Capture::new(0);
+            (capture.kind, capture.status, capture.is_attempt) = (kind, status, true);
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(1, &mut bytes);
+            let privacy = Privacy::default();
+            let view = privacy.view(Record::parse(&bytes).unwrap());
+            let pairs: Vec<(String, String)> = serde_urlencoded::from_str(&encode(&view)).unwrap();
+            let get = |name: &str| pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            (get("eventType").unwrap(), get("httpCode"))
+        };
+        for status in [0, 499, 504] {
+            assert_eq!(sent(EventType::AccountLogin, status), ("page_view".into(), None));
+            assert_eq!(sent(EventType::AccountEdit, status), ("account_edit".into(), None));
+        }
+        assert_eq!(
+            sent(EventType::AccountLogin, 200),
+            ("account_login".into(), Some("200".into()))
+        );
+    }
+
+    #[test]
+    fn only_valid_addresses_of_mail_are_sent() {
+        let good = ["a@example.com", "A.b+c@x-y.example", "o'neil@a.b.c", "1@2.de"];
+        let bad = [
+            "",
+            "a",
+            "a@",
+            "@b.c",
+            "a@b",
+            "a@b..c",
+            "a@-b.c",
+            "a@b-.c",
+            ".a@b.c",
+            "a..b@c.d",
+            "a b@c.d",
+            "a@b.c ",
+            "a@@b.c",
+            "<a@b.c>",
+            "m\u{fc}ller@b.c",
+            "a@b_c.d",
+        ];
+        assert!(good.iter().all(|address| is_email(address.as_bytes())));
+        assert!(!bad.iter().any(|address| is_email(address.as_bytes())));
+        let all = |address: &'static str| {
+            let params =
+                [(Param::UserName, &b"ann"[..]), (Param::EmailAddress, address.as_bytes())];
+            pairs(&params, EventType::PageView, 200)
+        };
+        assert!(all("a@b.c").contains(&("emailAddress".into(), "a@b.c".into())));
+        assert!(all("a@b").iter().all(|(name, _)| name != "emailAddress"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use sha2::Sha256;
 use super::{Drops, FormatConfig, rfc3339};
 use crate::capture::level::Level;
 use crate::capture::path;
+use crate::capture::rules::CLIENT_CLOSED_REQUEST;
 use crate::event::{EventType, Param};
 use crate::privacy::View;
 use crate::record::{Extra, Record};
@@ -27,8 +28,9 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// A sign-in may fail with a redirect, and only its type says so.
-    fn of(kind: EventType, code: Option<u16>) -> Self {
-        match (code, kind) {
+    fn of(record: &Record<'_>, code: Option<u16>) -> Self {
+        match (code, record.kind()) {
+            _ if record.is_attempt() => Self::Attempt,
             (None | Some(CLIENT_CLOSED_REQUEST), _) => Self::Attempt,
             (_, EventType::AccountLoginFail | EventType::PageError) => Self::Fail,
             (Some(400..), _) => Self::Fail,
@@ -45,8 +47,6 @@ impl Outcome {
         }
     }
 }
-
-const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// The event of a record about dropped events.
 const DROPPED: &str = "audit_records_dropped";
@@ -222,7 +222,7 @@ impl<'a> Entry<'a> {
             level: Level::of(record),
             event: event.unwrap_or_else(|| record.kind().name().into()),
             kind: Some(record.kind()),
-            outcome: Outcome::of(record.kind(), code),
+            outcome: Outcome::of(record, code),
             code,
             session: view.extra(Extra::Session).map(|s| session_id(&config.session_key, &s)),
             ip: view.ip(),

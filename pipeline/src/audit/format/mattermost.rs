@@ -29,8 +29,7 @@ pub(super) struct Legacy<'a> {
     own: BTreeMap<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<&'a str>,
+    client: &'a str,
 }
 
 impl<'a> Legacy<'a> {
@@ -76,7 +75,7 @@ impl<'a> Legacy<'a> {
             ip_address: entry.ip.map(|ip| ip.to_string()).unwrap_or_default(),
             own,
             cluster_id: entry.cluster_id,
-            client: entry.client.as_deref(),
+            client: entry.client.as_deref().unwrap_or_default(),
         }
     }
 }
