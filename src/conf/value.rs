@@ -3,17 +3,25 @@
 use core::{mem, ptr};
 
 use nginx_sys::{
-    NGX_ERROR, NGX_OK, ngx_conf_t, ngx_http_compile_complex_value,
+    NGX_ERROR, NGX_OK, ngx_conf_t, ngx_hash_key_t, ngx_http_compile_complex_value,
     ngx_http_compile_complex_value_t, ngx_http_complex_value, ngx_http_complex_value_t,
     ngx_http_get_flushed_variable, ngx_http_get_variable_index, ngx_http_request_t, ngx_int_t,
     ngx_str_t, ngx_uint_t, ngx_variable_value_t,
 };
+use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::rule::is_off;
-use tirreno_pipeline::capture::value::Text;
+use tirreno_pipeline::capture::value::{Text, variables};
 
 /// A complex value, as cheap to evaluate as it can be.
 #[derive(Clone)]
-pub(crate) enum ComplexValue {
+pub(crate) struct ComplexValue {
+    kind: Kind,
+    /// Whether one of its variables is a map's or the like.
+    has_own_variable: bool,
+}
+
+#[derive(Clone)]
+enum Kind {
     /// No variable.
     Constant(ngx_str_t),
     /// One variable and nothing else: read in place, without a copy.
@@ -24,10 +32,14 @@ pub(crate) enum ComplexValue {
 
 impl Text for ComplexValue {
     fn constant(&self) -> Option<&[u8]> {
-        match self {
-            Self::Constant(text) => Some(text.as_bytes()),
+        match &self.kind {
+            Kind::Constant(text) => Some(text.as_bytes()),
             _ => None,
         }
+    }
+
+    fn has_own_variable(&self) -> bool {
+        self.has_own_variable
     }
 }
 
@@ -38,6 +50,40 @@ pub(crate) struct CompileError;
 impl ComplexValue {
     /// Reads a directive's argument.
     pub(crate) fn compile(cf: &mut ngx_conf_t, text: ngx_str_t) -> Result<Self, CompileError> {
+        let has_own_variable = variables(text.as_bytes()).any(|name| is_defined(cf, name));
+        Ok(Self { kind: Kind::compile(cf, text)?, has_own_variable })
+    }
+
+    /// Whether no request switches it on.
+    pub(crate) fn is_constant_off(&self) -> bool {
+        self.constant().is_some_and(is_off)
+    }
+
+    /// The value for a request; empty where it has none. It is valid while the request is.
+    ///
+    /// # Safety
+    /// `r` is a request that nginx is processing.
+    pub(crate) unsafe fn evaluate<'r>(&self, r: *mut ngx_http_request_t) -> &'r [u8] {
+        // SAFETY: the caller's promise. nginx's values are not changed in place.
+        unsafe {
+            match &self.kind {
+                Kind::Constant(text) => bytes(text.data, text.len),
+                Kind::Variable(index) => variable_text(ngx_http_get_flushed_variable(r, *index)),
+                Kind::Complex(value) => {
+                    let mut text = ngx_str_t { len: 0, data: ptr::null_mut() };
+                    let value = ptr::from_ref(value).cast_mut();
+                    if ngx_http_complex_value(r, value, &mut text) != NGX_OK as ngx_int_t {
+                        return &[];
+                    }
+                    bytes(text.data, text.len)
+                }
+            }
+        }
+    }
+}
+
+impl Kind {
+    fn compile(cf: &mut ngx_conf_t, text: ngx_str_t) -> Result<Self, CompileError> {
         let mut name = text;
         if is_one_variable(text.as_bytes()) {
             // SAFETY: the text is longer than its `$`, and lives as long as the configuration.
@@ -66,33 +112,18 @@ impl ComplexValue {
             Ok(if constant { Self::Constant(value.value) } else { Self::Complex(value) })
         }
     }
+}
 
-    /// Whether no request switches it on.
-    pub(crate) fn is_constant_off(&self) -> bool {
-        self.constant().is_some_and(is_off)
-    }
-
-    /// The value for a request; empty where it has none. It is valid while the request is.
-    ///
-    /// # Safety
-    /// `r` is a request that nginx is processing.
-    pub(crate) unsafe fn evaluate<'r>(&self, r: *mut ngx_http_request_t) -> &'r [u8] {
-        // SAFETY: the caller's promise. nginx's values are not changed in place.
-        unsafe {
-            match self {
-                Self::Constant(text) => bytes(text.data, text.len),
-                Self::Variable(index) => variable_text(ngx_http_get_flushed_variable(r, *index)),
-                Self::Complex(value) => {
-                    let mut text = ngx_str_t { len: 0, data: ptr::null_mut() };
-                    let value = ptr::from_ref(value).cast_mut();
-                    if ngx_http_complex_value(r, value, &mut text) != NGX_OK as ngx_int_t {
-                        return &[];
-                    }
-                    bytes(text.data, text.len)
-                }
-            }
-        }
-    }
+/// Whether a variable that a text begins with was defined by that name: nginx's own of the answer's headers
+/// are not.
+fn is_defined(cf: &mut ngx_conf_t, text: &[u8]) -> bool {
+    let is_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+    let name = &text[..text.iter().position(|b| !is_name(b)).unwrap_or(text.len())];
+    let keys = NgxHttpCoreModule::main_conf(cf).map(|core| core.variables_keys);
+    // SAFETY: nginx collects the keys of variables there while it reads the configuration.
+    let keys = unsafe { keys.and_then(|keys| keys.as_ref()).map(|keys| keys.keys.as_slice()) };
+    let known = keys.unwrap_or_default().iter().map(|key: &ngx_hash_key_t| key.key);
+    name.len() > 1 && known.into_iter().any(|key| key.as_bytes().eq_ignore_ascii_case(name))
 }
 
 fn is_one_variable(text: &[u8]) -> bool {

@@ -12,6 +12,10 @@ impl Text for Template {
     fn constant(&self) -> Option<&[u8]> {
         (!self.0.contains('$')).then_some(self.0.as_bytes())
     }
+
+    fn has_own_variable(&self) -> bool {
+        self.0.contains("_map")
+    }
 }
 
 /// Compiles any text but that of an unknown variable.

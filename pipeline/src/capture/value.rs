@@ -25,6 +25,8 @@ const REGEX_SIZE: usize = 256 << 10;
 pub trait Text: 'static {
     /// The text when no request changes it.
     fn constant(&self) -> Option<&[u8]>;
+    /// Whether one of its variables is the configuration's own (a map's), whatever it is called.
+    fn has_own_variable(&self) -> bool;
 }
 
 /// What a value is for an exchange.
@@ -217,7 +219,9 @@ impl<T: Text> Value<T> {
         let (source, trust) = match source {
             None => {
                 let compiled = compile(text).ok_or(ValueError::Text)?;
-                (Source::Text(compiled, is_cookie_variable(text)), trust_of(text))
+                let is_own = compiled.has_own_variable();
+                let trust = if is_own { Trust::Claim } else { trust_of(text) };
+                (Source::Text(compiled, is_cookie_variable(text)), trust)
             }
             Some(source) => {
                 let name =
@@ -420,8 +424,8 @@ fn named<T>(
     })
 }
 
-/// The names of the variables in a text of nginx.
-fn variables(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The names of the variables in a text of nginx, each with what follows it.
+pub fn variables(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let names = text.split(|b| *b == b'$').skip(1);
     names.map(|name| name.strip_prefix(b"{").unwrap_or(name))
 }
@@ -657,6 +661,7 @@ mod tests {
             ("x-${sent_http_x}-$upstream_cookie_y", Trust::Answer),
             ("$upstream_cookie_y$cookie_y", Trust::Claim),
             // A map may be called so.
+            ("$upstream_http_map", Trust::Claim),
             ("$upstream_user", Trust::Claim),
             ("$sent_user", Trust::Claim),
             ("cookie:id", Trust::Claim),
