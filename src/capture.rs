@@ -19,7 +19,7 @@ use nginx_sys::{
 use ngx::core::Status;
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 use ngx::ngx_string;
-use tirreno_pipeline::capture::decision::{Accounts, Decision, Exchange as _, decide};
+use tirreno_pipeline::capture::decision::{Accounts, Decision, Exchange as _, Settings, decide};
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::page::Page;
@@ -27,7 +27,6 @@ use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
 use tirreno_pipeline::capture::rule::{is_off, read};
 use tirreno_pipeline::capture::rules::Segments;
-use tirreno_pipeline::capture::session;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::record::{Capture, Extra, push_segment};
 use tirreno_pipeline::shm::zone::SkipReason;
@@ -36,7 +35,8 @@ use crate::conf::rule::RuleSet;
 use crate::conf::value::ComplexValue;
 use crate::conf::{LocationConf, MainConf};
 use crate::request::{HttpExchange, Request};
-use crate::{body, guarded, worker};
+use crate::worker::Mismatch;
+use crate::{body, guarded, identity, worker};
 
 const SWITCHING_PROTOCOLS: usize = 101;
 
@@ -126,6 +126,9 @@ fn variable_index(cf: &mut ngx_conf_t, name: ngx_str_t) -> Result<usize, Status>
 /// The end of a request, whatever ended it.
 unsafe extern "C" fn log_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request; this is its event loop.
+    let request = unsafe { Request::new(r) };
+    guarded((), || identity::end_answer(request));
+    // SAFETY: as above.
     guarded(None, || unsafe { capture(r) });
     Status::NGX_OK.into()
 }
@@ -134,6 +137,7 @@ unsafe extern "C" fn log_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
 unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request; this is its event loop.
     unsafe {
+        guarded((), || identity::begin_answer(Request::new(r)));
         if (*r).headers_out.status == SWITCHING_PROTOCOLS {
             guarded(None, || capture(r));
         }
@@ -207,14 +211,22 @@ fn push(
     let path = path_for_rules(request.target(), location.event_prefix(), path);
     let exchange = HttpExchange { request, path, status: request.status() };
     let known = main.zone.map(|zone| zone.known_accounts());
-    let accounts = known.as_ref().map(|known| Accounts {
-        known,
-        realm: location.realm(),
-        time_ms: request.start_ms(),
+    let realm = location.realm(request);
+    let accounts = known.as_ref().map(|known| {
+        let time_ms = request.start_ms();
+        Accounts { known, realm, time_ms }
     });
-    let settings = location.settings();
+    let mut settings = location.settings();
+    settings.has_session = identity::has_sessions(location, main);
     let decision = decide(&exchange, &settings, accounts);
     let decision = decision.ok_or(NoEvent::Skipped(SkipReason::EventOff))?;
+    let would_differ = location.dry_run().is_some_and(|verify| {
+        let tried = decide(&exchange, &Settings { verify, ..settings }, None);
+        tried.is_some_and(|tried| tried.whose.user != decision.whose.user)
+    });
+    if would_differ {
+        worker::note_mismatch(Mismatch::DryRun);
+    }
     captured.event = Some(decision.kind);
     captured.identity = decision.whose.identity;
     let encoder = Encoder { exchange: &exchange, main, location, decision: &decision };
@@ -224,6 +236,14 @@ fn push(
     captured.claimed = ngx_str_t { len: claimed.len(), data: claimed.as_ptr().cast_mut() };
     if decision.is_skipped() {
         return Err(NoEvent::Skipped(SkipReason::Anonymous));
+    }
+    let is_claimed = !claimed.is_empty();
+    if is_claimed {
+        worker::note_mismatch(Mismatch::Claim);
+    }
+    if let Some(zone) = main.zone {
+        let whose = &decision.whose;
+        zone.count_identity(whose.identity, is_claimed || would_differ, whose.unreadable_session);
     }
     encoder.push(user, claimed, encoding)
 }
@@ -296,6 +316,7 @@ impl<'e> Encoder<'e, '_, '_> {
         }
         left_out |= event.set(Param::UserName, user).is_err();
         event.set_extra(Extra::Claimed, claimed);
+        event.set_extra(Extra::Realm, location.realm(request));
         if let Some(account) = &decision.whose.account {
             event.set_extra(Extra::Account, account);
         }
@@ -331,7 +352,7 @@ impl<'e> Encoder<'e, '_, '_> {
         let (number, session);
         if let Some(level) = level {
             number = level.number().to_ne_bytes();
-            session = self.session();
+            session = identity::session_digest(self.exchange);
             event.set_extra(Extra::Level, &number);
             event.set_extra(Extra::Session, session.as_ref().map_or(&[], |session| session));
         }
@@ -376,17 +397,6 @@ impl<'e> Encoder<'e, '_, '_> {
         let of_location = self.location.params().iter();
         let all = title.into_iter().chain(of_rule.chain(of_location).map(|(p, v)| (*p, v)));
         all.map(move |(param, value)| (param, self.keep(&read(value, rule, self.exchange).text())))
-    }
-
-    /// The hash of the session's token.
-    fn session(&self) -> Option<session::SessionDigest> {
-        self.location.sessions().iter().find_map(|token| {
-            let parts = token.iter().map(|value| value.get(self.exchange, None).text());
-            match &parts.collect::<Vec<_>>()[..] {
-                [one] => session::digest(one),
-                parts => session::digest(&parts.concat()),
-            }
-        })
     }
 
     /// Whether one of the targets that the location selects writes audit records.

@@ -3,6 +3,7 @@
 use core::ffi::c_char;
 use core::ptr;
 use std::cell::OnceCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,14 +15,18 @@ use tirreno_pipeline::capture::redact::Redaction;
 use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::identity::keys::Keys;
 use tirreno_pipeline::shm::zone::Zone;
 
 use self::ext::ConfExt as _;
+use self::realm::ServerRealm;
 use self::rule::{Entry, Known, RuleSet, Token, Value};
 use self::value::ComplexValue;
 use crate::TirrenoModule;
+use crate::request::Request;
 
 pub(crate) mod ext;
+pub(crate) mod realm;
 pub(crate) mod rule;
 pub(crate) mod target;
 pub(crate) mod value;
@@ -50,8 +55,14 @@ pub(crate) struct MainConf {
     binds: bool,
     /// Rules that were read.
     pub(crate) known: Known,
-    /// `tirreno_state`.
-    pub(crate) state: Option<Named>,
+    /// `tirreno_state`, and where it stands.
+    pub(crate) state: Option<(PathBuf, Place)>,
+    /// The file that this is.
+    pub(crate) state_file: Option<PathBuf>,
+    /// What tokens and names are hashed with, once there is a zone.
+    pub(crate) keys: Option<Keys>,
+    /// The realms of the servers.
+    pub(crate) realms: Vec<ServerRealm>,
     /// Indexes of nginx's variables.
     pub(crate) request_id: usize,
     pub(crate) accept_language: usize,
@@ -73,6 +84,9 @@ impl Default for MainConf {
             binds: false,
             known: Known::default(),
             state: None,
+            state_file: None,
+            keys: None,
+            realms: Vec::new(),
             request_id: 0,
             accept_language: 0,
             running: None,
@@ -81,6 +95,11 @@ impl Default for MainConf {
 }
 
 impl MainConf {
+    /// Whether anything tells whose a session is.
+    pub(crate) fn learns_sessions(&self) -> bool {
+        self.binds
+    }
+
     /// Size of the shared memory in bytes.
     pub(crate) fn zone_size(&self) -> usize {
         self.zone_size.unwrap_or(ZONE_SIZE)
@@ -120,6 +139,8 @@ pub(crate) struct LocationConf {
     /// `tirreno_verify`, whether only as a dry run, and where it stands.
     pub(crate) verify: Option<(Verify, bool, Rc<Place>)>,
     pub(crate) realm: Option<ngx_str_t>,
+    /// The server's, found when it is needed.
+    default_realm: OnceCell<Box<[u8]>>,
     pub(crate) lookup: Option<Rc<Named>>,
     /// `tirreno_url`: whether `page`.
     pub(crate) url_page: Option<bool>,
@@ -164,6 +185,7 @@ impl Default for LocationConf {
             event_prefix: None,
             verify: None,
             realm: None,
+            default_realm: OnceCell::new(),
             lookup: None,
             url_page: None,
             own_secrets: Vec::new(),
@@ -195,7 +217,7 @@ impl LocationConf {
             given_kind: given(Param::EventType).map(|(_, value)| value),
             anonymous: self.anonymous == 1,
             verify: self.verify(),
-            user_case: self.user_case != 0,
+            user_case: self.user_case(),
             has_session: !self.sessions().is_empty(),
         }
     }
@@ -205,9 +227,22 @@ impl LocationConf {
         self.sessions.as_deref().unwrap_or_default()
     }
 
-    /// `tirreno_realm`; empty where none is set.
-    pub(crate) fn realm(&self) -> &[u8] {
-        self.realm.as_ref().map_or(&[], |realm| realm.as_bytes())
+    /// `tirreno_realm`; the server's where there is none.
+    pub(crate) fn realm(&self, request: Request<'_>) -> &[u8] {
+        match &self.realm {
+            Some(realm) => realm.as_bytes(),
+            None => self.default_realm.get_or_init(|| request.server_realm().into()),
+        }
+    }
+
+    /// `tirreno_user_case`: whether case tells users apart.
+    pub(crate) fn user_case(&self) -> bool {
+        self.user_case != 0
+    }
+
+    /// What `tirreno_verify` would be if it were no dry run.
+    pub(crate) fn dry_run(&self) -> Option<Verify> {
+        self.verify.as_ref().filter(|(_, dry_run, _)| *dry_run).map(|(verify, ..)| *verify)
     }
 
     /// `tirreno_url`: whether `page`.

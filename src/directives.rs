@@ -485,7 +485,8 @@ handler!(cmd_state, MainConf, |cf, main, args| {
     if main.state.is_some() {
         return DUPLICATE;
     }
-    main.state = Some(Named { name: args[1].to_string(), place: cf.place() });
+    let Some(path) = cf.prefix_name(args[1]) else { return NGX_CONF_ERROR };
+    main.state = Some((path, cf.place()));
     NGX_CONF_OK
 });
 

@@ -8,6 +8,7 @@
 //! - [`request`] is the one safe view of a request,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`body`] reads the account that a login's body names,
+//! - [`identity`] tells whose session a request belongs to,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
 //! - [`status`] answers `tirreno_status`.
@@ -30,6 +31,7 @@ mod body;
 mod capture;
 mod conf;
 mod directives;
+mod identity;
 mod permissions;
 mod request;
 mod response;
@@ -132,6 +134,7 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         if main.targets.is_empty() {
             return Status::NGX_OK.into();
         }
+        main.realms = conf::realm::of_servers(cf);
         let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
         done.map_or_else(Into::into, |()| Status::NGX_OK.into())
     })

@@ -41,12 +41,31 @@ impl User {
 /// # Errors
 /// Why not.
 pub(crate) fn check_file(path: &Path, user: Option<&User>) -> Result<(), String> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let can = |path: &Path, how| match user {
+    check_directory_of(path, user)?;
+    let can = |path: &Path, how| can(user, path, how);
+    [path, &lock_path(path)].into_iter().try_for_each(|path| match path.symlink_metadata() {
+        Ok(about) if !about.is_file() => Err(format!("\"{}\" is no file", path.display())),
+        Ok(_) => can(path, libc::R_OK | libc::W_OK).map_err(|error| {
+            format!("the workers cannot read and write \"{}\": {error}", path.display())
+        }),
+        Err(_) => Ok(()),
+    })
+}
+
+fn can(user: Option<&User>, path: &Path, how: libc::c_int) -> io::Result<()> {
+    match user {
         Some(user) => access_as(user, path, how),
         None => access(path, how),
-    };
-    can(directory, libc::W_OK | libc::X_OK).map_err(|error| match error.kind() {
+    }
+}
+
+/// Whether `user` can make and rename files beside `path`; or, without a user, this process.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn check_directory_of(path: &Path, user: Option<&User>) -> Result<(), String> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    can(user, directory, libc::W_OK | libc::X_OK).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             format!("the directory \"{}\" does not exist, make it", directory.display())
         }
@@ -54,13 +73,6 @@ pub(crate) fn check_file(path: &Path, user: Option<&User>) -> Result<(), String>
             "the workers cannot write in the directory \"{}\": {error}, give it to their user",
             directory.display()
         ),
-    })?;
-    [path, &lock_path(path)].into_iter().try_for_each(|path| match path.symlink_metadata() {
-        Ok(about) if !about.is_file() => Err(format!("\"{}\" is no file", path.display())),
-        Ok(_) => can(path, libc::R_OK | libc::W_OK).map_err(|error| {
-            format!("the workers cannot read and write \"{}\": {error}", path.display())
-        }),
-        Err(_) => Ok(()),
     })
 }
 

@@ -5,18 +5,21 @@ use core::ptr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nginx_sys::{
-    ngx_http_get_indexed_variable, ngx_http_request_t, ngx_palloc, ngx_pnalloc, ngx_str_t,
-    ngx_table_elt_t,
+    ngx_cached_time, ngx_http_get_indexed_variable, ngx_http_request_t, ngx_palloc, ngx_pnalloc,
+    ngx_str_t, ngx_table_elt_t,
 };
-use ngx::http::{HttpModule as _, HttpModuleLocationConf as _, HttpModuleMainConf as _};
-use tirreno_pipeline::capture::decision::Exchange;
+use ngx::http::{
+    HttpModule as _, HttpModuleLocationConf as _, HttpModuleMainConf as _,
+    HttpModuleServerConf as _, NgxHttpCoreModule,
+};
+use tirreno_pipeline::capture::decision::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
-use tirreno_pipeline::capture::value::{Name, cookie_pairs};
+use tirreno_pipeline::capture::value::{Name, arg, cookie_pairs};
 use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, body, response, worker};
+use crate::{TirrenoModule, body, identity, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -123,6 +126,33 @@ impl<'r> Request<'r> {
         unsafe { bytes(text.data, text.len) }
     }
 
+    /// nginx's own, for what this view has not.
+    pub(crate) fn as_ptr(&self) -> *mut ngx_http_request_t {
+        self.r
+    }
+
+    /// Whether its answer is a header alone.
+    pub(crate) fn has_no_body(&self) -> bool {
+        self.fields().header_only() == 1
+    }
+
+    /// nginx's time, milliseconds since the epoch.
+    pub(crate) fn now_ms(&self) -> i64 {
+        // SAFETY: nginx has set its time.
+        let now = unsafe { &*ngx_cached_time };
+        now.sec * 1000 + now.msec as i64
+    }
+
+    /// The realm of the server that processes it.
+    pub(crate) fn server_realm(&self) -> &'r [u8] {
+        // SAFETY: the promise of `new`.
+        let server = unsafe { NgxHttpCoreModule::server_conf(&*self.r) };
+        let server = server.map(ptr::from_ref);
+        let realms = self.main_conf().map_or(&[][..], |main| &main.realms);
+        let own = realms.iter().find(|(known, _)| Some(*known) == server);
+        own.map_or(&[], |(_, realm)| realm)
+    }
+
     /// When it began, milliseconds since the epoch.
     pub(crate) fn start_ms(&self) -> i64 {
         self.fields().start_sec * 1000 + self.fields().start_msec as i64
@@ -199,6 +229,9 @@ impl<'r> Request<'r> {
         trace
     }
 }
+
+/// Headers by which applications let a client name another method than the request line's.
+const OVERRIDES: [&str; 3] = ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"];
 
 /// A request with its answer, as a decision sees it.
 pub(crate) struct HttpExchange<'r, 'p> {
@@ -281,6 +314,30 @@ impl Exchange for HttpExchange<'_, '_> {
             (name.matches(key) && !value.is_empty() && self.sets_cookie(key)).then_some(value)
         });
         values.last()
+    }
+
+    fn clears_cookie(&self, name: &Name) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { response::clears_cookie(self.request.r, name) }
+    }
+
+    fn is_exact(&self) -> bool {
+        let target = self.request.target();
+        let end = target.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(target.len());
+        let prefix = self.request.location().map_or(&[][..], |location| location.event_prefix());
+        let own = target[..end].strip_prefix(prefix);
+        let is_normal = own
+            .zip(self.path)
+            .is_some_and(|(own, path)| own == path || own.is_empty() && path == b"/");
+        let overrides =
+            |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
+        is_normal
+            && !self.request.headers().any(|(key, _)| key.len() > 12 && overrides(key))
+            && (self.query().is_empty() || arg(self.query(), "_method", None).is_none())
+    }
+
+    fn session(&self) -> Session<'_> {
+        identity::session(self)
     }
 
     fn is_applications(&self) -> bool {

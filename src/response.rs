@@ -7,6 +7,7 @@ use nginx_sys::{
 };
 use tirreno_pipeline::capture::cookie;
 use tirreno_pipeline::capture::rules::CLIENT_CLOSED_REQUEST;
+use tirreno_pipeline::capture::value::{Name, cookie_pairs};
 
 use crate::conf::value::bytes;
 
@@ -53,6 +54,27 @@ pub(crate) unsafe fn is_refusal(r: *const ngx_http_request_t, status: u16) -> bo
 /// # Safety
 /// `r` is a request that nginx is processing.
 pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { fate_of_cookies(r, |known| known == name) == Some(true) }
+}
+
+/// Whether the response clears a cookie of that name. Where it does so and sets it, the last counts.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn clears_cookie(r: *const ngx_http_request_t, name: &Name) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { fate_of_cookies(r, |known| name.matches(known)) == Some(false) }
+}
+
+/// Whether the last `Set-Cookie` of a `wanted` name gives it a value that lasts, or clears it.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn fate_of_cookies(
+    r: *const ngx_http_request_t,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Option<bool> {
     // SAFETY: the caller's promise; nginx has set its time.
     unsafe {
         let now = (*ngx_cached_time).sec;
@@ -70,7 +92,11 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
         };
         let is_cookie = |key: &[u8]| key.eq_ignore_ascii_case(b"set-cookie");
         let cookies = fields(r).filter(|(key, _)| is_cookie(key));
-        cookies.filter_map(|(_, value)| cookie::sets(value, name, expired)).last() == Some(true)
+        let fates = cookies.filter_map(|(_, line)| {
+            let (name, _) = cookie_pairs(line).next().filter(|(name, _)| wanted(name))?;
+            cookie::sets(line, name, expired)
+        });
+        fates.last()
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) unsafe extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t
 fn json(main: &MainConf) -> String {
     let mut targets = Map::new();
     let mut skipped = Map::new();
+    let mut identity = Map::new();
     if let Some(zone) = main.zone {
         for target in &main.targets {
             targets.insert(target.name.clone(), account(zone, target));
@@ -48,9 +49,13 @@ fn json(main: &MainConf) -> String {
         for (reason, count) in zone.skipped() {
             skipped.insert(reason.into(), count.into());
         }
+        for (evidence, count) in zone.identified() {
+            identity.insert(evidence.into(), count.into());
+        }
     }
     let version = env!("CARGO_PKG_VERSION");
-    let status = json!({ "version": version, "targets": targets, "skipped": skipped });
+    let status =
+        json!({ "version": version, "targets": targets, "skipped": skipped, "identity": identity });
     format!("{status:#}\n")
 }
 

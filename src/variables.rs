@@ -1,4 +1,4 @@
-//! `$tirreno_event`, `$tirreno_user`, `$tirreno_captured`: what became of a request, for `log_format`.
+//! `$tirreno_event`, `$tirreno_user`, `$tirreno_identity`, `$tirreno_claimed`, `$tirreno_captured`: what became of a request, for `log_format`.
 //!
 //! Whoever asks first in the log phase has the request captured. Before that they are empty, and asked
 //! again the next time.
@@ -22,12 +22,17 @@ const LOG_PHASE: &CStr = c"logging request";
 type Show = fn(&Captured) -> (*const u8, usize);
 
 /// The variables and what they show.
-const VARIABLES: [(ngx_str_t, Show); 3] = [
+const VARIABLES: [(ngx_str_t, Show); 5] = [
     (ngx_string!("tirreno_event"), |captured| {
         let name = captured.event.map_or("", |event| event.name());
         (name.as_ptr(), name.len())
     }),
     (ngx_string!("tirreno_user"), |captured| (captured.user.data, captured.user.len)),
+    (ngx_string!("tirreno_identity"), |captured| {
+        let name = captured.event.map_or("", |_| captured.identity.name());
+        (name.as_ptr(), name.len())
+    }),
+    (ngx_string!("tirreno_claimed"), |captured| (captured.claimed.data, captured.claimed.len)),
     (ngx_string!("tirreno_captured"), |captured| {
         (captured.outcome.as_ptr(), captured.outcome.len())
     }),

@@ -6,7 +6,7 @@ use core::{mem, ptr};
 use std::cell::RefCell;
 use std::panic;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nginx_sys::{
     NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_PROCESS_SINGLE,
@@ -16,7 +16,8 @@ use nginx_sys::{
 use ngx::log::ngx_cycle_log;
 use ngx::ngx_log_error;
 use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
-use tirreno_pipeline::log_queue::{Level, LogQueue, Reader, log_queue};
+use tirreno_pipeline::identity::keeper::Keeper;
+use tirreno_pipeline::log_queue::{Level, LogQueue, Once, Reader, log_queue};
 use tirreno_pipeline::record::{Capture, TRACE_LEN};
 use tirreno_pipeline::shm::ring::{Producer, PushError};
 use tirreno_pipeline::shm::zone::SkipReason;
@@ -27,6 +28,8 @@ use crate::guarded;
 
 /// How often messages are logged and nginx's will to exit is noticed, in milliseconds.
 const TICK: ngx_msec_t = 250;
+/// How often it is said that clients claim to be somebody else.
+const MISMATCH_NOTE: Duration = Duration::from_secs(60);
 /// What is left after SIGTERM: the master kills its workers after about 3 s.
 const TERM_LIMIT: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,12 @@ struct Worker {
     trace: TraceIds,
     /// Requests refused since it was last said.
     invalid: u64,
+    /// Requests of which a client claims to be somebody else, and those that a dry run would see
+    /// otherwise, since it was last said; and when that may be said again.
+    mismatches: [u64; 2],
+    mismatch_note: Once,
+    /// Keeps the state file.
+    keeper: Option<Keeper>,
     timer: Box<ngx_event_t>,
     /// `ngx_event_t` names its connection by pointer; only the log is looked at.
     _connection: Box<ngx_connection_t>,
@@ -61,6 +70,10 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     make_system_calls_cheap();
     let (log, messages) = log_queue();
     hook_panics(&log);
+    let keeper = main.state_file.as_ref().and_then(|file| {
+        let keeper = Keeper::start(zone, file.clone(), log.clone());
+        keeper.map_err(|error| thread_failed(cycle.log, &error)).ok()
+    });
     let setup = Setup { zone, targets: targets.clone(), log, connect: None, own_files: true };
     let deliverer = match Deliverer::start(setup) {
         Ok(deliverer) => deliverer,
@@ -87,6 +100,9 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         messages,
         trace: TraceIds::new(),
         invalid: 0,
+        mismatches: [0; 2],
+        mismatch_note: Once::every(MISMATCH_NOTE),
+        keeper,
         timer,
         _connection: connection,
     };
@@ -121,6 +137,9 @@ pub(crate) fn stop(cycle: &ngx_cycle_t) {
     // SAFETY: nginx's own flag, read in its event loop.
     let terminating = unsafe { ngx_terminate } != 0;
     worker.log_messages(cycle.log);
+    if let Some(keeper) = worker.keeper.take() {
+        keeper.finish();
+    }
     worker.deliverer.finish(terminating.then_some(TERM_LIMIT));
     log_all(&worker.messages, cycle.log);
 }
@@ -138,6 +157,24 @@ pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
 /// A request was refused; it is said with the next messages.
 pub(crate) fn note_invalid() {
     with_worker(|worker| worker.invalid += 1);
+}
+
+/// Why a request's user is not the one whom the client names.
+#[derive(Clone, Copy)]
+pub(crate) enum Mismatch {
+    /// The session is somebody else's.
+    Claim,
+    /// `tirreno_verify` would have it so, if it were no dry run.
+    DryRun,
+}
+
+/// A request's user is not the one whom the client names; it is said at most once a minute.
+pub(crate) fn note_mismatch(mismatch: Mismatch) {
+    with_worker(|worker| worker.mismatches[mismatch as usize] += 1);
+}
+
+fn thread_failed(log: *mut ngx_log_t, error: &std::io::Error) {
+    ngx_log_error!(NGX_LOG_ERR, log, "tirreno: a thread cannot be started: {error}");
 }
 
 /// Whether this process has a ring: a helper has none, and none has a worker without threads.
@@ -179,6 +216,24 @@ impl Worker {
                 "tirreno: {invalid} requests were not captured: a value that must not be cut is \
                  too long"
             );
+        }
+        if self.mismatches != [0; 2] && self.mismatch_note.may(Instant::now()) {
+            let [claims, dry] = mem::take(&mut self.mismatches);
+            if claims > 0 {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    log,
+                    "tirreno: {claims} requests claimed to be of another user than their session's"
+                );
+            }
+            if dry > 0 {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    log,
+                    "tirreno: {dry} requests would have another user, or none, without \"dry_run\" \
+                     in \"tirreno_verify\""
+                );
+            }
         }
         log_all(&self.messages, log);
     }

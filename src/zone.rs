@@ -16,11 +16,16 @@ use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
 use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig};
+<<<<<<< HEAD
 use tirreno_pipeline::delivery::spool::{Database, lock};
+=======
+use tirreno_pipeline::delivery::spool::database::{self as spool, Spool};
+use tirreno_pipeline::identity::state::{self, State, Step};
+>>>>>>> 17bb4f0 (WIP identity)
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
-use crate::permissions::{User, access, check_file};
+use crate::permissions::{User, access, check_directory_of, check_file};
 use crate::{TirrenoModule, guarded};
 
 /// Asks nginx for the zone; it is there when [`init`] has run.
@@ -83,6 +88,8 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
             Zone::format(start.cast(), len).ok_or("\"tirreno_zone\" is too small")?
         },
     };
+    prepare_state(main, zone, old.is_none())?;
+    main.keys = Some(zone.keys());
     for target in &main.targets {
         if let Some(spool) = &target.spool {
             check_directory(&spool.path)?;
@@ -97,6 +104,40 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     }
     main.running = Some(main.targets.as_slice().into());
     main.zone = Some(zone);
+    Ok(())
+}
+
+/// `tirreno_state`: makes its key the zone's, and reads into a new zone what was known before.
+fn prepare_state(main: &mut MainConf, zone: Zone, is_new: bool) -> Result<(), String> {
+    let Some((path, place)) = &main.state else { return Ok(()) };
+    let (file, in_place) = (state::file_of(path), |error: String| format!("{error} in {place}"));
+    check_directory_of(&file, core_conf(main).and_then(User::of).as_ref()).map_err(in_place)?;
+    let key_file = state::key_file_of(&file);
+    let secret = match state::read_key(&key_file).map_err(in_place)? {
+        Some(secret) => secret,
+        // SAFETY: nginx sets it before it reads the configuration.
+        None if unsafe { ngx_test_config } != 0 => return Ok(()),
+        None => state::make_key(&key_file).map_err(in_place)?,
+    };
+    zone.set_secret(&secret);
+    if is_new {
+        let warn = |what: String| {
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                ngx_cycle_log().as_ptr(),
+                "tirreno: \"{}\" {what}",
+                file.display()
+            );
+        };
+        match State::new(file.clone(), zone).load() {
+            Err(error) => warn(format!("cannot be read: {error}; sessions are learned anew")),
+            Ok(Step { foreign, .. }) if foreign > 0 => warn(format!(
+                "has {foreign} entries that nginx has not written with this key; they do not count"
+            )),
+            Ok(_) => {}
+        }
+    }
+    main.state_file = Some(file);
     Ok(())
 }
 

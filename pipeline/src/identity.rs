@@ -1,7 +1,8 @@
 //! Whose session a token is: how it is known, kept over restarts, and asked for.
 //!
 //! - [`keys`] are what tokens and names are hashed with,
-//! - [`state`] is the file that keeps them over restarts.
+//! - [`state`] is the file that keeps them over restarts, [`keeper`] the thread that writes it.
 
+pub mod keeper;
 pub mod keys;
 pub mod state;

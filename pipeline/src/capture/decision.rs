@@ -44,12 +44,19 @@ pub trait Exchange {
     fn sets_cookie(&self, name: &[u8]) -> bool;
     /// The value of the cookie that the answer sets.
     fn set_cookie(&self, name: &Name) -> Option<&[u8]>;
+    /// Whether the answer clears a cookie of that name.
+    fn clears_cookie(&self, name: &Name) -> bool;
     /// Whether the application itself gave this answer: not nginx, and not a cache.
     fn is_applications(&self) -> bool;
     /// Whether nginx or the application has refused the request, also where an error page hides it.
     fn is_refused(&self) -> bool;
     /// Whether the client went away, or waiting ended, before the application's header.
     fn is_hung_up(&self) -> bool;
+    /// Whether the path in the request line is byte for byte what nginx makes of it, and nothing overrides
+    /// the method: only then the application certainly reads both as rules do.
+    fn is_exact(&self) -> bool {
+        true
+    }
     /// The session that the request belongs to.
     fn session(&self) -> Session<'_> {
         Session::None
@@ -192,6 +199,58 @@ pub fn decide<'e, T: Text, X: Exchange<Text = T>>(
     })
 }
 
+/// What an answer tells of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lesson<'e> {
+    /// Nothing.
+    Nothing,
+    /// What it tells is in its body, which has not come yet.
+    InBody,
+    /// Whose it is.
+    User(Cow<'e, [u8]>),
+    /// That it has ended.
+    Ended,
+}
+
+/// What the application's answer tells of a session by the first rule that is for it. `is_read`: whether
+/// the answer's body has been read, or none will come.
+pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
+    exchange: &'e X,
+    rules: &'e RuleSet<T>,
+    user_case: bool,
+    is_read: bool,
+) -> Lesson<'e> {
+    let Some(path) = exchange.path() else { return Lesson::Nothing };
+    if !exchange.is_exact() || !exchange.is_applications() {
+        return Lesson::Nothing;
+    }
+    let mut is_early = false;
+    let found = rules.first(exchange.method(), path, |rule, _| {
+        is_early = !is_read && rule.depends_on_answer();
+        is_early || rule.check(exchange, true).is_ok()
+    });
+    let Some((rule, _)) = found else { return Lesson::Nothing };
+    if is_early {
+        return Lesson::InBody;
+    }
+    let accepted = rule.session.as_ref().map(|required| required.holds(exchange));
+    let Some(bind) = &rule.bind else {
+        let is_logout = rule.event == Some(EventType::AccountLogout);
+        return if is_logout && accepted == Some(true) { Lesson::Ended } else { Lesson::Nothing };
+    };
+    let is_refused = exchange.status() < 200 || exchange.status() >= 400;
+    // What the client says, a cookie that the application has signed, only an accepted session proves.
+    if !accepted.unwrap_or(!is_refused && bind.trust() > Trust::Claim) {
+        return Lesson::Nothing;
+    }
+    if bind.reads_answer() && !is_read {
+        return Lesson::InBody;
+    }
+    let user = read(bind, Some(rule), exchange).text();
+    let user = if user.trim_ascii().is_empty() { user } else { user_name(user, user_case) };
+    if user.is_empty() { Lesson::Nothing } else { Lesson::User(user) }
+}
+
 /// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
 /// the others.
 fn find<'e, T: Text, X: Exchange<Text = T>>(
@@ -275,6 +334,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         let required = self.rule.and_then(|rule| rule.session.as_ref());
         !self.is_hung_up
             && self.exchange.is_applications()
+            && self.exchange.is_exact()
             && required.is_some_and(|required| required.holds(self.exchange))
     }
 
@@ -294,6 +354,9 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
 
     /// A user that a value names.
     fn value(&self, value: &Value<T>, claims_count: bool) -> Option<Named<'e>> {
+        if value.reads_answer() && !self.exchange.is_exact() {
+            return None;
+        }
         let identity = match value.trust() {
             Trust::Answer => Identity::Answer,
             Trust::Verified => Identity::Session,

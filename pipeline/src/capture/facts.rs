@@ -144,6 +144,10 @@ impl Exchange for Facts {
         self.set_cookies().find(|(known, _)| name.matches(known)).map(|(_, value)| value)
     }
 
+    fn clears_cookie(&self, name: &Name) -> bool {
+        self.set_cookies().any(|(known, value)| name.matches(known) && value.is_empty())
+    }
+
     fn is_applications(&self) -> bool {
         self.is_applications
     }

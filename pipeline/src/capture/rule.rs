@@ -236,6 +236,16 @@ impl<T: Text> Rule<T> {
         }
     }
 
+    /// Whether the answer's body tells if it is for an exchange.
+    pub fn depends_on_answer(&self) -> bool {
+        self.conditions.iter().any(Condition::reads_answer)
+    }
+
+    /// Whether it may tell whose session a request belongs to, or that it has ended.
+    fn teaches(&self) -> bool {
+        self.bind.is_some() || self.event == Some(EventType::AccountLogout)
+    }
+
     /// Whether a failed login was the first half of one.
     pub fn is_first_step<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
         let holds = |condition: &Condition<T>| condition.holds(exchange, self.body);
@@ -734,6 +744,8 @@ pub struct RuleSet<T> {
     redacting: Option<Rules<Rc<Rule<T>>>>,
     /// Those of its own that need a body, if any.
     reading: Option<Rules<Rc<Rule<T>>>>,
+    /// Those of its own that may tell of a session, if any.
+    teaching: Option<Rules<Rc<Rule<T>>>>,
     outer: Option<Rc<Self>>,
 }
 
@@ -753,6 +765,7 @@ impl<T: Text> RuleSet<T> {
             own: some(|_| true)?,
             redacting: some(|rule| !rule.redact.is_empty()),
             reading: some(Rule::reads),
+            teaching: some(Rule::teaches),
             outer: outer.cloned(),
         }))
     }
@@ -808,6 +821,17 @@ impl<T: Text> RuleSet<T> {
     /// Whether any request of a rule can have a user, or needs none.
     pub fn may_capture(&self) -> bool {
         self.iter().any(|(.., rule)| rule.anonymous == Some(true) || !rule.users.is_empty())
+    }
+
+    /// Whether a rule for a request may tell of its session.
+    pub fn may_teach(&self, method: &[u8], path: &[u8]) -> bool {
+        let mut teaching = self.levels().filter_map(|set| set.teaching.as_ref());
+        teaching.any(|rules| rules.first(method, path, |_, _| true).is_some())
+    }
+
+    /// Whether any rule may tell of a session.
+    pub fn teaches(&self) -> bool {
+        self.levels().any(|set| set.teaching.is_some())
     }
 
     /// Whether any rule tells whose a session is.

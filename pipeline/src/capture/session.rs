@@ -1,25 +1,98 @@
 //! Sessions without their tokens.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
+
+use crate::capture::decision::Exchange;
+use crate::capture::value::{Source, Text, Value};
 
 /// What stands for a session in a record.
 pub type SessionDigest = [u8; 32];
 
-/// The SHA-256 of the session token in the value of a cookie, or of an `Authorization` header with the
-/// scheme `Bearer` or `token` in any case. Nothing where it holds none: other schemes (`Basic`) carry
-/// passwords, which even a hash would give away.
-pub fn digest(value: &[u8]) -> Option<SessionDigest> {
-    let value = value.trim_ascii();
-    let token = match value.iter().position(u8::is_ascii_whitespace) {
-        Some(end) => {
-            let scheme = &value[..end];
-            let known = [&b"bearer"[..], b"token"].iter().any(|s| scheme.eq_ignore_ascii_case(s));
-            known.then(|| value[end..].trim_ascii_start())?
-        }
-        None => value,
+/// Calls `f` with the parts of each token that a request carries by the values of `tirreno_session` that are
+/// joined, until it has enough.
+pub fn request_tokens<'e, T: Text, X: Exchange<Text = T>>(
+    values: &[Value<T>],
+    exchange: &'e X,
+    mut f: impl FnMut(&[&[u8]]) -> bool,
+) {
+    if let [one] = values {
+        one.each(exchange, |text| word(one, &text).is_some_and(|token| f(&[token])));
+        return;
+    }
+    let texts: Vec<_> = values.iter().map(|value| value.get(exchange, None).text()).collect();
+    if let Some(parts) = words(values, &texts) {
+        f(&parts);
+    }
+}
+
+/// Calls `f` with the parts of the token that an answer sets or carries. A part that it does not is the
+/// request's.
+pub fn answer_token<'e, T: Text, X: Exchange<Text = T>>(
+    values: &[Value<T>],
+    exchange: &'e X,
+    f: impl FnOnce(&[&[u8]]),
+) {
+    let mut is_answers = false;
+    let text = |value: &Value<T>| -> Cow<'e, [u8]> {
+        let answers = value.in_answer(exchange);
+        is_answers |= answers.is_some();
+        answers.unwrap_or_else(|| value.get(exchange, None).text())
     };
+    let texts: Vec<_> = values.iter().map(text).collect();
+    if let Some(parts) = words(values, &texts)
+        && is_answers
+    {
+        f(&parts);
+    }
+}
+
+/// Whether an answer clears a cookie that is a session's token, or a part of one.
+pub fn is_cleared<T: Text, X: Exchange<Text = T>>(values: &[Value<T>], exchange: &X) -> bool {
+    values.iter().any(|value| match value.source() {
+        Source::Cookie(name) => exchange.clears_cookie(name),
+        _ => false,
+    })
+}
+
+fn words<'t, T: Text>(values: &[Value<T>], texts: &'t [Cow<'_, [u8]>]) -> Option<Vec<&'t [u8]>> {
+    values.iter().zip(texts).map(|(value, text)| word(value, text)).collect()
+}
+
+fn word<'t, T: Text>(value: &Value<T>, text: &'t [u8]) -> Option<&'t [u8]> {
+    let is_header = match value.source() {
+        // `$http_authorization` is known by its scheme.
+        Source::Text(..) => text.trim_ascii().iter().any(u8::is_ascii_whitespace),
+        _ => value.is_authorization(),
+    };
+    if is_header { authorization_token(text) } else { plain_token(text) }
+}
+
+/// The token in an `Authorization` header, as loosely as applications read it: behind `Bearer` or `token` in
+/// any case, and any one character. Nothing where it holds none: other schemes (`Basic`) carry passwords,
+/// which even a hash would give away.
+pub fn authorization_token(value: &[u8]) -> Option<&[u8]> {
+    let value = value.trim_ascii();
+    let behind = |scheme: &[u8]| {
+        let (start, rest) = value.split_at_checked(scheme.len() + 1)?;
+        start[..scheme.len()].eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    plain_token(behind(b"bearer").or_else(|| behind(b"token")).unwrap_or(value))
+}
+
+/// The token in a cookie, an argument or another header; nothing where it is not one word.
+pub fn plain_token(value: &[u8]) -> Option<&[u8]> {
+    let token = value.trim_ascii();
     let is_one = !token.is_empty() && !token.iter().any(u8::is_ascii_whitespace);
-    is_one.then(|| Sha256::digest(token).into())
+    is_one.then_some(token)
+}
+
+/// The SHA-256 of a token, of which `tirreno_session` joins the parts.
+pub fn digest<'t>(parts: impl IntoIterator<Item = &'t [u8]>) -> SessionDigest {
+    let mut hash = Sha256::new();
+    parts.into_iter().for_each(|part| hash.update(part));
+    hash.finalize().into()
 }
 
 #[cfg(test)]
@@ -28,19 +101,31 @@ mod tests {
 
     #[test]
     fn one_token_is_one_session() {
-        let session = digest(b"abc").unwrap();
         // As `printf abc | sha256sum` has it.
-        assert_eq!(session[..4], [0xba, 0x78, 0x16, 0xbf]);
-        for same in ["Bearer abc", "BEARER abc", "bearer  abc ", "token abc", "Token\tabc", " abc"]
-        {
-            assert_eq!(digest(same.as_bytes()), Some(session), "{same:?}");
+        assert_eq!(digest([&b"abc"[..]])[..4], [0xba, 0x78, 0x16, 0xbf]);
+        assert_eq!(digest([&b"ab"[..], b"c"]), digest([&b"abc"[..]]));
+        for same in [
+            "Bearer abc",
+            "BEARER abc",
+            "bearer  abc ",
+            "token abc",
+            "Token\tabc",
+            " abc",
+            "Bearer:abc",
+            "bearer\tabc",
+            "abc",
+        ] {
+            assert_eq!(authorization_token(same.as_bytes()), Some(&b"abc"[..]), "{same:?}");
         }
         for none in ["", " ", "Bearer a b", "Basic YWxhZGRpbjpzZXNhbWU=", "Digest username=a, b=c"]
         {
-            assert_eq!(digest(none.as_bytes()), None, "{none:?}");
+            assert_eq!(authorization_token(none.as_bytes()), None, "{none:?}");
         }
         // A cookie may be any word.
-        assert_ne!(digest(b"Bearer"), None);
-        assert_ne!(digest(b"abcd"), Some(session));
+        assert_eq!(plain_token(b"Bearer"), Some(&b"Bearer"[..]));
+        assert_eq!(plain_token(b"bearer-abc"), Some(&b"bearer-abc"[..]));
+        for none in [&b""[..], b" ", b"a b"] {
+            assert_eq!(plain_token(none), None);
+        }
     }
 }

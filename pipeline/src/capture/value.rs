@@ -319,6 +319,47 @@ impl<T: Text> Value<T> {
         Read::from(exchange.body(format, field, is_name)).and(self)
     }
 
+    /// Calls `f` with what may be the value in the request until it has enough: of a cookie that is named
+    /// by the beginning of its name there may be several.
+    pub fn each<'e, X: Exchange<Text = T>>(
+        &self,
+        exchange: &'e X,
+        mut f: impl FnMut(Cow<'e, [u8]>) -> bool,
+    ) {
+        let mut give = |found| match found {
+            Read::Text(text) if !text.is_empty() => f(text),
+            _ => false,
+        };
+        match &self.source {
+            Source::Cookie(name) if name.is_prefix => {
+                let cookies = exchange.cookies().flat_map(cookie_pairs);
+                let mut own = cookies.filter(|(known, _)| name.matches(known));
+                own.any(|(_, value)| give(self.take(cookie_text(value))));
+            }
+            _ => {
+                give(self.get(exchange, None));
+            }
+        }
+    }
+
+    /// The same in the answer: the cookie that it sets, or its header of that name.
+    pub fn in_answer<'e, X: Exchange<Text = T>>(&self, exchange: &'e X) -> Option<Cow<'e, [u8]>> {
+        let text = match &self.source {
+            Source::Cookie(name) => cookie_text(exchange.set_cookie(name)?),
+            Source::Header(name) => exchange.answer_header(name)?.into(),
+            _ => return None,
+        };
+        match self.take(text) {
+            Read::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the header `Authorization`, where a scheme stands before a token.
+    pub fn is_authorization(&self) -> bool {
+        matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
+    }
+
     /// The first of some texts that gives a value.
     fn first<'e>(&self, mut texts: impl Iterator<Item = Cow<'e, [u8]>>) -> Read<'e> {
         let found = texts.find_map(|text| match self.take(text) {

@@ -511,7 +511,7 @@ impl Collection {
 }
 
 /// Runs `f` with all signals blocked; a thread that it starts inherits that.
-fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     // SAFETY: the sets are initialized by the calls that fill them.
     unsafe {
         let mut all = mem::zeroed::<libc::sigset_t>();

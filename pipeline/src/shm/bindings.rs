@@ -106,7 +106,12 @@ impl Bound {
         Identity::from_number((self.words[3] >> 8) as u8 & 0xf).unwrap_or_default()
     }
 
-    /// Whether the session has ended, or its token is known to be nobody's.
+    /// Whether a request that began at that time belongs to the user's session.
+    pub fn is_of(&self, start_ms: i64) -> bool {
+        !self.has_ended() || start_ms <= self.time_ms()
+    }
+
+    /// Whether the session has ended.
     pub fn has_ended(&self) -> bool {
         self.words[3] & ENDED != 0
     }
@@ -264,8 +269,10 @@ impl Bindings {
                 return false;
             }
             Some(binding) => self.put_binding(keys, binding, known.as_ref(), time_ms),
-            None if known.is_none() => return false,
-            None => self.put_end(keys, key, known.as_ref(), time_ms),
+            None => match known {
+                Some(known) => self.put_end(keys, &known, time_ms),
+                None => return false,
+            },
         }
         true
     }
@@ -285,9 +292,12 @@ impl Bindings {
         words
     }
 
-    fn put_end(&self, keys: &Keys, key: TokenKey, known: Option<&Bound>, now_ms: i64) {
-        let mut words = self.new_entry(key, ENDED, known, now_ms);
-        self.put_entry(keys, &mut words, known.map(|known| known.slot), use_time(now_ms));
+    /// Its user is kept: requests that began before are still that user's.
+    fn put_end(&self, keys: &Keys, known: &Bound, now_ms: i64) {
+        let kind = known.words[3] & (1 << TIME_AT) - 1 | ENDED;
+        let mut words = self.new_entry(known.key(), kind, Some(known), now_ms);
+        words[4..WORDS - 1].copy_from_slice(&known.words[4..WORDS - 1]);
+        self.put_entry(keys, &mut words, Some(known.slot), use_time(now_ms));
     }
 
     /// Ends a token's binding. Whether there was one.
@@ -295,7 +305,7 @@ impl Bindings {
         let Some(known) = self.newest(keys, key).filter(|known| !known.has_ended()) else {
             return false;
         };
-        self.put_end(keys, key, Some(&known), now_ms);
+        self.put_end(keys, &known, now_ms);
         true
     }
 
@@ -601,6 +611,10 @@ mod tests {
         assert!(!table.end(&keys, token(&keys, "t"), NOW));
         assert!(!table.end(&keys, token(&keys, "other"), NOW));
         assert_eq!(user_of(&table, &keys, "t", NOW), None);
+        // What began before the end is still of the session.
+        let ended = table.find(&keys, token(&keys, "t"), NOW).unwrap();
+        assert_eq!(ended.user(), b"bob");
+        assert!(ended.is_of(NOW) && !ended.is_of(NOW + 5));
         bind(&table, &keys, "t", "ann", NOW);
         assert_eq!(user_of(&table, &keys, "t", NOW).as_deref(), Some("ann"));
         for bad in ["", &"x".repeat(MAX_USER + 1)] {

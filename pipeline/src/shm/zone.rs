@@ -28,6 +28,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
 use crate::audit::format::Drops;
+use crate::capture::identity::Identity;
 use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::delivery::spool::database::SpoolTotals;
@@ -158,7 +159,13 @@ struct Head {
     /// How many buckets of bindings there are.
     bindings: AtomicU32,
     election: Election,
+    /// Who keeps the state file.
+    state_election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
+    /// Events by the evidence for their users.
+    identified: [AtomicU64; Identity::ALL.len()],
+    mismatched: AtomicU64,
+    unreadable_sessions: AtomicU64,
     targets: [TargetCounters; MAX_TARGETS],
     couriers: [Courier; MAX_COURIERS],
 }
@@ -404,6 +411,7 @@ impl Zone {
         // SAFETY: the caller's promise; `head` and the segments lie inside, aligned.
         unsafe {
             (*head).election.init();
+            (*head).state_election.init();
             (*head).segments.store(segments as u32, Relaxed);
             (*head).learned.store(learned as u32, Relaxed);
             (*head).bindings.store(bindings as u32, Relaxed);
@@ -564,6 +572,36 @@ impl Zone {
     /// Counts a request that is not an event.
     pub fn skip(&self, reason: SkipReason) {
         self.head.skipped[reason as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Who keeps the state file.
+    pub fn state_election(&self) -> &'static Election {
+        &self.head.state_election
+    }
+
+    /// Counts an event by the evidence for its user.
+    pub fn count_identity(&self, identity: Identity, mismatched: bool, unreadable_session: bool) {
+        self.head.identified[identity as usize].fetch_add(1, Relaxed);
+        if mismatched {
+            self.head.mismatched.fetch_add(1, Relaxed);
+        }
+        if unreadable_session {
+            self.head.unreadable_sessions.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Events by the evidence for their users, the strongest first; those whose client claimed to be
+    /// somebody else, and those of an accepted session that could not be read.
+    pub fn identified(&self) -> Vec<(&'static str, u64)> {
+        let evidence = Identity::ALL.into_iter().rev();
+        evidence
+            .map(|identity| (identity.name(), &self.head.identified[identity as usize]))
+            .chain([
+                ("mismatched", &self.head.mismatched),
+                ("unreadable_session", &self.head.unreadable_sessions),
+            ])
+            .map(|(name, count)| (name, count.load(Relaxed)))
+            .collect()
     }
 
     /// How many requests were no events, by reason.

@@ -1,0 +1,325 @@
+//! Whose session a request belongs to, and what its answer tells of that.
+//!
+//! A request's session is looked up once, when its answer's header comes, and what was found stays with the
+//! request's pool over internal redirects: a logout, or an upload that outlives its session, is still its
+//! user's. What the answer tells is learned before the client can use it: from headers when they go out,
+//! from a JSON body before its last part does.
+
+use core::ffi::c_void;
+use core::ptr;
+use std::borrow::Cow;
+use std::cell::Cell;
+
+use nginx_sys::{ngx_http_request_t, ngx_pool_cleanup_add};
+use tirreno_pipeline::capture::decision::{Exchange as _, Lesson, Session, lesson};
+use tirreno_pipeline::capture::identity::Identity;
+use tirreno_pipeline::capture::session::{
+    SessionDigest, answer_token, digest, is_cleared, request_tokens,
+};
+use tirreno_pipeline::clock::wall_ms;
+use tirreno_pipeline::identity::keys::{Keys, TokenKey};
+use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
+
+use crate::capture::path_for_rules;
+use crate::conf::{LocationConf, MainConf};
+use crate::request::{HttpExchange, Request};
+
+/// What is known of a request's session. It belongs to the request's pool, and not to the module's place in
+/// the request: that is emptied by an internal redirect.
+#[derive(Clone, Copy)]
+struct Known<'r> {
+    /// The key of the token that the request carries.
+    token: Option<TokenKey>,
+    /// Whose session it is, and by what evidence.
+    user: Option<(&'r [u8], Identity)>,
+    /// The SHA-256 of the token, where somebody has needed it.
+    digest: Option<SessionDigest>,
+    /// Whether the answer has told what it has to tell.
+    is_learned: bool,
+}
+
+/// What all requests of this nginx share.
+#[derive(Clone, Copy)]
+struct Shared<'c> {
+    bindings: Bindings,
+    keys: &'c Keys,
+}
+
+fn shared(main: &MainConf) -> Option<Shared<'_>> {
+    let (zone, keys) = main.zone.zip(main.keys.as_ref())?;
+    Some(Shared { bindings: zone.bindings(), keys })
+}
+
+/// The header of the request's answer goes out.
+pub(crate) fn begin_answer(request: Request<'_>) {
+    let Some((location, main)) = place(request) else { return };
+    let known = known(request, location, main);
+    if request.has_no_body() {
+        learn(request, location, main, known, true);
+    } else {
+        learn(request, location, main, known, false);
+    }
+}
+
+/// The answer has been read, and its last part is about to go out; or it ends without one.
+pub(crate) fn end_answer(request: Request<'_>) {
+    let Some((location, main)) = place(request) else { return };
+    let known = known(request, location, main);
+    learn(request, location, main, known, true);
+}
+
+/// Where the request is processed, if sessions count there.
+fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
+    let (location, main) = (request.location()?, request.main_conf()?);
+    let is_on = location.enabled().is_some_and(|enabled| !enabled.is_constant_off());
+    (is_on && has_sessions(location, main)).then_some((location, main))
+}
+
+/// Whether a session can tell who a request is from: somewhere it is learned whose it is.
+pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
+    !location.sessions().is_empty() && main.learns_sessions()
+}
+
+/// The session that the request belongs to.
+pub(crate) fn session<'e>(exchange: &'e HttpExchange<'_, '_>) -> Session<'e> {
+    let request = exchange.request;
+    let Some((location, main)) = place(request) else { return Session::None };
+    let known = known(request, location, main).get();
+    match (known.user, known.token) {
+        (Some((user, identity)), _) => Session::Bound(user.into(), identity),
+        (None, Some(_)) => {
+            let alias = alias(exchange, location, main);
+            alias.map_or(Session::None, |alias| Session::Unknown(alias.into_bytes().into()))
+        }
+        (None, None) => Session::None,
+    }
+}
+
+/// What stands for the session of a request of which nobody knows whose it is.
+fn alias(
+    exchange: &HttpExchange<'_, '_>,
+    location: &LocationConf,
+    main: &MainConf,
+) -> Option<String> {
+    let (shared, mut alias) = (shared(main)?, None);
+    let realm = location.realm(exchange.request);
+    own_token(exchange, location, |parts| {
+        alias = Some(shared.keys.session_alias(realm, parts.iter().copied()));
+        true
+    });
+    alias
+}
+
+/// Calls `f` with the tokens that the request carries, by the first value of `tirreno_session` that has
+/// one, until it has enough.
+fn own_token(
+    exchange: &HttpExchange<'_, '_>,
+    location: &LocationConf,
+    mut f: impl FnMut(&[&[u8]]) -> bool,
+) {
+    for values in location.sessions() {
+        let mut is_there = false;
+        request_tokens(values, exchange, |parts| {
+            is_there = true;
+            f(parts)
+        });
+        if is_there {
+            return;
+        }
+    }
+}
+
+/// The SHA-256 of the token that the request carries, for audit records.
+pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionDigest> {
+    let request = exchange.request;
+    let (location, main) = (request.location()?, request.main_conf()?);
+    let known = place(request).map(|(location, main)| known(request, location, main));
+    if let Some(digest) = known.and_then(|known| known.get().digest) {
+        return Some(digest);
+    }
+    let wanted = known.and_then(|known| known.get().token);
+    let (shared, realm) = (shared(main), location.realm(request));
+    let mut found = None;
+    own_token(exchange, location, |parts| {
+        let key = shared.map(|shared| shared.keys.token(realm, parts.iter().copied()));
+        if wanted.is_none() || wanted == key {
+            found = Some((key, digest(parts.iter().copied())));
+        }
+        found.is_some()
+    });
+    let (key, digest) = found?;
+    if let (Some(shared), Some(key)) = (shared, key)
+        && let Some(bound) = shared.bindings.find(shared.keys, key, wall_ms())
+        && bound.digest().is_none()
+    {
+        shared.bindings.note_digest(shared.keys, &bound, &digest);
+    }
+    Some(digest)
+}
+
+/// Looks the request's session up, unless that was done.
+fn known<'r>(
+    request: Request<'r>,
+    location: &'r LocationConf,
+    main: &MainConf,
+) -> &'r Cell<Known<'r>> {
+    if let Some(known) = kept(request) {
+        return known;
+    }
+    let mut path = Vec::new();
+    let exchange = exchange(request, location, &mut path);
+    let found = look_up(&exchange, location, main);
+    keep(request, found)
+}
+
+fn exchange<'r, 'p>(
+    request: Request<'r>,
+    location: &LocationConf,
+    path: &'p mut Vec<u8>,
+) -> HttpExchange<'r, 'p>
+where
+    'r: 'p,
+{
+    let path = path_for_rules(request.target(), location.event_prefix(), path);
+    HttpExchange { request, path, status: request.status() }
+}
+
+fn look_up<'r>(
+    exchange: &HttpExchange<'r, '_>,
+    location: &LocationConf,
+    main: &MainConf,
+) -> Known<'r> {
+    let mut known = Known { token: None, user: None, digest: None, is_learned: false };
+    let Some(shared) = shared(main) else { return known };
+    let request = exchange.request;
+    let (realm, now_ms) = (location.realm(request), request.now_ms());
+    let mut found: Option<Bound> = None;
+    own_token(exchange, location, |parts| {
+        let key = shared.keys.token(realm, parts.iter().copied());
+        known.token.get_or_insert(key);
+        let bound = shared.bindings.find(shared.keys, key, now_ms);
+        found = bound.filter(|bound| bound.is_of(request.start_ms()));
+        if found.is_some() {
+            known.token = Some(key);
+        }
+        found.is_some()
+    });
+    if let Some(bound) = found {
+        known.user = Some((request.keep_text(bound.user()), bound.identity()));
+        known.digest = bound.digest();
+    }
+    known
+}
+
+/// Takes in what the answer tells: once, as soon as it can be told.
+fn learn<'r>(
+    request: Request<'r>,
+    location: &'r LocationConf,
+    main: &'r MainConf,
+    cell: &Cell<Known<'r>>,
+    is_read: bool,
+) {
+    let mut known = cell.get();
+    if known.is_learned {
+        return;
+    }
+    let (Some(shared), Some(rules)) = (shared(main), location.rules()) else { return };
+    let mut path = Vec::new();
+    let exchange = exchange(request, location, &mut path);
+    let may_teach = exchange.path.is_some_and(|path| rules.may_teach(request.method(), path));
+    let lesson = match may_teach {
+        true => lesson(&exchange, rules, location.user_case(), is_read),
+        false => Lesson::Nothing,
+    };
+    if lesson == Lesson::InBody {
+        return;
+    }
+    let now_ms = wall_ms();
+    known.is_learned = true;
+    match lesson {
+        Lesson::User(user) => {
+            let user = match user {
+                Cow::Borrowed(user) => user,
+                Cow::Owned(user) => request.keep_text(&user),
+            };
+            bind(&exchange, location, shared, known.token, user, now_ms);
+            let user = request.keep_text(user);
+            known.user = Some((user, Identity::Answer));
+        }
+        Lesson::Ended => end(shared, known.token, now_ms),
+        Lesson::Nothing | Lesson::InBody => {
+            let mut tokens = location.sessions().iter();
+            if known.token.is_some()
+                && exchange.is_applications()
+                && tokens.any(|values| is_cleared(values, &exchange))
+            {
+                end(shared, known.token, now_ms);
+            }
+        }
+    }
+    cell.set(known);
+}
+
+/// Binds the tokens that the answer sets or carries; where there is none, the request's.
+fn bind(
+    exchange: &HttpExchange<'_, '_>,
+    location: &LocationConf,
+    shared: Shared<'_>,
+    own: Option<TokenKey>,
+    user: &[u8],
+    now_ms: i64,
+) {
+    let (Shared { bindings, keys }, realm) = (shared, location.realm(exchange.request));
+    let mut is_answers = false;
+    for values in location.sessions() {
+        answer_token(values, exchange, |parts| {
+            is_answers = true;
+            let key = keys.token(realm, parts.iter().copied());
+            bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
+        });
+    }
+    if let Some(key) = own.filter(|_| !is_answers) {
+        bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
+    }
+}
+
+fn end(shared: Shared<'_>, token: Option<TokenKey>, now_ms: i64) {
+    if let Some(token) = token {
+        shared.bindings.end(shared.keys, token, now_ms);
+    }
+}
+
+const KEPT: unsafe extern "C" fn(*mut c_void) = kept_no_longer;
+
+/// What is kept needs no end; the function tells it from others' cleanups.
+unsafe extern "C" fn kept_no_longer(_known: *mut c_void) {}
+
+fn kept<'r>(request: Request<'r>) -> Option<&'r Cell<Known<'r>>> {
+    let r: *mut ngx_http_request_t = request.as_ptr();
+    // SAFETY: the request's pool and its cleanups live while it does; what has this handler was made by
+    // `keep`.
+    unsafe {
+        let mut cleanup = (*(*r).pool).cleanup;
+        while let Some(entry) = cleanup.as_ref() {
+            if entry.handler.is_some_and(|handler| ptr::fn_addr_eq(handler, KEPT)) {
+                return entry.data.cast::<Cell<Known<'r>>>().as_ref();
+            }
+            cleanup = entry.next;
+        }
+    }
+    None
+}
+
+fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Cell<Known<'r>> {
+    let r: *mut ngx_http_request_t = request.as_ptr();
+    // SAFETY: the pool gives so many bytes, aligned, that live while the request does; without memory
+    // they are leaked once.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*r).pool, size_of::<Cell<Known<'r>>>());
+        let Some(cleanup) = cleanup.as_mut() else { return Box::leak(Box::new(Cell::new(known))) };
+        let place = cleanup.data.cast::<Cell<Known<'r>>>();
+        place.write(Cell::new(known));
+        cleanup.handler = Some(KEPT);
+        &*place
+    }
+}
