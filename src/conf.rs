@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_sys::{NGX_CONF_UNSET, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t};
+use nginx_sys::{NGX_CONF_UNSET, ngx_http_core_srv_conf_t, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
-use ngx::http::HttpModuleMainConf as _;
+use ngx::http::{HttpModuleMainConf as _, HttpModuleServerConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::decision::{Settings, Verify};
 use tirreno_pipeline::capture::redact::Redaction;
 use tirreno_pipeline::capture::rule::Place;
@@ -51,6 +51,11 @@ pub(crate) struct MainConf {
     enabled: Vec<(Rc<Place>, bool)>,
     /// Where `tirreno_verify session` stands, and whether there is a `tirreno_session` for it.
     verified: Vec<(Rc<Place>, bool)>,
+    /// Where `tirreno_user` names what the client says, and whether `tirreno_verify` asks for more.
+    believed: Vec<(Rc<Place>, bool)>,
+    /// The servers, as places in memory, with the `tirreno_session` for which there is no realm; and
+    /// whether that was said of it.
+    unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
     /// Whether any rule has `bind=`.
     binds: bool,
     /// Rules that were read.
@@ -81,6 +86,8 @@ impl Default for MainConf {
             zone: None,
             enabled: Vec::new(),
             verified: Vec::new(),
+            believed: Vec::new(),
+            unrealmed: Vec::new(),
             binds: false,
             known: Known::default(),
             state: None,
@@ -121,8 +128,10 @@ pub(crate) struct LocationConf {
     pub(crate) target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
     /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
     targets: u32,
-    pub(crate) users: Option<Rc<[Value]>>,
-    pub(crate) sessions: Option<Rc<[Token]>>,
+    /// `tirreno_user`, and where it stands.
+    pub(crate) users: Option<(Rc<[Value]>, Rc<Place>)>,
+    /// `tirreno_session`, and where it stands.
+    pub(crate) sessions: Option<(Rc<[Token]>, Rc<Place>)>,
     pub(crate) ip: Option<ComplexValue>,
     pub(crate) params: Option<Rc<Vec<(Param, Value)>>>,
     /// `ngx_conf_set_flag_slot` fills these.
@@ -212,7 +221,7 @@ impl LocationConf {
         Settings {
             rules: self.rules(),
             default_event: self.default_event.unwrap_or(Some(EventType::PageView)),
-            users: self.users.as_deref().unwrap_or_default(),
+            users: self.users.as_ref().map(|(users, _)| users.as_ref()).unwrap_or_default(),
             given_user: given(Param::UserName).map(|(_, value)| value),
             given_kind: given(Param::EventType).map(|(_, value)| value),
             anonymous: self.anonymous == 1,
@@ -224,7 +233,7 @@ impl LocationConf {
 
     /// `tirreno_session`: each token's values are joined.
     pub(crate) fn sessions(&self) -> &[Token] {
-        self.sessions.as_deref().unwrap_or_default()
+        self.sessions.as_ref().map(|(tokens, _)| tokens.as_ref()).unwrap_or_default()
     }
 
     /// `tirreno_realm`; the server's where there is none.
@@ -353,6 +362,21 @@ impl LocationConf {
             if let Some((Verify::Session, _, place)) = &self.verify {
                 note(&mut main.verified, place, !self.sessions().is_empty());
             }
+            if let Some((users, place)) = &self.users {
+                let is_checked = matches!(&self.verify, Some((Verify::Answer | Verify::Session, ..)));
+                let is_claim = |user: &Value| user.is_of_client();
+                note(&mut main.believed, place, is_checked || !users.iter().any(is_claim));
+            }
+            if let Some((_, place)) = self.sessions.as_ref().filter(|_| self.realm.is_none()) {
+                main.note_session(cf, place);
+            }
+        }
+        if let Some(lookup) = self.lookup.as_ref().filter(|_| self.sessions().is_empty()) {
+            return cf.error_at(
+                &lookup.place,
+                "\"tirreno_lookup\" needs \"tirreno_session\", which says where a request has its \
+                 session's token, add it,",
+            );
         }
         NGX_CONF_OK
     }
@@ -393,6 +417,26 @@ impl LocationConf {
 }
 
 impl MainConf {
+    /// Two applications in one server have accounts and sessions of their own: without a realm they would
+    /// share them.
+    fn note_session(&mut self, cf: &mut ngx_conf_t, place: &Rc<Place>) {
+        let Some(server) = NgxHttpCoreModule::server_conf(cf).map(ptr::from_ref) else { return };
+        match self.unrealmed.iter_mut().find(|(known, ..)| *known == server) {
+            None => self.unrealmed.push((server, place.clone(), false)),
+            Some((_, first, said)) if **first != **place && !*said => {
+                *said = true;
+                cf.warn_at(
+                    place,
+                    format_args!(
+                        "a second \"tirreno_session\" in one server, beside that in {first}: if they are of \
+                         two applications, add \"tirreno_realm\" to each,"
+                    ),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Checks what all locations together must fulfil.
     pub(crate) fn check(&self, cf: &mut ngx_conf_t) -> Result<(), Status> {
         if let Some((place, _)) = self.enabled.first()
@@ -406,6 +450,13 @@ impl MainConf {
                 place,
                 "\"tirreno\" is on without \"tirreno_user\" or \"tirreno_anonymous on\", nothing \
                  will be captured",
+            );
+        }
+        for (place, _) in self.believed.iter().filter(|(_, is_fine)| !is_fine) {
+            cf.warn_at(
+                place,
+                "\"tirreno_user\" takes the user from what any client can write, add \"tirreno_verify \
+                 session\" or \"answer\", or \"verified\" where nginx has checked it,",
             );
         }
         for (place, has_session) in &self.verified {

@@ -278,7 +278,7 @@ handler!(cmd_user, LocationConf, |cf, location, args| {
             Err(error) => return invalid_value(cf, text, error),
         }
     }
-    location.users = Some(users.into());
+    location.users = Some((users.into(), Rc::new(cf.place())));
     NGX_CONF_OK
 });
 
@@ -293,7 +293,7 @@ handler!(cmd_session, LocationConf, |cf, location, args| {
             Err(error) => return invalid_value(cf, text, error),
         }
     }
-    location.sessions = Some(tokens.into());
+    location.sessions = Some((tokens.into(), Rc::new(cf.place())));
     NGX_CONF_OK
 });
 

@@ -54,11 +54,7 @@ fn shared(main: &MainConf) -> Option<Shared<'_>> {
 pub(crate) fn begin_answer(request: Request<'_>) {
     let Some((location, main)) = place(request) else { return };
     let known = known(request, location, main);
-    if request.has_no_body() {
-        learn(request, location, main, known, true);
-    } else {
-        learn(request, location, main, known, false);
-    }
+    learn(request, location, main, known, request.has_no_body());
 }
 
 /// The answer has been read, and its last part is about to go out; or it ends without one.
@@ -70,6 +66,9 @@ pub(crate) fn end_answer(request: Request<'_>) {
 
 /// Where the request is processed, if sessions count there.
 fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
+    if !request.is_main() {
+        return None;
+    }
     let (location, main) = (request.location()?, request.main_conf()?);
     let is_on = location.enabled().is_some_and(|enabled| !enabled.is_constant_off());
     (is_on && has_sessions(location, main)).then_some((location, main))

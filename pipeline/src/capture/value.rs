@@ -189,6 +189,8 @@ pub struct Value<T> {
     regex: Option<Regex>,
     trust: Trust,
     purpose: Purpose,
+    /// Whether it is text with a header or cookie of the request.
+    has_header: bool,
 }
 
 /// Compiles nginx's text.
@@ -229,7 +231,9 @@ impl<T: Text> Value<T> {
                 named(source, name, purpose, format)?
             }
         };
-        Ok(Self { source, regex, trust, purpose })
+        let of_header = |name: &[u8]| name.starts_with(b"http_") || name.starts_with(b"cookie_");
+        let has_header = matches!(source, Source::Text(..)) && variables(text).any(of_header);
+        Ok(Self { source, regex, trust, purpose, has_header })
     }
 
     /// A value that nginx, or a module, vouches for.
@@ -241,6 +245,12 @@ impl<T: Text> Value<T> {
     /// How much it says about who makes a request.
     pub fn trust(&self) -> Trust {
         self.trust
+    }
+
+    /// Whether it is of a header or cookie of the request, which any client can write.
+    pub fn is_of_client(&self) -> bool {
+        self.trust == Trust::Claim
+            && (self.has_header || matches!(self.source, Source::Cookie(_) | Source::Header(_)))
     }
 
     /// Where it is.
