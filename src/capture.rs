@@ -169,6 +169,9 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
         return None;
     }
     let main = request.main_conf()?;
+    if identity::is_own(request, main) {
+        return None;
+    }
     request.set_mark(&CAPTURING);
     let mut captured = CAPTURING;
     let pushed =
@@ -241,11 +244,7 @@ fn push(
     if is_claimed {
         worker::note_mismatch(Mismatch::Claim);
     }
-    if let Some(zone) = main.zone {
-        let whose = &decision.whose;
-        zone.count_identity(whose.identity, is_claimed || would_differ, whose.unreadable_session);
-    }
-    encoder.push(user, claimed, encoding)
+    encoder.push(user, claimed, is_claimed || would_differ, encoding)
 }
 
 /// Encodes a decision.
@@ -261,6 +260,7 @@ impl<'e> Encoder<'e, '_, '_> {
         &self,
         user: &[u8],
         claimed: &[u8],
+        is_mismatched: bool,
         scratch: &mut EncodingScratch,
     ) -> Result<(), NoEvent> {
         let (decision, location) = (self.decision, self.location);
@@ -376,6 +376,14 @@ impl<'e> Encoder<'e, '_, '_> {
         if left_out && let Some(zone) = self.main.zone {
             zone.skip(SkipReason::Invalid);
             worker::note_invalid();
+        }
+        let whose = &decision.whose;
+        let is_nobodys = whose.identity == Identity::None && whose.user.starts_with(b"session-");
+        if identity::hold_for_lookup(self.exchange, location, self.main, is_nobodys, &event) {
+            return Ok(());
+        }
+        if let Some(zone) = self.main.zone {
+            zone.count_identity(whose.identity, is_mismatched, whose.unreadable_session);
         }
         worker::push(&event)
     }

@@ -16,6 +16,7 @@ use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::identity::keys::Keys;
+use tirreno_pipeline::identity::lookup::LookupConfig;
 use tirreno_pipeline::shm::zone::Zone;
 
 use self::ext::ConfExt as _;
@@ -26,6 +27,7 @@ use crate::TirrenoModule;
 use crate::request::Request;
 
 pub(crate) mod ext;
+pub(crate) mod lookup;
 pub(crate) mod realm;
 pub(crate) mod rule;
 pub(crate) mod target;
@@ -66,6 +68,10 @@ pub(crate) struct MainConf {
     pub(crate) state_file: Option<PathBuf>,
     /// What tokens and names are hashed with, once there is a zone.
     pub(crate) keys: Option<Keys>,
+    /// `tirreno_identity`.
+    pub(crate) lookups: Vec<LookupConfig>,
+    /// What marks the module's own requests to applications.
+    pub(crate) lookup_mark: String,
     /// The realms of the servers.
     pub(crate) realms: Vec<ServerRealm>,
     /// Indexes of nginx's variables.
@@ -93,6 +99,8 @@ impl Default for MainConf {
             state: None,
             state_file: None,
             keys: None,
+            lookups: Vec::new(),
+            lookup_mark: String::new(),
             realms: Vec::new(),
             request_id: 0,
             accept_language: 0,
@@ -104,7 +112,7 @@ impl Default for MainConf {
 impl MainConf {
     /// Whether anything tells whose a session is.
     pub(crate) fn learns_sessions(&self) -> bool {
-        self.binds
+        self.binds || !self.lookups.is_empty()
     }
 
     /// Size of the shared memory in bytes.
@@ -244,6 +252,12 @@ impl LocationConf {
         }
     }
 
+    /// The place of `tirreno_lookup` among the `tirreno_identity` blocks.
+    pub(crate) fn lookup_place(&self, main: &MainConf) -> Option<usize> {
+        let name = &self.lookup.as_ref()?.name;
+        main.lookups.iter().position(|known| known.name == *name)
+    }
+
     /// `tirreno_user_case`: whether case tells users apart.
     pub(crate) fn user_case(&self) -> bool {
         self.user_case != 0
@@ -371,6 +385,17 @@ impl LocationConf {
                 main.note_session(cf, place);
             }
         }
+        if let Some(lookup) = &self.lookup
+            && self.lookup_place(main).is_none()
+        {
+            return cf.error_at(
+                &lookup.place,
+                format_args!(
+                    "unknown name \"{}\" in \"tirreno_lookup\" directive, no \"tirreno_identity\" has it,",
+                    lookup.name
+                ),
+            );
+        }
         if let Some(lookup) = self.lookup.as_ref().filter(|_| self.sessions().is_empty()) {
             return cf.error_at(
                 &lookup.place,
@@ -460,7 +485,7 @@ impl MainConf {
             );
         }
         for (place, has_session) in &self.verified {
-            let missing = match (has_session, self.binds) {
+            let missing = match (has_session, self.learns_sessions()) {
                 (false, _) => {
                     "\"tirreno_session\", which says where a request has its session's token"
                 }

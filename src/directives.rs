@@ -21,12 +21,13 @@ use tirreno_pipeline::capture::rule::unknown_type;
 use tirreno_pipeline::capture::value::ValueError;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::shm::bindings::MAX_LOOKUPS;
 use tirreno_pipeline::shm::zone::{MAX_TARGETS, Zone};
 
 use crate::conf::ext::{ConfExt, DUPLICATE, conf_error, parse_size};
 use crate::conf::rule::{Value, read_token, read_value};
 use crate::conf::value::ComplexValue;
-use crate::conf::{LocationConf, MainConf, Named, target};
+use crate::conf::{LocationConf, MainConf, Named, lookup, target};
 use crate::{TirrenoModule, guarded, status};
 
 /// The longest name of a realm, in bytes.
@@ -49,7 +50,7 @@ const fn command(name: ngx_str_t, type_: u32, set: Handler, conf: usize) -> ngx_
 }
 
 /// The module's directives.
-pub(crate) static mut COMMANDS: [ngx_command_t; 21] = [
+pub(crate) static mut COMMANDS: [ngx_command_t; 22] = [
     command(
         ngx_string!("tirreno_target"),
         // TAKE1 and NOARGS together: the name may be left out.
@@ -138,6 +139,12 @@ pub(crate) static mut COMMANDS: [ngx_command_t; 21] = [
         ANYWHERE | NGX_CONF_TAKE1,
         cmd_lookup,
         NGX_HTTP_LOC_CONF_OFFSET,
+    ),
+    command(
+        ngx_string!("tirreno_identity"),
+        NGX_HTTP_MAIN_CONF | NGX_CONF_BLOCK | NGX_CONF_TAKE1,
+        cmd_identity,
+        NGX_HTTP_MAIN_CONF_OFFSET,
     ),
     command(
         ngx_string!("tirreno_state"),
@@ -479,6 +486,25 @@ handler!(cmd_lookup, LocationConf, |cf, location, args| {
     }
     location.lookup = Some(Rc::new(Named { name: args[1].to_string(), place: cf.place() }));
     NGX_CONF_OK
+});
+
+handler!(cmd_identity, MainConf, |cf, main, args| {
+    let name = args[1].to_string();
+    if main.lookups.iter().any(|known| known.name == name) {
+        return cf.error(format_args!(
+            "duplicate \"tirreno_identity {name}\", write it with another name"
+        ));
+    }
+    if main.lookups.len() == MAX_LOOKUPS {
+        return cf.error(format_args!("too many \"tirreno_identity\", there may be {MAX_LOOKUPS}"));
+    }
+    match lookup::read(cf, &name) {
+        Ok(config) => {
+            main.lookups.push(config);
+            NGX_CONF_OK
+        }
+        Err(error) => error,
+    }
 });
 
 handler!(cmd_state, MainConf, |cf, main, args| {

@@ -18,10 +18,13 @@ use tirreno_pipeline::capture::session::{
 };
 use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::identity::keys::{Keys, TokenKey};
+use tirreno_pipeline::identity::lookup::MARK;
+use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
 
 use crate::capture::path_for_rules;
 use crate::conf::{LocationConf, MainConf};
+use crate::lookup::{self, Accepted};
 use crate::request::{HttpExchange, Request};
 
 /// What is known of a request's session. It belongs to the request's pool, and not to the module's place in
@@ -32,6 +35,8 @@ struct Known<'r> {
     token: Option<TokenKey>,
     /// Whose session it is, and by what evidence.
     user: Option<(&'r [u8], Identity)>,
+    /// When that was learned, in milliseconds since the epoch.
+    time_ms: i64,
     /// The SHA-256 of the token, where somebody has needed it.
     digest: Option<SessionDigest>,
     /// Whether the answer has told what it has to tell.
@@ -71,7 +76,8 @@ fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
     }
     let (location, main) = (request.location()?, request.main_conf()?);
     let is_on = location.enabled().is_some_and(|enabled| !enabled.is_constant_off());
-    (is_on && has_sessions(location, main)).then_some((location, main))
+    let counts = is_on && has_sessions(location, main) && !is_own(request, main);
+    counts.then_some((location, main))
 }
 
 /// Whether a session can tell who a request is from: somewhere it is learned whose it is.
@@ -126,6 +132,48 @@ fn own_token(
             return;
         }
     }
+}
+
+/// Whether it is one of the module's own requests to the application, which came through nginx.
+pub(crate) fn is_own(request: Request<'_>, main: &MainConf) -> bool {
+    let is_mark = |(name, value): (&[u8], &[u8])| {
+        name.eq_ignore_ascii_case(MARK.as_bytes()) && value == main.lookup_mark.as_bytes()
+    };
+    !main.lookups.is_empty() && request.headers().any(is_mark)
+}
+
+/// Has the application asked whose session an event is of, where nothing else tells. `is_nobodys`: whether
+/// it is one that the application has accepted, and of which nothing is known. Whether the event waits.
+pub(crate) fn hold_for_lookup(
+    exchange: &HttpExchange<'_, '_>,
+    location: &LocationConf,
+    main: &MainConf,
+    is_nobodys: bool,
+    event: &Capture<'_>,
+) -> bool {
+    let request = exchange.request;
+    let (Some(which), Some(known)) = (location.lookup_place(main), kept(request)) else {
+        return false;
+    };
+    let known = known.get();
+    let is_by_lookup = known.user.is_some_and(|(_, identity)| identity == Identity::Lookup);
+    let (Some(key), true) = (known.token, is_nobodys || is_by_lookup) else { return false };
+    let (realm, mut waits) = (location.realm(request), false);
+    let Some(shared) = shared(main) else { return false };
+    own_token(exchange, location, |parts| {
+        let [token] = parts else { return true };
+        if shared.keys.token(realm, parts.iter().copied()) != key {
+            return false;
+        }
+        let accepted = Accepted { which, key, realm, token };
+        if is_nobodys {
+            waits = lookup::hold(&accepted, event);
+        } else {
+            lookup::refresh(&accepted, known.time_ms, event);
+        }
+        true
+    });
+    waits
 }
 
 /// The SHA-256 of the token that the request carries, for audit records.
@@ -188,7 +236,7 @@ fn look_up<'r>(
     location: &LocationConf,
     main: &MainConf,
 ) -> Known<'r> {
-    let mut known = Known { token: None, user: None, digest: None, is_learned: false };
+    let mut known = Known { token: None, user: None, time_ms: 0, digest: None, is_learned: false };
     let Some(shared) = shared(main) else { return known };
     let request = exchange.request;
     let (realm, now_ms) = (location.realm(request), request.now_ms());
@@ -205,6 +253,7 @@ fn look_up<'r>(
     });
     if let Some(bound) = found {
         known.user = Some((request.keep_text(bound.user()), bound.identity()));
+        known.time_ms = bound.time_ms();
         known.digest = bound.digest();
     }
     known

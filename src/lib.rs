@@ -8,7 +8,7 @@
 //! - [`request`] is the one safe view of a request,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`body`] reads the account that a login's body names,
-//! - [`identity`] tells whose session a request belongs to,
+//! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
 //! - [`status`] answers `tirreno_status`.
@@ -32,6 +32,7 @@ mod capture;
 mod conf;
 mod directives;
 mod identity;
+mod lookup;
 mod permissions;
 mod request;
 mod response;

@@ -185,7 +185,7 @@ impl<'r> Request<'r> {
     }
 
     /// The request's headers.
-    fn headers(&self) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
         // SAFETY: the list is one of headers, and lives while the request does.
         let headers = unsafe { response::headers(&(*self.r).headers_in.headers) };
         // SAFETY: so do the strings.

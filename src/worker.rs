@@ -24,7 +24,7 @@ use tirreno_pipeline::shm::zone::SkipReason;
 
 use crate::capture::NoEvent;
 use crate::conf::MainConf;
-use crate::guarded;
+use crate::{guarded, lookup};
 
 /// How often messages are logged and nginx's will to exit is noticed, in milliseconds.
 const TICK: ngx_msec_t = 250;
@@ -107,6 +107,7 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         _connection: connection,
     };
     WORKER.set(Some(worker));
+    lookup::start(cycle, main);
 }
 
 /// In a process with threads, glibc before 2.41 makes the caller of a blocking system call cancellable
@@ -129,6 +130,7 @@ fn make_system_calls_cheap() {
 
 /// The process exits: delivers what is only in memory, and logs the rest.
 pub(crate) fn stop(cycle: &ngx_cycle_t) {
+    lookup::stop();
     let Some(mut worker) = WORKER.take() else { return };
     if worker.timer.timer_set() == 1 {
         // SAFETY: the timer is set.
@@ -173,7 +175,7 @@ pub(crate) fn note_mismatch(mismatch: Mismatch) {
     with_worker(|worker| worker.mismatches[mismatch as usize] += 1);
 }
 
-fn thread_failed(log: *mut ngx_log_t, error: &std::io::Error) {
+pub(crate) fn thread_failed(log: *mut ngx_log_t, error: &std::io::Error) {
     ngx_log_error!(NGX_LOG_ERR, log, "tirreno: a thread cannot be started: {error}");
 }
 

@@ -89,7 +89,9 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
         },
     };
     prepare_state(main, zone, old.is_none())?;
-    main.keys = Some(zone.keys());
+    let keys = zone.keys();
+    main.lookup_mark = keys.mark(zone.instance());
+    main.keys = Some(keys);
     for target in &main.targets {
         if let Some(spool) = &target.spool {
             check_directory(&spool.path)?;

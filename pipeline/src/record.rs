@@ -221,6 +221,38 @@ impl<'a> Capture<'a> {
         (FIXED + self.size).next_multiple_of(ALIGN)
     }
 
+    /// Sets a parameter, also where it was set before; see [`set`](Self::set).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace(&mut self, param: Param, value: &'a [u8]) -> Result<(), TooLong> {
+        let (place, bit) = (param as usize, 1 << param as usize);
+        if self.present & bit != 0 {
+            self.present &= !bit;
+            self.size -= 2 + self.fields[place].len();
+        }
+        self.set(param, value)
+    }
+
+    /// A copy that needs nothing of the request any more.
+    pub fn hold(&self) -> Held {
+        let present = (0..FIELDS).filter(|place| self.present & 1 << place != 0);
+        let fields = present.map(|place| (place, self.fields[place].into())).collect();
+        let head = Capture {
+            targets: self.targets,
+            status: self.status,
+            kind: self.kind,
+            identity: self.identity,
+            rank: self.rank,
+            is_attempt: self.is_attempt,
+            is_first_step: self.is_first_step,
+            ip: self.ip,
+            trace: self.trace,
+            ..Capture::new(self.time_ms)
+        };
+        Held { head, fields }
+    }
+
     fn present_fields(&self) -> impl Iterator<Item = &'a [u8]> + '_ {
         let mut left = self.present;
         std::iter::from_fn(move || {
@@ -259,6 +291,32 @@ impl<'a> Capture<'a> {
         out[81] = self.rank as u8;
         out[82] = u8::from(self.is_attempt) * ATTEMPT | u8::from(self.is_first_step) * FIRST_STEP;
         out[83..88].fill(0);
+    }
+}
+
+/// A capture that waits, while its request ends.
+#[derive(Clone, Debug)]
+pub struct Held {
+    head: Capture<'static>,
+    fields: Vec<(usize, Box<[u8]>)>,
+}
+
+impl Held {
+    /// Bytes of its fields.
+    pub fn len(&self) -> usize {
+        self.fields.iter().map(|(_, field)| field.len()).sum()
+    }
+
+    /// Whether it has no field.
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    /// The capture.
+    pub fn capture(&self) -> Capture<'_> {
+        let mut capture: Capture<'_> = self.head.clone();
+        self.fields.iter().for_each(|(place, field)| capture.put(*place, field));
+        capture
     }
 }
 

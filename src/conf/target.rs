@@ -103,16 +103,16 @@ struct Draft {
 
 /// How connections over TLS are made.
 #[derive(Default)]
-struct Tls {
-    trusted: Option<Roots>,
-    verify: Option<bool>,
+pub(super) struct Tls {
+    pub(super) trusted: Option<Roots>,
+    pub(super) verify: Option<bool>,
     /// The content of `ssl_certificate` and of `ssl_certificate_key`.
     certificate: Option<Vec<u8>>,
     key: Option<Zeroizing<Vec<u8>>>,
 }
 
 impl Tls {
-    fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         self.trusted.is_some()
             || self.verify.is_some()
             || self.certificate.is_some()
@@ -120,7 +120,7 @@ impl Tls {
     }
 
     /// What the target `name` connects with.
-    fn finish(self, name: &str) -> Result<tls::Tls, String> {
+    pub(super) fn finish(self, name: &str) -> Result<tls::Tls, String> {
         let system = |error| {
             format!(
                 "target \"{name}\" cannot verify certificates: {error}, install the package \
@@ -196,19 +196,19 @@ extern "C" fn parameter(
 }
 
 /// A parameter's first argument.
-struct Argument<'a> {
-    name: &'a str,
-    text: ngx_str_t,
+pub(super) struct Argument<'a> {
+    pub(super) name: &'a str,
+    pub(super) text: ngx_str_t,
 }
 
 impl Argument<'_> {
-    fn invalid(&self, must: impl fmt::Display) -> String {
+    pub(super) fn invalid(&self, must: impl fmt::Display) -> String {
         let Self { name, text } = self;
         format!("invalid value \"{text}\" in \"{name}\" directive, it must be {must}")
     }
 
     /// A time of at least so many milliseconds.
-    fn time(&self, least: u64) -> Result<Duration, String> {
+    pub(super) fn time(&self, least: u64) -> Result<Duration, String> {
         let ms = parse_time_ms(self.text).filter(|ms| *ms >= least);
         ms.map(Duration::from_millis).ok_or_else(|| match least {
             0 => self.invalid("a time like \"1s\" or \"500ms\""),
@@ -216,14 +216,14 @@ impl Argument<'_> {
         })
     }
 
-    fn count(&self, most: usize) -> Result<usize, String> {
+    pub(super) fn count(&self, most: usize) -> Result<usize, String> {
         let count = self.text.to_str().ok().and_then(|text| text.parse().ok());
         count
             .filter(|n| (1..=most).contains(n))
             .ok_or_else(|| self.invalid(format_args!("a number from 1 to {most}")))
     }
 
-    fn flag(&self) -> Result<bool, String> {
+    pub(super) fn flag(&self) -> Result<bool, String> {
         match self.text.as_bytes() {
             b"on" => Ok(true),
             b"off" => Ok(false),
@@ -285,21 +285,10 @@ impl Draft {
             "interval" => self.interval = Some(value.time(0)?),
             "batch_size" => self.batch_size = Some(value.count(MAX_QUEUE)?),
             "shutdown_timeout" => self.shutdown_timeout = Some(value.time(0)?),
-            "ssl_trusted_certificate" => {
-                let (path, pem) = read_file(cf, value.text)?;
-                let roots = Roots::from_pem(&pem).map_err(|error| {
-                    format!(
-                        "\"{}\" cannot be used as \"{name}\": {error}, it must hold certificates \
-                         of authorities in PEM format",
-                        path.display()
-                    )
-                })?;
-                self.tls.trusted = Some(roots);
-            }
+            "ssl_trusted_certificate" => self.tls.trusted = Some(read_roots(cf, name, value.text)?),
             "ssl_verify" => self.tls.verify = Some(value.flag()?),
-            "ssl_certificate" => self.tls.certificate = Some(read_file(cf, value.text)?.1),
-            "ssl_certificate_key" => {
-                self.tls.key = Some(Zeroizing::new(read_file(cf, value.text)?.1));
+            "ssl_certificate" | "ssl_certificate_key" => {
+                read_client_certificate(cf, name, value.text, &mut self.tls)?;
             }
             "ip_mask" | "hash_user" | "omit" | "query" => {
                 privacy::set(&mut self.privacy, cf, name, args)?;
@@ -360,6 +349,37 @@ fn read_events(args: &[ngx_str_t]) -> Result<Routing, String> {
             Level::ALL.map(Level::name).join(", ")
         )
     })
+}
+
+/// `ssl_trusted_certificate`.
+pub(super) fn read_roots(
+    cf: &mut ngx_conf_t,
+    name: &str,
+    path: ngx_str_t,
+) -> Result<Roots, String> {
+    let (path, pem) = read_file(cf, path)?;
+    Roots::from_pem(&pem).map_err(|error| {
+        format!(
+            "\"{}\" cannot be used as \"{name}\": {error}, it must hold certificates of authorities in \
+             PEM format",
+            path.display()
+        )
+    })
+}
+
+/// `ssl_certificate` or `ssl_certificate_key`.
+pub(super) fn read_client_certificate(
+    cf: &mut ngx_conf_t,
+    name: &str,
+    path: ngx_str_t,
+    tls: &mut Tls,
+) -> Result<(), String> {
+    let (_, content) = read_file(cf, path)?;
+    match name {
+        "ssl_certificate" => tls.certificate = Some(content),
+        _ => tls.key = Some(Zeroizing::new(content)),
+    }
+    Ok(())
 }
 
 /// The file's full name and what it holds.

@@ -29,6 +29,7 @@ pub struct Keys {
     check: u64,
     accounts: Zeroizing<[u8; 32]>,
     state: Zeroizing<[u8; 32]>,
+    mark: Zeroizing<[u8; 32]>,
 }
 
 impl Keys {
@@ -49,6 +50,7 @@ impl Keys {
             check: u64::from_ne_bytes(std::array::from_fn(|i| key("check")[i])) | 1,
             accounts: key("account"),
             state: key("state"),
+            mark: key("mark"),
         }
     }
 
@@ -85,6 +87,15 @@ impl Keys {
             let wide = u128::from(sum ^ word) * u128::from(self.check);
             (wide as u64) ^ (wide >> 64) as u64 ^ sum.rotate_left(29)
         })
+    }
+
+    /// What marks this start's own requests to the application.
+    pub fn mark(&self, instance: u64) -> String {
+        let mac = Hmac::<Sha256>::new_from_slice(&self.mark[..]);
+        let digest =
+            mac.map(|mac| mac.chain_update(instance.to_ne_bytes()).finalize().into_bytes());
+        let digest: [u8; 32] = digest.map_or([0; 32], Into::into);
+        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The key of accounts' names.

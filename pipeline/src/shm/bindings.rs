@@ -18,6 +18,7 @@
 use std::cmp::Reverse;
 use std::mem::size_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::time::Duration;
 
 use crate::capture::identity::Identity;
 use crate::capture::session::SessionDigest;
@@ -47,10 +48,22 @@ const USE_STEP: u32 = 16;
 /// Times of use are seconds from here on, so that they fit in 31 bits; in September 2020.
 const EPOCH: i64 = 1_600_000_000;
 
+/// The most `tirreno_identity` blocks.
+pub const MAX_LOOKUPS: usize = 8;
+/// Places of questions; two tokens of one place are asked about one after the other.
+const QUESTIONS: usize = 256;
+/// So many questions may come at once, as many seconds' worth of the rate.
+const BURST_NS: u64 = 1_000_000_000;
+
 /// What the table has once.
 #[repr(C, align(64))]
 struct Head {
     stamp: AtomicU64,
+    /// When the next question of each `tirreno_identity` may be asked, in nanoseconds of the monotonic clock.
+    turns: [AtomicU64; MAX_LOOKUPS],
+    /// Tokens that some worker is asking about: a hash, and until when at most, in milliseconds of the
+    /// monotonic clock.
+    questions: [(AtomicU64, AtomicU64); QUESTIONS],
 }
 
 #[repr(C, align(64))]
@@ -298,6 +311,49 @@ impl Bindings {
         let mut words = self.new_entry(known.key(), kind, Some(known), now_ms);
         words[4..WORDS - 1].copy_from_slice(&known.words[4..WORDS - 1]);
         self.put_entry(keys, &mut words, Some(known.slot), use_time(now_ms));
+    }
+
+    /// Binds a token to the user whom the application has named when it was asked, anew also where that is
+    /// known. What an answer to the session itself has told outranks it.
+    pub(crate) fn bind_by_lookup(&self, keys: &Keys, binding: &Binding<'_>, now_ms: i64) {
+        let known = self.newest(keys, binding.key);
+        let is_proven =
+            known.is_some_and(|known| !known.has_ended() && known.identity() > binding.identity);
+        if !is_proven && !binding.user.is_empty() && binding.user.len() <= MAX_USER {
+            self.put_binding(keys, binding, known.as_ref(), now_ms);
+        }
+    }
+
+    /// Whether nobody asks about the token; from then on, and for `limit` at most, the caller does.
+    pub(crate) fn begin_question(&self, key: TokenKey, limit: Duration) -> bool {
+        let (asked, until) = &self.head.questions[key.0[1] as usize % QUESTIONS];
+        let now = monotonic_ns() / 1_000_000;
+        let before = until.load(Acquire);
+        let after = now + limit.as_millis() as u64;
+        if before > now || until.compare_exchange(before, after, AcqRel, Relaxed).is_err() {
+            return false;
+        }
+        asked.store(key.0[0], Release);
+        true
+    }
+
+    /// The caller has its answer.
+    pub(crate) fn end_question(&self, key: TokenKey) {
+        let (asked, until) = &self.head.questions[key.0[1] as usize % QUESTIONS];
+        if asked.load(Acquire) == key.0[0] {
+            until.store(0, Release);
+        }
+    }
+
+    /// Whether the rate of so many questions a second allows one more.
+    pub(crate) fn take_turn(&self, which: usize, rate: f64) -> bool {
+        let Some(next) = self.head.turns.get(which) else { return false };
+        let (now, step) = (monotonic_ns(), (1e9 / rate.max(0.001)) as u64);
+        let take = |next: u64| {
+            let next = next.max(now);
+            (next < now + BURST_NS).then_some(next + step)
+        };
+        next.fetch_update(AcqRel, Relaxed, take).is_ok()
     }
 
     /// Ends a token's binding. Whether there was one.
@@ -652,6 +708,22 @@ mod tests {
         assert_eq!(identity(), Identity::Session);
         table.bind(&keys, &looked_up(b"eve"), NOW);
         assert_eq!(identity(), Identity::Session);
+    }
+
+    #[test]
+    fn one_worker_asks_about_a_token_and_no_more_often_than_the_rate() {
+        let (table, keys) = table(1 << 20);
+        let (one, limit) = (token(&keys, "t"), Duration::from_secs(60));
+        assert!(table.begin_question(one, limit));
+        assert!(!table.begin_question(one, limit));
+        table.end_question(one);
+        assert!(table.begin_question(one, Duration::ZERO));
+        // Who asked has died.
+        assert!(table.begin_question(one, limit));
+        let turns = (0..100).filter(|_| table.take_turn(0, 20.0)).count();
+        assert!((20..=40).contains(&turns), "{turns}");
+        assert!(table.take_turn(1, 20.0));
+        assert!(!table.take_turn(MAX_LOOKUPS, 20.0));
     }
 
     #[test]

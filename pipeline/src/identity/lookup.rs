@@ -1,0 +1,357 @@
+//! `tirreno_identity`: the application is asked whose token it has just accepted.
+//!
+//! A thread of the worker that has the token asks, with that token, and overwrites it afterwards. Many
+//! requests with one token are one question, over all workers; so many questions a second are asked, and
+//! no more. An answer binds the token for all workers, by the evidence `lookup`. What could not be told is not
+//! asked again for a while.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{io, thread as std_thread};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use regex::bytes::Regex;
+use ureq::Agent;
+use ureq::http::Uri;
+use zeroize::Zeroizing;
+
+use crate::capture::identity::Identity;
+use crate::clock::wall_ms;
+use crate::config::Secret;
+use crate::delivery::http::{self, Addresses};
+use crate::delivery::tls::Tls;
+use crate::event::Param;
+use crate::identity::keys::{Keys, TokenKey};
+use crate::shm::bindings::Binding;
+use crate::shm::zone::Zone;
+
+/// The most bytes of an answer.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// Questions that wait for a thread.
+const QUEUE: usize = 64;
+/// How many answers are kept for their ETags, and how many failures; the oldest half goes first.
+const MAX_KEPT: usize = 4096;
+/// After which time it is asked again what could not be told.
+const FAILED_AGAIN: Duration = Duration::from_secs(60);
+/// The header that marks a question, so that it is neither recorded nor asked about.
+pub const MARK: &str = "X-Tirreno-Lookup";
+
+/// How the token is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendAs {
+    /// `Authorization: Bearer TOKEN`.
+    Bearer,
+    /// A cookie of that name.
+    Cookie(Box<str>),
+}
+
+/// What a `tirreno_identity` block says.
+#[derive(Clone, Debug)]
+pub struct LookupConfig {
+    /// Its name.
+    pub name: String,
+    /// What is asked, with GET.
+    pub url: Uri,
+    /// How the token is sent.
+    pub send: SendAs,
+    /// What a token must look like to be asked about.
+    pub token_format: Option<Regex>,
+    /// Fields of the JSON answer, and the parameters that they are; one is `userName`.
+    pub map: Vec<(Box<str>, Param)>,
+    /// For how long an answer holds before it is asked again.
+    pub cache: Duration,
+    /// How many questions are asked at a time, in each worker.
+    pub concurrency: usize,
+    /// How many questions are asked a second.
+    pub rate: f64,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// Header fields that are sent beside.
+    pub headers: Vec<(String, Secret)>,
+    /// How connections over TLS are made.
+    pub tls: Option<Tls>,
+}
+
+/// The URL that is asked; nothing where it is not `http://` or `https://` with a host, or holds a password.
+pub fn parse_url(text: &str) -> Option<Uri> {
+    let url: Uri = text.parse().ok()?;
+    let host = url.authority().filter(|authority| !authority.as_str().contains('@'))?;
+    let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+    (is_http && !host.host().is_empty()).then_some(url)
+}
+
+/// What all of a token must look like.
+///
+/// # Errors
+/// What is wrong with the regular expression.
+pub fn parse_format(text: &str) -> Result<Regex, String> {
+    Regex::new(&format!("^(?:{text})$")).map_err(|error| {
+        let error = error.to_string();
+        let last = error.lines().last().unwrap_or_default();
+        last.trim_start_matches("error: ").to_owned()
+    })
+}
+
+/// A question.
+struct Question {
+    which: usize,
+    key: TokenKey,
+    realm: Box<[u8]>,
+    token: Zeroizing<Vec<u8>>,
+    /// The client's.
+    address: Option<IpAddr>,
+    etag: Option<Known>,
+}
+
+/// What an answer told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The user; empty where nobody could tell.
+    pub user: Vec<u8>,
+    /// What else is known of the user.
+    pub params: Vec<(Param, Vec<u8>)>,
+    etag: Option<String>,
+}
+
+/// What became of wanting to know whose a token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// It is being asked.
+    Waiting,
+    /// It cannot be asked now, or could not be told shortly before.
+    No,
+}
+
+/// The questions of one worker.
+pub struct Lookups {
+    configs: Arc<[LookupConfig]>,
+    zone: Zone,
+    questions: Vec<Sender<Question>>,
+    answers: Receiver<(TokenKey, Known)>,
+    known: HashMap<TokenKey, (Known, Instant)>,
+    failed: HashMap<TokenKey, Instant>,
+}
+
+impl Lookups {
+    /// Starts the threads, which sleep until there is a question.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(configs: Arc<[LookupConfig]>, zone: Zone) -> io::Result<Self> {
+        let (answer, answers) = bounded(MAX_KEPT);
+        let mut questions = Vec::new();
+        for config in configs.iter() {
+            let (sender, receiver) = bounded(QUEUE);
+            questions.push(sender);
+            let addresses = Addresses::default();
+            for _ in 0..config.concurrency {
+                let thread = Asking {
+                    config: config.clone(),
+                    zone,
+                    keys: zone.keys(),
+                    agent: http::agent(config.tls.clone(), addresses.clone()),
+                    questions: receiver.clone(),
+                    answers: answer.clone(),
+                };
+                spawn(move || thread.run())?;
+            }
+        }
+        let (known, failed) = (HashMap::new(), HashMap::new());
+        Ok(Self { configs, zone, questions, answers, known, failed })
+    }
+
+    /// Wants to know whose a token is that the application has just accepted.
+    pub fn ask(
+        &mut self,
+        which: usize,
+        key: TokenKey,
+        realm: &[u8],
+        token: &[u8],
+        address: Option<IpAddr>,
+    ) -> Asked {
+        let (Some(config), Some(queue)) = (self.configs.get(which), self.questions.get(which))
+        else {
+            return Asked::No;
+        };
+        let now = Instant::now();
+        if self.failed.get(&key).is_some_and(|until| *until > now)
+            || config.token_format.as_ref().is_some_and(|format| !format.is_match(token))
+            || !token.iter().all(u8::is_ascii_graphic)
+        {
+            return Asked::No;
+        }
+        let limit = config.timeout + Duration::from_secs(1);
+        if !self.zone.bindings().begin_question(key, limit) {
+            return Asked::Waiting;
+        }
+        if queue.is_full() || !self.zone.bindings().take_turn(which, config.rate) {
+            self.zone.bindings().end_question(key);
+            return Asked::No;
+        }
+        let etag = self.known.get(&key).map(|(known, _)| known.clone());
+        let token = Zeroizing::new(token.to_vec());
+        let question = Question { which, key, realm: realm.into(), token, address, etag };
+        match queue.try_send(question) {
+            Ok(()) => Asked::Waiting,
+            Err(_) => {
+                self.zone.bindings().end_question(key);
+                Asked::No
+            }
+        }
+    }
+
+    /// Whether an answer of that time has to be asked for again.
+    pub fn is_stale(&self, which: usize, time_ms: i64) -> bool {
+        let cache = self.configs.get(which).map_or(0, |config| config.cache.as_millis() as i64);
+        wall_ms() - time_ms > cache
+    }
+
+    /// Takes in the answers that have come.
+    pub fn take_answers(&mut self) {
+        while let Ok((key, known)) = self.answers.try_recv() {
+            let now = Instant::now();
+            if known.user.is_empty() {
+                keep_most(&mut self.failed, |until| *until);
+                self.failed.insert(key, now + FAILED_AGAIN);
+            } else {
+                keep_most(&mut self.known, |(_, at)| *at);
+                self.known.insert(key, (known, now));
+            }
+        }
+    }
+
+    /// What is known of a token's user beside the name, where this worker has asked.
+    pub fn known(&self, key: TokenKey) -> Option<&Known> {
+        self.known.get(&key).map(|(known, _)| known)
+    }
+
+    /// Whether it could not be told shortly before whose a token is.
+    pub fn has_failed(&self, key: TokenKey) -> bool {
+        self.failed.contains_key(&key)
+    }
+}
+
+/// Makes room: the older half goes.
+fn keep_most<V>(map: &mut HashMap<TokenKey, V>, at: impl Fn(&V) -> Instant) {
+    if map.len() < MAX_KEPT {
+        return;
+    }
+    let mut times: Vec<_> = map.values().map(&at).collect();
+    times.sort_unstable();
+    let middle = times[times.len() / 2];
+    map.retain(|_, value| at(value) > middle);
+}
+
+fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    use crate::delivery::deliverer::{lower_priority, with_signals_blocked};
+    let builder = std_thread::Builder::new().name("tirreno-lookup".into());
+    with_signals_blocked(|| {
+        builder.spawn(move || {
+            lower_priority(5);
+            body();
+        })
+    })?;
+    Ok(())
+}
+
+/// One thread that asks.
+struct Asking {
+    config: LookupConfig,
+    zone: Zone,
+    keys: Keys,
+    agent: Agent,
+    questions: Receiver<Question>,
+    answers: Sender<(TokenKey, Known)>,
+}
+
+impl Asking {
+    fn run(self) {
+        while let Ok(question) = self.questions.recv() {
+            let known = self.ask(&question).unwrap_or_default();
+            let Question { key, realm, .. } = question;
+            let bindings = self.zone.bindings();
+            if !known.user.is_empty() {
+                let binding = Binding::new(&self.keys, &realm, key, &known.user);
+                let binding = Binding { identity: Identity::Lookup, ..binding };
+                bindings.bind_by_lookup(&self.keys, &binding, wall_ms());
+            }
+            bindings.end_question(key);
+            let _ = self.answers.try_send((key, known));
+        }
+    }
+
+    fn ask(&self, question: &Question) -> Option<Known> {
+        let token = str::from_utf8(&question.token).ok()?;
+        let mut request = self.agent.get(&self.config.url);
+        let secret = |prefix: &str, separator: &str| {
+            let mut value = Zeroizing::new(String::with_capacity(prefix.len() + token.len() + 1));
+            value.push_str(prefix);
+            value.push_str(separator);
+            value.push_str(token);
+            value
+        };
+        request = match &self.config.send {
+            SendAs::Bearer => request.header("Authorization", &*secret("Bearer", " ")),
+            SendAs::Cookie(name) => request.header("Cookie", &*secret(name, "=")),
+        };
+        request = request.header(MARK, self.keys.mark(self.zone.instance()));
+        if let Some(address) = question.address {
+            request = request.header("X-Forwarded-For", address.to_string());
+        }
+        let etag = question.etag.as_ref().and_then(|known| known.etag.as_ref());
+        if let Some(etag) = etag {
+            request = request.header("If-None-Match", etag);
+        }
+        for (name, value) in &self.config.headers {
+            request = request.header(name, value.reveal());
+        }
+        let timeout = Some(self.config.timeout);
+        let mut answer = request.config().timeout_global(timeout).build().call().ok()?;
+        match answer.status().as_u16() {
+            304 if etag.is_some() => question.etag.clone(),
+            200 => {
+                let etag = answer.headers().get("ETag").and_then(|etag| etag.to_str().ok());
+                let etag = etag.map(str::to_owned);
+                let body = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().ok()?;
+                self.read(&body, etag)
+            }
+            _ => {
+                let _ = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+                None
+            }
+        }
+    }
+
+    fn read(&self, body: &[u8], etag: Option<String>) -> Option<Known> {
+        let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+        let mut known = Known { etag, ..Known::default() };
+        for (field, param) in &self.config.map {
+            let mut value = Some(&body);
+            for name in field.split('.') {
+                value = value.and_then(|value| value.get(name));
+            }
+            let text = match value {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(serde_json::Value::Number(number)) => number.to_string(),
+                _ => continue,
+            };
+            if *param == Param::UserName {
+                known.user = text.into_bytes();
+            } else if let Some((_, value)) = known.params.iter_mut().find(|(p, _)| p == param) {
+                // A first and a last name.
+                value.extend_from_slice(format!(" {text}").trim_end().as_bytes());
+            } else if !text.is_empty() {
+                known.params.push((*param, text.into_bytes()));
+            }
+        }
+        (!known.user.is_empty()).then_some(known)
+    }
+}
+
+impl std::fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookups").field("configs", &self.configs.len()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,183 @@
+//! Events that wait until the application has said whose session they are of.
+//!
+//! They lie outside the ring, in a bounded place of the worker that has the token, for five seconds at most:
+//! what finds no room, or is late, goes as `session-…`.
+
+use core::ffi::c_void;
+use core::{mem, ptr};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use nginx_sys::{
+    ngx_add_timer, ngx_connection_t, ngx_cycle_t, ngx_del_timer, ngx_event_t, ngx_msec_t,
+};
+use tirreno_pipeline::capture::identity::Identity;
+use tirreno_pipeline::capture::rank::Rank;
+use tirreno_pipeline::clock::wall_ms;
+use tirreno_pipeline::event::Param;
+use tirreno_pipeline::identity::keys::{Keys, TokenKey};
+use tirreno_pipeline::identity::lookup::{Asked, Lookups};
+use tirreno_pipeline::record::{Capture, Held};
+use tirreno_pipeline::shm::zone::Zone;
+
+use crate::conf::MainConf;
+use crate::{guarded, worker};
+
+/// How long an event waits at most, in milliseconds.
+const PATIENCE: i64 = 5_000;
+/// How many events wait at most, and how many bytes.
+const MAX_EVENTS: usize = 1_000;
+const MAX_BYTES: usize = 1 << 20;
+/// How often answers are looked for while events wait, in milliseconds.
+const TICK: ngx_msec_t = 20;
+
+/// What this process has asked and what waits for it; only the event loop touches it.
+struct Waiting {
+    lookups: Lookups,
+    zone: Zone,
+    keys: Keys,
+    events: VecDeque<Event>,
+    bytes: usize,
+    timer: Box<ngx_event_t>,
+    /// `ngx_event_t` names its connection by pointer; only the log is looked at.
+    _connection: Box<ngx_connection_t>,
+}
+
+struct Event {
+    key: TokenKey,
+    until_ms: i64,
+    held: Held,
+}
+
+thread_local! {
+    static WAITING: RefCell<Option<Waiting>> = const { RefCell::new(None) };
+}
+
+/// Starts what a worker needs; nothing where there is no `tirreno_identity`.
+pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
+    let Some(zone) = main.zone.filter(|_| !main.lookups.is_empty()) else { return };
+    let configs: Arc<[_]> = main.lookups.as_slice().into();
+    let lookups = match Lookups::start(configs, zone) {
+        Ok(lookups) => lookups,
+        Err(error) => return worker::thread_failed(cycle.log, &error),
+    };
+    // SAFETY: zeros are what nginx itself starts from for events and connections.
+    let (mut timer, mut connection) = unsafe {
+        (Box::new(mem::zeroed::<ngx_event_t>()), Box::new(mem::zeroed::<ngx_connection_t>()))
+    };
+    connection.fd = -1;
+    timer.handler = Some(on_timer);
+    timer.log = cycle.log;
+    timer.data = ptr::from_mut(connection.as_mut()).cast::<c_void>();
+    timer.set_cancelable(1);
+    WAITING.set(Some(Waiting {
+        lookups,
+        zone,
+        keys: zone.keys(),
+        events: VecDeque::new(),
+        bytes: 0,
+        timer,
+        _connection: connection,
+    }));
+}
+
+/// The process exits: what waits goes as it is.
+pub(crate) fn stop() {
+    let Some(mut waiting) = WAITING.take() else { return };
+    if waiting.timer.timer_set() == 1 {
+        // SAFETY: the timer is set.
+        unsafe { ngx_del_timer(waiting.timer.as_mut()) };
+    }
+    waiting.lookups.take_answers();
+    waiting.settle(i64::MAX);
+}
+
+/// The token of a request that the application has just accepted.
+pub(crate) struct Accepted<'t> {
+    /// The place of its `tirreno_identity` in the configuration.
+    pub(crate) which: usize,
+    pub(crate) key: TokenKey,
+    pub(crate) realm: &'t [u8],
+    pub(crate) token: &'t [u8],
+}
+
+/// Has it asked whose the token is, and lets the event wait for that. Whether it waits.
+pub(crate) fn hold(accepted: &Accepted<'_>, event: &Capture<'_>) -> bool {
+    WAITING.with_borrow_mut(|waiting| {
+        let Some(waiting) = waiting else { return false };
+        let Accepted { which, key, realm, token } = *accepted;
+        let asked = waiting.lookups.ask(which, key, realm, token, event.ip);
+        let is_behind = || waiting.events.iter().any(|event| event.key == key);
+        if asked == Asked::No && !is_behind() {
+            return false;
+        }
+        let held = event.hold();
+        if waiting.events.len() >= MAX_EVENTS || waiting.bytes + held.len() > MAX_BYTES {
+            return false;
+        }
+        waiting.bytes += held.len();
+        waiting.events.push_back(Event { key, until_ms: wall_ms() + PATIENCE, held });
+        waiting.set_timer();
+        true
+    })
+}
+
+/// A session is known by a look-up of that time: asks again where that is long ago.
+pub(crate) fn refresh(accepted: &Accepted<'_>, time_ms: i64, event: &Capture<'_>) {
+    WAITING.with_borrow_mut(|waiting| {
+        if let Some(waiting) = waiting
+            && waiting.lookups.is_stale(accepted.which, time_ms)
+        {
+            let Accepted { which, key, realm, token } = *accepted;
+            waiting.lookups.ask(which, key, realm, token, event.ip);
+        }
+    });
+}
+
+unsafe extern "C" fn on_timer(_event: *mut ngx_event_t) {
+    guarded((), || {
+        WAITING.with_borrow_mut(|waiting| {
+            let Some(waiting) = waiting else { return };
+            waiting.lookups.take_answers();
+            waiting.settle(wall_ms());
+            waiting.set_timer();
+        });
+    });
+}
+
+impl Waiting {
+    fn set_timer(&mut self) {
+        if !self.events.is_empty() && self.timer.timer_set() == 0 {
+            // SAFETY: the event lives in a box until the process exits.
+            unsafe { ngx_add_timer(self.timer.as_mut(), TICK) };
+        }
+    }
+
+    /// Lets go the events whose session is known, cannot be known, or that are late.
+    fn settle(&mut self, now_ms: i64) {
+        for event in mem::take(&mut self.events) {
+            let bound = self.zone.bindings().find(&self.keys, event.key, wall_ms());
+            let bound = bound.filter(|bound| !bound.has_ended());
+            let is_over = event.until_ms <= now_ms || self.lookups.has_failed(event.key);
+            if bound.is_none() && !is_over {
+                self.events.push_back(event);
+                continue;
+            }
+            self.bytes -= event.held.len();
+            let mut capture = event.held.capture();
+            if let Some(bound) = &bound {
+                let _ = capture.replace(Param::UserName, bound.user());
+                capture.identity = Identity::Lookup.max(bound.identity());
+                capture.rank = Rank::of(capture.kind, capture.identity);
+                let known = self.lookups.known(event.key).map(|known| known.params.as_slice());
+                for (param, value) in known.unwrap_or_default() {
+                    let _ = capture.replace(*param, value);
+                }
+            }
+            self.zone.count_identity(capture.identity, false, false);
+            // A full ring has counted it.
+            let _ = worker::push(&capture);
+        }
+    }
+}
