@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use nginx_sys::{NGX_CONF_UNSET, ngx_http_core_srv_conf_t, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_str_t};
+use nginx_sys::{
+    NGX_CONF_UNSET, ngx_conf_t, ngx_cycle_t, ngx_flag_t, ngx_http_core_srv_conf_t, ngx_str_t,
+};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
 use ngx::http::{HttpModuleMainConf as _, HttpModuleServerConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::decision::{Settings, Verify};
@@ -377,7 +379,8 @@ impl LocationConf {
                 note(&mut main.verified, place, !self.sessions().is_empty());
             }
             if let Some((users, place)) = &self.users {
-                let is_checked = matches!(&self.verify, Some((Verify::Answer | Verify::Session, ..)));
+                let is_checked =
+                    matches!(&self.verify, Some((Verify::Answer | Verify::Session, ..)));
                 let is_claim = |user: &Value| user.is_of_client();
                 note(&mut main.believed, place, is_checked || !users.iter().any(is_claim));
             }

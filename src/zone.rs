@@ -16,12 +16,8 @@ use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
 use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig};
-<<<<<<< HEAD
 use tirreno_pipeline::delivery::spool::{Database, lock};
-=======
-use tirreno_pipeline::delivery::spool::database::{self as spool, Spool};
 use tirreno_pipeline::identity::state::{self, State, Step};
->>>>>>> 17bb4f0 (WIP identity)
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;

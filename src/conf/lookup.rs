@@ -88,8 +88,15 @@ impl Draft {
         let wanted = match name {
             "send" => 1..=1,
             "map" | "header" => 2..=2,
-            "url" | "token_format" | "cache" | "concurrency" | "rate" | "timeout"
-            | "ssl_trusted_certificate" | "ssl_verify" | "ssl_certificate"
+            "url"
+            | "token_format"
+            | "cache"
+            | "concurrency"
+            | "rate"
+            | "timeout"
+            | "ssl_trusted_certificate"
+            | "ssl_verify"
+            | "ssl_certificate"
             | "ssl_certificate_key" => 1..=1,
             _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_identity\"")),
         };
