@@ -13,8 +13,7 @@ use std::cell::RefCell;
 
 use nginx_sys::{
     NGX_ERROR, ngx_array_push, ngx_conf_t, ngx_http_get_variable_index, ngx_http_handler_pt,
-    ngx_http_output_header_filter_pt, ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_request_t,
-    ngx_http_top_header_filter, ngx_int_t, ngx_str_t,
+    ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_request_t, ngx_int_t, ngx_str_t,
 };
 use ngx::core::Status;
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
@@ -36,12 +35,7 @@ use crate::conf::value::ComplexValue;
 use crate::conf::{LocationConf, MainConf};
 use crate::request::{HttpExchange, Request};
 use crate::worker::Mismatch;
-use crate::{body, guarded, identity, worker};
-
-const SWITCHING_PROTOCOLS: usize = 101;
-
-/// The next header filter of nginx's chain, set while the configuration is read.
-static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
+use crate::{filters, guarded, identity, worker};
 
 /// What became of a request.
 #[derive(Clone, Copy)]
@@ -109,10 +103,8 @@ pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), St
     unsafe {
         let handler = ngx_array_push(&mut phase.handlers).cast::<ngx_http_handler_pt>();
         *handler.as_mut().ok_or(Status::NGX_ERROR)? = Some(log_handler);
-        NEXT_HEADER_FILTER = ngx_http_top_header_filter;
-        ngx_http_top_header_filter = Some(header_filter);
     }
-    body::install();
+    filters::install();
     Ok(())
 }
 
@@ -131,21 +123,6 @@ unsafe extern "C" fn log_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: as above.
     guarded(None, || unsafe { capture(r) });
     Status::NGX_OK.into()
-}
-
-/// The log phase of a WebSocket comes when it closes, maybe after days: it is captured when it opens.
-unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
-    // SAFETY: nginx passes a request; this is its event loop.
-    unsafe {
-        guarded((), || identity::begin_answer(Request::new(r)));
-        if (*r).headers_out.status == SWITCHING_PROTOCOLS {
-            guarded(None, || capture(r));
-        }
-        match NEXT_HEADER_FILTER {
-            Some(next) => next(r),
-            None => Status::NGX_OK.into(),
-        }
-    }
 }
 
 /// Captures the request, if it is a main request, is not captured yet, and is to be. Returns what

@@ -7,7 +7,7 @@
 //! - [`permissions`] tells whether the workers' user can use a file,
 //! - [`request`] is the one safe view of a request,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
-//! - [`body`] reads the account that a login's body names,
+//! - [`filters`] read what rules ask of a request's body and of its answer, as they pass,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
@@ -27,10 +27,10 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 use crate::conf::{LocationConf, MainConf};
 use crate::directives::COMMANDS;
 
-mod body;
 mod capture;
 mod conf;
 mod directives;
+mod filters;
 mod identity;
 mod lookup;
 mod permissions;
@@ -56,11 +56,35 @@ static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     merge_loc_conf: Some(merge_loc_conf),
 };
 
-/// The table that nginx looks for in a module's file.
-mod table {
-    #![allow(missing_docs)]
-    use super::ngx_http_tirreno_module;
-    ngx::ngx_modules!(ngx_http_tirreno_module);
+/// The tables that nginx looks for in a module's file; its own has those of modules that are linked in.
+#[cfg(feature = "dynamic")]
+mod tables {
+    #![allow(non_upper_case_globals)]
+    use core::ffi::c_char;
+    use core::ptr;
+
+    use super::{ngx_http_tirreno_module, ngx_module_t};
+
+    /// Strings for C that are only read.
+    #[repr(transparent)]
+    pub(crate) struct Names<const N: usize>([*const c_char; N]);
+
+    // SAFETY: what they point to is constant.
+    unsafe impl<const N: usize> Sync for Names<N> {}
+
+    const NAME: *const c_char = c"ngx_http_tirreno_module".as_ptr();
+
+    #[unsafe(no_mangle)]
+    pub(crate) static mut ngx_modules: [*const ngx_module_t; 2] =
+        [&raw const ngx_http_tirreno_module, ptr::null()];
+
+    #[unsafe(no_mangle)]
+    pub(crate) static ngx_module_names: Names<2> = Names([NAME, ptr::null()]);
+
+    /// In front of the copy filter, and so called after it: as `HTTP_AUX_FILTER` modules are.
+    #[unsafe(no_mangle)]
+    pub(crate) static ngx_module_order: Names<3> =
+        Names([NAME, c"ngx_http_copy_filter_module".as_ptr(), ptr::null()]);
 }
 
 /// What nginx loads.

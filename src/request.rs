@@ -19,7 +19,7 @@ use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, body, identity, response, worker};
+use crate::{TirrenoModule, filters, identity, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -274,17 +274,19 @@ impl Exchange for HttpExchange<'_, '_> {
         headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"cookie")).map(|(_, value)| value)
     }
 
-    fn body(&self, _format: BodyFormat, field: &Field, _is_name: bool) -> Found<'_> {
+    fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_> {
         // SAFETY: the promise of `Request::new`.
-        unsafe { body::field(self.request.r, field.as_str()) }
+        unsafe { filters::body_field(self.request.r, format, field.as_str(), is_name) }
     }
 
-    fn answer(&self, _field: &Field) -> Found<'_> {
-        Found::Absent
+    fn answer(&self, field: &Field) -> Found<'_> {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { filters::answer_field(self.request.r, field.as_str()) }
     }
 
-    fn answer_has(&self, _text: &[u8]) -> bool {
-        false
+    fn answer_has(&self, text: &[u8]) -> bool {
+        // SAFETY: the promise of `Request::new`.
+        unsafe { filters::answer_has(self.request.r, text) }
     }
 
     fn status(&self) -> u16 {

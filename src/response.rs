@@ -159,6 +159,19 @@ pub(crate) unsafe fn header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Op
     }
 }
 
+/// A header of the answer to the client, and no other of the application's.
+///
+/// # Safety
+/// `r` is a request that nginx is processing; the value lives while it does.
+pub(crate) unsafe fn sent_header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Option<&'r [u8]> {
+    // SAFETY: the caller's promise. A header without a hash is deleted.
+    unsafe {
+        let present = headers(&(*r).headers_out.headers).filter(|h| h.hash != 0);
+        let mut own = present.filter(|h| bytes(h.key.data, h.key.len).eq_ignore_ascii_case(name));
+        own.next().map(|h| bytes(h.value.data, h.value.len))
+    }
+}
+
 /// The header fields of the application's answer, also those that nginx hides from the client, then
 /// those of the response.
 ///

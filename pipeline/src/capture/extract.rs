@@ -221,7 +221,12 @@ pub struct Reads {
 impl Reads {
     /// Whether nothing is wanted.
     pub fn is_empty(&self) -> bool {
-        self.bodies.is_empty() && !self.wants_answer()
+        !self.wants_body() && !self.wants_answer()
+    }
+
+    /// Whether something of the request's body is wanted.
+    pub fn wants_body(&self) -> bool {
+        !self.bodies.is_empty()
     }
 
     /// Whether something of the answer is wanted.
@@ -300,29 +305,27 @@ impl Values {
         self.state != State::Reading
     }
 
-    /// What the field says, JSON numbers and booleans as they are written; `Absent` where it was not
-    /// wanted.
-    pub fn get(&self, field: &Field) -> Found<'_> {
-        match (self.state, self.slot(field)) {
+    /// What the field of that name says, JSON numbers and booleans as they are written; `Unread` where it
+    /// was not wanted.
+    pub fn get(&self, field: &str) -> Found<'_> {
+        let Some(place) = self.fields.iter().position(|own| own.as_str() == field) else {
+            return Found::Unread;
+        };
+        match (self.state, self.slots.get(place)) {
             (State::Reading, _) => Found::Unread,
-            (State::Unreadable, _) | (_, Some(Slot::Unreadable)) => Found::Unreadable,
+            (State::Unreadable, _) | (_, None | Some(Slot::Unreadable)) => Found::Unreadable,
             (_, Some(Slot::Text(kept) | Slot::Scalar(kept))) => kept.text(),
-            (_, Some(Slot::Absent) | None) => Found::Absent,
+            (_, Some(Slot::Absent)) => Found::Absent,
         }
     }
 
     /// As [`get`](Self::get), for a name: readers differ on whether a number is one, so that it is
     /// unreadable.
-    pub fn name(&self, field: &Field) -> Found<'_> {
-        match (self.state, self.slot(field)) {
-            (State::Read, Some(Slot::Scalar(_))) => Found::Unreadable,
-            _ => self.get(field),
-        }
-    }
-
-    fn slot(&self, field: &Field) -> Option<&Slot> {
-        let place = self.fields.iter().position(|own| own == field)?;
-        self.slots.get(place)
+    pub fn name(&self, field: &str) -> Found<'_> {
+        let scalar =
+            |(own, slot): (&Field, &Slot)| own.as_str() == field && matches!(slot, Slot::Scalar(_));
+        let is_scalar = self.fields.iter().zip(&self.slots).any(scalar);
+        if is_scalar && self.state == State::Read { Found::Unreadable } else { self.get(field) }
     }
 
     fn give_up(&mut self) {
@@ -348,7 +351,7 @@ mod tests {
             body.chunks(size).for_each(|chunk| reader.push(chunk));
             reader.finish();
             assert!(reader.values().is_read());
-            match reader.values().get(&field) {
+            match reader.values().get(field.as_str()) {
                 Found::Value(value) => format!("={value}"),
                 other => format!("{other:?}"),
             }
@@ -696,13 +699,13 @@ mod tests {
             reader
         };
         let mut readers = vec![slow()];
-        assert_eq!(readers[0].values().get(&field), Found::Unread);
+        assert_eq!(readers[0].values().get("id"), Found::Unread);
         assert!(SMALL.used() < 1024, "{}", SMALL.used());
         readers.extend((0..1000).map(|_| slow()));
         assert!(SMALL.used() <= 100_000 && SMALL.refused() > 0);
         readers[0].push(b"\"}");
-        assert_eq!(readers[0].values().get(&field), Found::Value("ann"));
-        assert_eq!(readers[1000].values().get(&field), Found::Unreadable);
+        assert_eq!(readers[0].values().get("id"), Found::Value("ann"));
+        assert_eq!(readers[1000].values().get("id"), Found::Unreadable);
         drop(readers);
         assert_eq!(SMALL.used(), 0);
     }
@@ -741,8 +744,8 @@ mod tests {
         let wanted = Wanted::new(BodyFormat::Json, [&field]);
         let mut reader = BodyReader::new(&wanted, &head, &Room::new(&BUDGET));
         reader.push(br#"{"id":7}"#);
-        assert_eq!(reader.values().get(&field), Found::Value("7"));
-        assert_eq!(reader.values().name(&field), Found::Unreadable);
+        assert_eq!(reader.values().get(field.as_str()), Found::Value("7"));
+        assert_eq!(reader.values().name(field.as_str()), Found::Unreadable);
     }
 
     #[test]
@@ -754,7 +757,7 @@ mod tests {
             let mut reader = BodyReader::new(&wanted, &head, &Room::new(&BUDGET));
             reader.push(b"log=ann");
             reader.finish();
-            reader.values().get(&field).value().map(str::to_owned)
+            reader.values().get(field.as_str()).value().map(str::to_owned)
         };
         let form = URL_ENCODED.as_bytes();
         assert_eq!(read(b"POST", &[form]).as_deref(), Some("ann"));
@@ -777,15 +780,15 @@ mod tests {
         let reads = Reads {
             bodies: Vec::new(),
             answer: Some(Wanted::new(BodyFormat::Json, [&field])),
-            texts: vec![text.clone()],
+            texts: vec![text],
         };
         let body = br#"{"user":{"id":"u1"},"error":"we are sorry"}"#;
         let read = |encoding: Encoding, body: &[u8], size: usize| {
             let mut reader = AnswerReader::new(&reads, encoding, &Room::new(&BUDGET));
             body.chunks(size).for_each(|chunk| reader.push(chunk));
-            assert!(reader.get(&field).value().is_none(), "not before its end");
+            assert!(reader.get("user.id").value().is_none(), "not before its end");
             reader.finish();
-            (format!("{:?}", reader.get(&field)), reader.has(&text))
+            (format!("{:?}", reader.get("user.id")), reader.has(b"sorry"))
         };
         let good = ("Value(\"u1\")".to_owned(), Some(true));
         let bad = ("Unreadable".to_owned(), None);
@@ -810,6 +813,6 @@ mod tests {
         reader.push(body);
         reader.give_up();
         reader.finish();
-        assert_eq!((reader.get(&field), reader.has(&text)), (Found::Unreadable, None));
+        assert_eq!((reader.get("user.id"), reader.has(b"sorry")), (Found::Unreadable, None));
     }
 }

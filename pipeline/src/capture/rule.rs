@@ -791,6 +791,11 @@ impl<T: Text> RuleSet<T> {
         self.levels().find_map(first).map(|(rule, segments)| (rule.as_ref(), segments))
     }
 
+    /// Whether any rule needs a body.
+    pub fn may_read(&self) -> bool {
+        self.levels().any(|set| set.reading.is_some())
+    }
+
     /// What of bodies the rules for a request need; nothing where they need none.
     pub fn reads(&self, method: &[u8], path: &[u8]) -> Option<Reads> {
         let mut wishes = Wishes::default();

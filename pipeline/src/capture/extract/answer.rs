@@ -7,7 +7,7 @@ use flate2::write::MultiGzDecoder;
 use super::json::Json;
 use super::kept::{Room, Share};
 use super::text::Search;
-use super::{Field, Found, MAX_SCANNED, Reads, State, Text, Values};
+use super::{Found, MAX_SCANNED, Reads, State, Values};
 
 /// What undoing gzip takes, in bytes: the window and the tables of one stream, and one buffer.
 const GZIP_ROOM: usize = 80 << 10;
@@ -133,9 +133,9 @@ impl AnswerReader {
         self.state != State::Reading
     }
 
-    /// What the field says, JSON numbers and booleans as they are written; `Absent` where it was not
-    /// wanted.
-    pub fn get(&self, field: &Field) -> Found<'_> {
+    /// What the field of that name says, JSON numbers and booleans as they are written; `Unread` where it
+    /// was not wanted.
+    pub fn get(&self, field: &str) -> Found<'_> {
         match (self.state, self.plain()) {
             (State::Reading, _) => Found::Unread,
             (State::Read, Some(plain)) => plain.values.get(field),
@@ -145,9 +145,9 @@ impl AnswerReader {
 
     /// Whether the text is in the first [`MAX_TEXT_SCANNED`](super::MAX_TEXT_SCANNED) bytes; nothing
     /// where the answer is unreadable or has not come, or the text was not wanted.
-    pub fn has(&self, text: &Text) -> Option<bool> {
+    pub fn has(&self, text: &[u8]) -> Option<bool> {
         let plain = self.plain().filter(|_| self.state == State::Read)?;
-        plain.texts.iter().find(|own| own.text() == text).map(Search::found)
+        plain.texts.iter().find(|own| own.text().bytes() == text).map(Search::found)
     }
 
     fn plain(&self) -> Option<&Plain> {

@@ -21,6 +21,7 @@ pub struct Head<'h> {
 /// Reads a request's body in chunks of any size.
 #[derive(Debug)]
 pub struct BodyReader {
+    format: BodyFormat,
     kind: Kind,
     scanned: usize,
     // Before the share that its room is taken from.
@@ -54,12 +55,12 @@ impl BodyReader {
                 Kind::Nothing
             }
         };
-        Self { kind, scanned: 0, values, share }
+        Self { format: wanted.format(), kind, scanned: 0, values, share }
     }
 
     /// Reads more of the body.
     pub fn push(&mut self, chunk: &[u8]) {
-        let Self { kind, scanned, values, share } = self;
+        let Self { kind, scanned, values, share, .. } = self;
         if values.is_read() || chunk.is_empty() {
             return;
         }
@@ -78,6 +79,14 @@ impl BodyReader {
         self.end();
     }
 
+    /// Parts of the body cannot be read.
+    pub fn give_up(&mut self) {
+        if !self.values.is_read() {
+            self.values.give_up();
+            self.end();
+        }
+    }
+
     /// The body has come to its end.
     pub fn finish(&mut self) {
         let Self { kind, values, share, .. } = self;
@@ -90,6 +99,11 @@ impl BodyReader {
             Kind::Nothing => values.state = State::Read,
         }
         self.end();
+    }
+
+    /// As what the body is read.
+    pub fn format(&self) -> BodyFormat {
+        self.format
     }
 
     /// What was read so far.

@@ -1,0 +1,338 @@
+//! The filters: they read of a request's body and of its answer what rules ask for, as the bytes pass.
+//!
+//! The filters of the answer stand right behind the copy filter, as `HTTP_AUX_FILTER` in `config` and
+//! `ngx_module_order` say: buffers in files have been read where a rule asks for the answer, headers say
+//! what the client is told (304), and neither nginx's own compression nor what it adds to an answer has
+//! come yet. Only the main request is looked at.
+
+use core::ffi::c_void;
+use core::{ptr, slice};
+
+use nginx_sys::{
+    NGX_HTTP_PARTIAL_CONTENT, NGX_HTTP_SWITCHING_PROTOCOLS, ngx_buf_t, ngx_chain_t,
+    ngx_http_output_body_filter_pt, ngx_http_output_header_filter_pt,
+    ngx_http_request_body_filter_pt, ngx_http_request_t, ngx_http_top_body_filter,
+    ngx_http_top_header_filter, ngx_http_top_request_body_filter, ngx_int_t, ngx_pool_cleanup_add,
+};
+use ngx::core::Status;
+use tirreno_pipeline::capture::extract::{
+    AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Found, Head, Reads, Room,
+};
+
+use crate::conf::value::bytes;
+use crate::request::Request;
+use crate::{capture, guarded, response};
+
+static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
+static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;
+static mut NEXT_REQUEST_BODY_FILTER: ngx_http_request_body_filter_pt = None;
+
+/// What is read of one exchange. It belongs to the request's pool, and not to the module's place in the
+/// request: that is emptied by an internal redirect, as to an error page.
+struct Readers {
+    room: Room,
+    /// Nothing before the first part of the request's body. What came before a request changed its
+    /// location is not there any more: the first location says what is wanted.
+    bodies: Option<Vec<BodyReader>>,
+    answer: Option<AnswerReader>,
+}
+
+/// Puts the filters into nginx's chains.
+pub(crate) fn install() {
+    // SAFETY: nginx reads the configuration in one thread.
+    unsafe {
+        NEXT_HEADER_FILTER = ngx_http_top_header_filter;
+        ngx_http_top_header_filter = Some(header_filter);
+        NEXT_BODY_FILTER = ngx_http_top_body_filter;
+        ngx_http_top_body_filter = Some(body_filter);
+        NEXT_REQUEST_BODY_FILTER = ngx_http_top_request_body_filter;
+        ngx_http_top_request_body_filter = Some(request_body_filter);
+    }
+}
+
+/// What the request's body says in a field, as an application reads it; whether it `is_name`, which no
+/// number is.
+///
+/// # Safety
+/// `r` is a request that nginx is processing; the text lives while it does.
+pub(crate) unsafe fn body_field<'r>(
+    r: *const ngx_http_request_t,
+    format: BodyFormat,
+    field: &str,
+    is_name: bool,
+) -> Found<'r> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let Some(bodies) = find(r).and_then(|readers| readers.bodies.as_deref()) else {
+            return if announces_body(&*r) { Found::Unread } else { Found::Absent };
+        };
+        let body = bodies.iter().find(|body| body.format() == format);
+        body.map_or(Found::Unread, |body| match is_name {
+            true => body.values().name(field),
+            false => body.values().get(field),
+        })
+    }
+}
+
+/// What the JSON of the answer says in a field. What was not read of an answer is unreadable.
+///
+/// # Safety
+/// As for [`body_field`].
+pub(crate) unsafe fn answer_field<'r>(r: *const ngx_http_request_t, field: &str) -> Found<'r> {
+    // SAFETY: the caller's promise.
+    let answer = unsafe { find(r).and_then(|readers| readers.answer.as_ref()) };
+    match answer.map_or(Found::Unread, |answer| answer.get(field)) {
+        Found::Unread => Found::Unreadable,
+        found => found,
+    }
+}
+
+/// Whether the answer is readable and has these bytes in its beginning.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+pub(crate) unsafe fn answer_has(r: *const ngx_http_request_t, text: &[u8]) -> bool {
+    // SAFETY: the caller's promise.
+    let answer = unsafe { find(r).and_then(|readers| readers.answer.as_ref()) };
+    answer.and_then(|answer| answer.has(text)).unwrap_or(false)
+}
+
+unsafe extern "C" fn request_body_filter(
+    r: *mut ngx_http_request_t,
+    chain: *mut ngx_chain_t,
+) -> ngx_int_t {
+    // SAFETY: nginx passes a request and a part of its body; this is its event loop.
+    unsafe {
+        guarded((), || read_body(r, chain));
+        match NEXT_REQUEST_BODY_FILTER {
+            Some(next) => next(r, chain),
+            None => Status::NGX_OK.into(),
+        }
+    }
+}
+
+unsafe extern "C" fn header_filter(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: nginx passes a request whose answer begins; this is its event loop.
+    unsafe {
+        guarded((), || begin_answer(r));
+        guarded((), || identity::begin_answer(Request::new(r)));
+        guarded((), || capture_websocket(r));
+        match NEXT_HEADER_FILTER {
+            Some(next) => next(r),
+            None => Status::NGX_OK.into(),
+        }
+    }
+}
+
+unsafe extern "C" fn body_filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -> ngx_int_t {
+    // SAFETY: nginx passes a request and a part of its answer; this is its event loop.
+    unsafe {
+        guarded((), || read_answer(r, chain));
+        match NEXT_BODY_FILTER {
+            Some(next) => next(r, chain),
+            None => Status::NGX_OK.into(),
+        }
+    }
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing, `chain` is null or a part of its body.
+unsafe fn read_body(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
+    // SAFETY: the caller's promise; nothing else refers to the readers meanwhile.
+    unsafe {
+        if (*r).main != r {
+            return;
+        }
+        let bodies = match find(r) {
+            Some(Readers { bodies: Some(bodies), .. }) => bodies,
+            known => {
+                let Some(reads) = wanted(r, Reads::wants_body) else { return };
+                let Some(readers) = known.or_else(|| attach(r)) else { return };
+                let new = body_readers(r, &reads, &readers.room);
+                readers.bodies.insert(new)
+            }
+        };
+        for buf in bufs(chain) {
+            for body in &mut *bodies {
+                match content(buf) {
+                    Some(part) => body.push(part),
+                    None => body.give_up(),
+                }
+                if buf.last_buf() == 1 {
+                    body.finish();
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn body_readers(
+    request: &ngx_http_request_t,
+    reads: &Reads,
+    room: &Room,
+) -> Vec<BodyReader> {
+    // SAFETY: the caller's promise: the lists and strings live while the request does.
+    unsafe {
+        let headers = response::headers(&(*r).headers_in.headers);
+        let headers =
+            headers.map(|h| (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)));
+        let is_type = |(key, _): &(&[u8], _)| key.eq_ignore_ascii_case(b"content-type");
+        let content_types: Vec<_> = headers.filter(is_type).map(|(_, value)| value).collect();
+        let head = Head {
+            method: Request::new(r).method(),
+            content_types: &content_types,
+            length: u64::try_from((*r).headers_in.content_length_n).ok(),
+        };
+        reads.bodies.iter().map(|wanted| BodyReader::new(wanted, &head, room)).collect()
+    }
+}
+
+/// The log phase of a WebSocket comes when it closes, maybe after days: it is captured when it opens.
+///
+/// # Safety
+/// `r` is a request that nginx is processing, and that has an answer.
+unsafe fn capture_websocket(r: *mut ngx_http_request_t) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if (*r).headers_out.status == NGX_HTTP_SWITCHING_PROTOCOLS as usize {
+            capture::capture(r);
+        }
+    }
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing, and that has an answer.
+unsafe fn begin_answer(r: *mut ngx_http_request_t) {
+    // SAFETY: the caller's promise; nothing else refers to the readers meanwhile.
+    unsafe {
+        if (*r).main != r {
+            return;
+        }
+        // Without a body, the answer stays unread.
+        let Some(reads) = wanted(r, Reads::wants_answer).filter(|_| (*r).header_only() == 0) else {
+            return;
+        };
+        let Some(readers) = find(r).or_else(|| attach(r)) else { return };
+        let encoding = response::sent_header(r, b"content-encoding").unwrap_or_default();
+        readers.answer = Some(AnswerReader::new(&reads, Encoding::parse(encoding), &readers.room));
+        (*r).set_filter_need_in_memory(1);
+    }
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing, `chain` is null or a part of its answer.
+unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
+    // SAFETY: the caller's promise; nothing else refers to the readers meanwhile.
+    unsafe {
+        if (*r).main != r || chain.is_null() {
+            return;
+        }
+        let Some(answer) = find(r).and_then(|readers| readers.answer.as_mut()) else { return };
+        // The filter of ranges has said so after this module's header filter.
+        if (*r).headers_out.status == NGX_HTTP_PARTIAL_CONTENT as usize {
+            answer.give_up();
+        }
+        for buf in bufs(chain) {
+            match content(buf) {
+                Some(part) => answer.push(part),
+                None => answer.give_up(),
+            }
+            if buf.last_buf() == 1 {
+                answer.finish();
+                // Whose session it is, is known before the client has the whole answer.
+                identity::end_answer(Request::new(r));
+                return;
+            }
+        }
+    }
+}
+
+/// What the rules for the request ask for, of what is `asked` for now.
+///
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn wanted(r: *mut ngx_http_request_t, asked: fn(&Reads) -> bool) -> Option<Reads> {
+    // SAFETY: the caller's promise; this is the event loop.
+    let request = unsafe { Request::new(r) };
+    let location = request.location()?;
+    if location.enabled().is_none_or(|enabled| enabled.is_constant_off()) {
+        return None;
+    }
+    let rules = location.rules().filter(|rules| rules.may_read())?;
+    let mut path = Vec::new();
+    let path = capture::path_for_rules(request.target(), location.event_prefix(), &mut path)?;
+    rules.reads(request.method(), path).filter(asked)
+}
+
+/// Whether the head of a request says that a body follows.
+fn announces_body(request: &ngx_http_request_t) -> bool {
+    request.headers_in.content_length_n > 0 || request.headers_in.chunked() == 1
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn find<'r>(r: *const ngx_http_request_t) -> Option<&'r mut Readers> {
+    // SAFETY: the caller's promise; what `detach` frees was made by `attach`.
+    unsafe {
+        let mut cleanup = (*(*r).pool).cleanup;
+        while let Some(entry) = cleanup.as_ref() {
+            if entry.handler.is_some_and(|handler| ptr::fn_addr_eq(handler, DETACH)) {
+                return entry.data.cast::<Readers>().as_mut();
+            }
+            cleanup = entry.next;
+        }
+    }
+    None
+}
+
+/// # Safety
+/// `r` is a request that nginx is processing.
+unsafe fn attach<'r>(r: *mut ngx_http_request_t) -> Option<&'r mut Readers> {
+    // SAFETY: the caller's promise; the pool calls `detach` at its end.
+    unsafe {
+        let cleanup = ngx_pool_cleanup_add((*r).pool, 0).as_mut()?;
+        let readers = Readers { room: Room::new(&BUDGET), bodies: None, answer: None };
+        cleanup.data = Box::into_raw(Box::new(readers)).cast();
+        cleanup.handler = Some(DETACH);
+        cleanup.data.cast::<Readers>().as_mut()
+    }
+}
+
+const DETACH: unsafe extern "C" fn(*mut c_void) = detach;
+
+unsafe extern "C" fn detach(readers: *mut c_void) {
+    // SAFETY: the pool passes what `attach` has put there, once.
+    guarded((), || drop(unsafe { Box::from_raw(readers.cast::<Readers>()) }));
+}
+
+/// The buffers of a chain.
+///
+/// # Safety
+/// `chain` is null or a chain of valid buffers that lives for `'c`.
+unsafe fn bufs<'c>(mut chain: *const ngx_chain_t) -> impl Iterator<Item = &'c ngx_buf_t> {
+    core::iter::from_fn(move || {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let link = chain.as_ref()?;
+            chain = link.next;
+            link.buf.as_ref()
+        }
+    })
+}
+
+/// A buffer's bytes; nothing where they are in a file.
+///
+/// # Safety
+/// The buffer is valid.
+unsafe fn content(buf: &ngx_buf_t) -> Option<&[u8]> {
+    if buf.temporary() == 0 && buf.memory() == 0 && buf.mmap() == 0 {
+        return (buf.in_file() == 0).then_some(&[]);
+    }
+    // SAFETY: nginx's buffers have their bytes between these two.
+    unsafe {
+        let len = usize::try_from(buf.last.offset_from(buf.pos)).ok()?;
+        Some(if len == 0 { &[] } else { slice::from_raw_parts(buf.pos, len) })
+    }
+}
