@@ -21,7 +21,7 @@ use tirreno_pipeline::capture::extract::{
 
 use crate::conf::value::bytes;
 use crate::request::Request;
-use crate::{capture, guarded, response};
+use crate::{capture, guarded, identity, response};
 
 static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;

@@ -87,8 +87,9 @@ mod tables {
         Names([NAME, c"ngx_http_copy_filter_module".as_ptr(), ptr::null()]);
 }
 
-/// What nginx loads.
+/// What nginx loads, or links.
 #[used]
+#[unsafe(no_mangle)]
 #[allow(non_upper_case_globals)]
 pub static mut ngx_http_tirreno_module: ngx_module_t = ngx_module_t {
     ctx: ptr::addr_of!(MODULE_CONTEXT).cast_mut().cast(),

@@ -163,7 +163,10 @@ pub(crate) unsafe fn header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Op
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the value lives while it does.
-pub(crate) unsafe fn sent_header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Option<&'r [u8]> {
+pub(crate) unsafe fn sent_header<'r>(
+    r: *const ngx_http_request_t,
+    name: &[u8],
+) -> Option<&'r [u8]> {
     // SAFETY: the caller's promise. A header without a hash is deleted.
     unsafe {
         let present = headers(&(*r).headers_out.headers).filter(|h| h.hash != 0);

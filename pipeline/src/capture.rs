@@ -1,6 +1,5 @@
 //! What the event loop asks of a request: which event it is, whose, and what of it may be shown.
 
-pub mod body;
 pub mod cookie;
 pub mod decision;
 pub mod extract;

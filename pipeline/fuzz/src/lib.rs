@@ -5,9 +5,11 @@
 
 use arbitrary::{Result, Unstructured};
 
-pub mod body;
+pub mod answer;
 pub mod form;
+pub mod json;
 pub mod path;
+pub mod post;
 pub mod privacy;
 pub mod record;
 pub mod redact;
@@ -83,8 +85,18 @@ mod tests {
     }
 
     #[test]
-    fn body() {
-        some(super::body::check);
+    fn answer() {
+        some(super::answer::check);
+    }
+
+    #[test]
+    fn json() {
+        some(super::json::check);
+    }
+
+    #[test]
+    fn post() {
+        some(super::post::check);
     }
 
     #[test]

@@ -335,6 +335,9 @@ impl Values {
 }
 
 #[cfg(test)]
+mod applications;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -576,7 +579,7 @@ mod tests {
             ("user[login]=ann&user[password]=5ecret", "=ann"),
             ("utf8=%E2%9C%93&user%5Blogin%5D=a+b", "=a b"),
             ("user[login]=", "="),
-            ("user[login]", "="),
+            ("user[login]", "Absent"),
             ("login=no", "Absent"),
             ("user[login]=ann&user[login]=bob", "Unreadable"),
             ("user[login]=ann&user=bob", "Unreadable"),

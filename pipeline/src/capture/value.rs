@@ -12,7 +12,6 @@ use std::ops::Range;
 use regex::bytes::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::capture::body::is_secret;
 use crate::capture::decision::Exchange;
 use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
 use crate::capture::path;
@@ -618,6 +617,35 @@ pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     text.into_bytes().into()
 }
 
+/// A name without what some applications do not look at: case, blanks, and which sign it has between
+/// letters and digits.
+fn canonical(name: &str) -> String {
+    let sign = |c: char| if c.is_alphanumeric() { c } else { '_' };
+    let name: String = name.to_lowercase().chars().map(sign).collect();
+    name.trim_matches('_').to_owned()
+}
+
+/// Whether a field of that name may hold a secret: the names, and parts of names, under which
+/// applications take passwords, tokens and second factors.
+fn is_secret(name: &str) -> bool {
+    const PARTS: [&str; 9] = [
+        "passw",
+        "passphrase",
+        "passcode",
+        "passkey",
+        "pwd",
+        "psw",
+        "secret",
+        "token",
+        "credential",
+    ];
+    const WORDS: [&str; 9] =
+        ["pass", "pin", "otp", "totp", "code", "mfa", "key", "answer", "private"];
+    let name = canonical(name);
+    let mut words = name.split('_').map(|word| word.trim_end_matches(|c: char| c.is_ascii_digit()));
+    PARTS.iter().any(|part| name.contains(part)) || words.any(|word| WORDS.contains(&word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -803,6 +831,17 @@ mod tests {
             ["", "Basic", "Basic %", "Bearer YW5uOnNlY3JldA==", "Basic YW5u", "Basic OnNlY3JldA=="]
         {
             assert_eq!(basic_name(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_no_users() {
+        for name in ["password", "Passwd", "new_password", "user[password]", "pwd", "token", "code"]
+        {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in ["login_id", "id", "username", "user[login]", "log", "email", "passenger"] {
+            assert!(!is_secret(name), "{name}");
         }
     }
 }

@@ -451,6 +451,10 @@ impl UrlEncoded {
     fn end_field(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
         if self.place == Place::Name {
             self.end_name(values, share)?;
+            if self.fields.rules == Rules::Rails {
+                // Without `=` it has no value, not even an empty one.
+                self.fields.target = None;
+            }
         }
         self.fields.end_value(values);
         self.name.clear();
