@@ -168,11 +168,7 @@ unsafe fn read_body(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
 
 /// # Safety
 /// `r` is a request that nginx is processing.
-unsafe fn body_readers(
-    request: &ngx_http_request_t,
-    reads: &Reads,
-    room: &Room,
-) -> Vec<BodyReader> {
+unsafe fn body_readers(r: *mut ngx_http_request_t, reads: &Reads, room: &Room) -> Vec<BodyReader> {
     // SAFETY: the caller's promise: the lists and strings live while the request does.
     unsafe {
         let headers = response::headers(&(*r).headers_in.headers);

@@ -589,7 +589,7 @@ mod tests {
         let mut capture = Capture::new(0);
         let long = vec![b'x'; 70_000];
         for param in Param::ALL {
-            let refused = param.over_limit() == OverLimit::Refused;
+            let refused = param.over_limit() == OverLimit::Counted;
             assert_eq!(capture.set(param, &long).is_err(), refused, "{param:?}");
         }
         capture.set_extra(Extra::Audit, &long);

@@ -94,7 +94,7 @@ pub(crate) fn values(u: &mut Unstructured<'_>) -> Result<Values> {
         }
     }
     values
-        .retain(|(param, v)| param.over_limit() != OverLimit::Refused || v.len() <= param.limit());
+        .retain(|(param, v)| param.over_limit() != OverLimit::Counted || v.len() <= param.limit());
     Ok(values)
 }
 

@@ -296,7 +296,7 @@ mod tests {
             let mut reader = BodyReader::new(&wanted, &head, &Room::new(&BUDGET));
             body.as_bytes().chunks(size).for_each(|chunk| reader.push(chunk));
             reader.finish();
-            match reader.values().get(&field) {
+            match reader.values().get(field.as_str()) {
                 Found::Value(value) => format!("={value}"),
                 other => format!("{other:?}"),
             }
