@@ -261,3 +261,26 @@ debian_receivers() {
     fi
     echo "$directory"
 }
+
+# Prints a directory with WordPress, PHP-FPM and MariaDB for the tests, unpacked from Debian's packages with
+# what they need and this machine lacks.
+debian_wordpress() {
+    local directory=$CARGO_TARGET_DIR/debian-wordpress
+    if ! unpack_debian_wordpress "$directory"; then
+        ((EUID == 0)) || die "WordPress cannot be downloaded. Run
+  sudo apt-get update"
+        apt_update || die "apt-get update failed"
+        unpack_debian_wordpress "$directory" || die "WordPress cannot be downloaded"
+    fi
+    echo "$directory"
+}
+
+unpack_debian_wordpress() {
+    local wanted=(wordpress wordpress-theme-twentytwentythree php-fpm php-mysql php-xml
+        mariadb-server-core mariadb-client-core) packages=()
+    # What cannot be run from a directory is left out.
+    mapfile -t packages < <(apt-get install -s --no-install-recommends "${wanted[@]}" 2>/dev/null |
+        sed -n '/apache2/!s/^Inst \([^ ]*\).*/\1/p')
+    ((${#packages[@]})) || return
+    unpack "$1" "${packages[@]}"
+}

@@ -4,27 +4,21 @@
 //! `tests/data/cases` has the requests of real servers, with their answers; its README tells how to read
 //! them. nginx with the preset stands before an application that answers as recorded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tirreno_tests::backend::{Answer, Backend};
+use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{Connection, WebSocket};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// Marks what must stay where it is: tokens, passwords, message texts, contents of files.
 const SECRET: &str = "5ecret";
-
-/// The header by which the access log tells which case a request is.
-const CASE: &str = "X-Case";
 
 fn data(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/cases").join(name);
@@ -88,8 +82,8 @@ impl Replay {
                  large_client_header_buffers 4 32k;
                  proxy_buffer_size 32k;
                  proxy_buffers 8 32k;
-                 log_format cases '$http_x_case $request_id $tirreno_event $tirreno_user $tirreno_captured';
-                 access_log %PREFIX%/cases.log cases;"
+                 {}",
+                cases::LOG
             ))
             .server(&format!(
                 "{server}
@@ -128,32 +122,6 @@ impl Replay {
         if connection.ended() {
             self.connection = None;
         }
-    }
-
-    /// Waits until everything that was captured is delivered, and returns the events by their case.
-    fn events(&self) -> BTreeMap<String, Vec<Arc<StoredEvent>>> {
-        let log = || fs::read_to_string(self.nginx.prefix().join("cases.log")).unwrap_or_default();
-        let captured = || {
-            let log = log();
-            let of_case = |line: &str| {
-                let words: Vec<_> = line.split(' ').collect();
-                (words.last() == Some(&"1")).then(|| (words[1].to_owned(), words[0].to_owned()))
-            };
-            log.lines().filter_map(of_case).collect::<HashMap<_, _>>()
-        };
-        wait_until(SOON, "the events of the access log", || {
-            let stored: Vec<_> = self.sensor.stored();
-            let have = |id: &String| stored.iter().any(|e| e.trace_id.as_ref() == Some(id));
-            captured().keys().all(have)
-        });
-        let captured = captured();
-        let mut events: BTreeMap<String, Vec<Arc<StoredEvent>>> = BTreeMap::new();
-        for event in self.sensor.stored() {
-            let id = event.trace_id.clone().unwrap_or_default();
-            let case = captured.get(&id).unwrap_or_else(|| panic!("{}", event.to_line()));
-            events.entry(case.clone()).or_default().push(event);
-        }
-        events
     }
 
     /// All bytes that may be looked at for secrets, each with its name: what the sensor received, and
@@ -463,12 +431,6 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     (Request { method, target, headers, body }, answer)
 }
 
-/// Whether that stands for an account that is not known: `unknown-` and 16 hexadecimal digits.
-fn is_alias(user: &str) -> bool {
-    let digits = user.strip_prefix("unknown-");
-    digits.is_some_and(|d| d.len() == 16 && d.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
 /// An event's type and user, in the words of the tables.
 fn told(event: &StoredEvent) -> (String, String) {
     let user = match &*event.user_name {
@@ -542,7 +504,7 @@ fn mattermost() {
         }
         replay.send(&number.to_string(), &request, answer);
     }
-    let events = replay.events();
+    let events = cases::events(&replay.nginx, &replay.sensor);
     let known = exceptions("mattermost-exceptions.tsv");
     let (mut wrong, mut right) = (String::new(), 0);
     for case in &cases {
@@ -605,7 +567,7 @@ fn play_table(name: &str, before: &[(&str, &str, Value)]) {
         let (request, answer) = exchange_of(row[0], &hidden(row[1]), exchange);
         replay.send(&(number + 1).to_string(), &request, answer);
     }
-    let events = replay.events();
+    let events = cases::events(&replay.nginx, &replay.sensor);
     let known = exceptions(&format!("{name}-exceptions.tsv"));
     let (mut wrong, mut right) = (String::new(), 0);
     for (number, row) in rows.iter().enumerate() {

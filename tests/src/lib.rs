@@ -4,6 +4,7 @@
 //!   measured server does.
 //! * [`nginx`]: starts, signals and inspects a real nginx in a directory of its own.
 //! * [`backend`]: the application behind nginx.
+//! * [`cases`]: requests with a name each, and the events that became of them.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
 //! * [`receivers`]: what takes audit records, rsyslog among it.
 //! * [`tls`]: certificates made for one test.
@@ -12,6 +13,7 @@
 //! Everything here may panic: a panic is how a test fails.
 
 pub mod backend;
+pub mod cases;
 pub mod client;
 mod http1;
 pub mod nginx;

@@ -1,0 +1,55 @@
+//! Requests with a name each, and the events that became of them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::nginx::Nginx;
+use crate::sensor::{Sensor, StoredEvent};
+use crate::wait::wait_until;
+
+/// The header in which a request carries its name.
+pub const CASE: &str = "X-Case";
+
+/// For `http {}`: the access log that [`events`] reads.
+pub const LOG: &str = "
+    log_format cases '$http_x_case $request_id $tirreno_event $tirreno_user $tirreno_captured';
+    access_log %PREFIX%/cases.log cases;";
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// Waits until everything that was captured is delivered, and returns the events by the names of their
+/// requests.
+///
+/// # Panics
+/// When an event is of no request.
+pub fn events(nginx: &Nginx, sensor: &Sensor) -> BTreeMap<String, Vec<Arc<StoredEvent>>> {
+    let captured = || {
+        let log = fs::read_to_string(nginx.prefix().join("cases.log")).unwrap_or_default();
+        let of_case = |line: &str| {
+            let words: Vec<_> = line.split(' ').collect();
+            (words.last() == Some(&"1")).then(|| (words[1].to_owned(), words[0].to_owned()))
+        };
+        log.lines().filter_map(of_case).collect::<HashMap<_, _>>()
+    };
+    wait_until(SOON, "the events of the access log", || {
+        let stored = sensor.stored();
+        let have = |id: &String| stored.iter().any(|e| e.trace_id.as_ref() == Some(id));
+        captured().keys().all(have)
+    });
+    let captured = captured();
+    let mut events: BTreeMap<String, Vec<Arc<StoredEvent>>> = BTreeMap::new();
+    for event in sensor.stored() {
+        let id = event.trace_id.clone().unwrap_or_default();
+        let case = captured.get(&id).unwrap_or_else(|| panic!("{}", event.to_line()));
+        events.entry(case.clone()).or_default().push(event);
+    }
+    events
+}
+
+/// Whether that stands for an account that is not known: `unknown-` and 16 hexadecimal digits.
+pub fn is_alias(user: &str) -> bool {
+    let digits = user.strip_prefix("unknown-");
+    digits.is_some_and(|d| d.len() == 16 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
