@@ -625,7 +625,8 @@ fn what_people_do_there() {
     let ended = admin.post(expect("ended", "none", ""), "/wp-admin/options.php", &[("option_page", "general")]);
     assert_eq!(ended.status, 302, "{}", ended.text());
 
-    let events = cases::events(&site.nginx, &site.sensor);
+    let names = expected.iter().map(|(case, ..)| *case);
+    let events = cases::events(&site.nginx, &site.sensor, names);
     let mut wrong = String::new();
     for (case, kind, user) in &expected {
         let got: Vec<_> = events

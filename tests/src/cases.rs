@@ -1,6 +1,6 @@
 //! Requests with a name each, and the events that became of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,25 @@ pub const LOG: &str = "
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Waits until everything that was captured is delivered, and returns the events by the names of their
-/// requests.
+/// Waits until the requests of these names are logged and what was captured is delivered, and returns all
+/// events by the names of their requests.
 ///
 /// # Panics
 /// When an event is of no request.
-pub fn events(nginx: &Nginx, sensor: &Sensor) -> BTreeMap<String, Vec<Arc<StoredEvent>>> {
+pub fn events<'c>(
+    nginx: &Nginx,
+    sensor: &Sensor,
+    names: impl IntoIterator<Item = &'c str>,
+) -> BTreeMap<String, Vec<Arc<StoredEvent>>> {
+    let log = || fs::read_to_string(nginx.prefix().join("cases.log")).unwrap_or_default();
+    let names: Vec<_> = names.into_iter().collect();
+    wait_until(SOON, "the requests in the access log", || {
+        let log = log();
+        let logged: HashSet<_> = log.lines().filter_map(|line| line.split(' ').next()).collect();
+        names.iter().all(|name| logged.contains(name))
+    });
     let captured = || {
-        let log = fs::read_to_string(nginx.prefix().join("cases.log")).unwrap_or_default();
+        let log = log();
         let of_case = |line: &str| {
             let words: Vec<_> = line.split(' ').collect();
             (words.last() == Some(&"1")).then(|| (words[1].to_owned(), words[0].to_owned()))
