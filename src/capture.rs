@@ -24,7 +24,7 @@ use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::page::Page;
 use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
-use tirreno_pipeline::capture::rule::{is_off, read};
+use tirreno_pipeline::capture::rule::{is_off, read, read_field};
 use tirreno_pipeline::capture::rules::Segments;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::record::{Capture, Extra, push_segment};
@@ -163,6 +163,7 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
         }
         Err(NoEvent::NoTarget) => "no_target",
         Err(NoEvent::Full) => "full",
+        Err(NoEvent::Merged) => "merged",
     };
     if let Some(captured) = request.keep(captured) {
         request.set_mark(captured);
@@ -177,6 +178,8 @@ pub(crate) enum NoEvent {
     NoTarget,
     /// The ring is full; the zone has counted it.
     Full,
+    /// It is like one of the same user a moment before: `once=`.
+    Merged,
 }
 
 /// Decides about the request, and copies what the event needs into the worker's ring.
@@ -216,6 +219,14 @@ fn push(
     captured.claimed = ngx_str_t { len: claimed.len(), data: claimed.as_ptr().cast_mut() };
     if decision.is_skipped() {
         return Err(NoEvent::Skipped(SkipReason::Anonymous));
+    }
+    let once = decision.rule().and_then(|rule| rule.once);
+    if let (Some(once), Some(zone)) = (once, main.zone) {
+        let address = request.peer();
+        let facts = (decision.kind.name(), location.realm(), user, exchange.path, address);
+        if !zone.is_first(&facts, once, request.start_ms()) {
+            return Err(NoEvent::Merged);
+        }
     }
     let is_claimed = !claimed.is_empty();
     if is_claimed {
@@ -345,8 +356,10 @@ impl<'e> Encoder<'e, '_, '_> {
             event.set_extra(Extra::Segments, &scratch.open);
             scratch.fields.clear();
             for (name, value) in &rule.fields {
-                let text = read(value, Some(rule), self.exchange).text();
-                push_segment(&mut scratch.fields, name, &text);
+                let text = read_field(name, value, rule, self.exchange).text();
+                if !text.is_empty() {
+                    push_segment(&mut scratch.fields, name, &text);
+                }
             }
             event.set_extra(Extra::Fields, &scratch.fields);
         }

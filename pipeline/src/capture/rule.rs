@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::capture::decision::Exchange;
 use crate::capture::extract::{self, BodyFormat, Field, Reads, TextError, Wanted};
@@ -15,6 +16,9 @@ use crate::event::{EventType, Param};
 
 /// The longest name of an audit record, and of a field in one.
 const MAX_NAME: usize = 100;
+
+/// The longest `once=`, in seconds.
+const MAX_ONCE: u64 = 24 * 3600;
 
 /// A place in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,6 +113,8 @@ pub struct Rule<T> {
     pub title: Option<Value<T>>,
     /// `outcome=attempt`.
     pub is_attempt: bool,
+    /// `once=`: of the same requests of one user so many are one event.
+    pub once: Option<Duration>,
     /// The path, as it is written.
     pub path: Box<str>,
     /// Where it stands.
@@ -369,7 +375,7 @@ struct KeyRow<T: 'static> {
 }
 
 impl<T: Text> Draft<T> {
-    const KEYS: [KeyRow<T>; 18] = [
+    const KEYS: [KeyRow<T>; 19] = [
         KeyRow {
             name: "status",
             repeats: false,
@@ -499,10 +505,12 @@ impl<T: Text> Draft<T> {
             repeats: true,
             set: |draft, key, _, compile| {
                 let (name, text) = named_value(key)?;
-                let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-                if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(is_plain) {
+                // A dot separates a thing from what is told of it: `user.roles`.
+                let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let is_name = |part: &str| !part.is_empty() && part.chars().all(is_plain);
+                if name.len() > MAX_NAME || !name.split('.').all(is_name) {
                     let most = format!(
-                        "NAME of at most {MAX_NAME} letters, digits, \"_\" and \".\", and a value"
+                        "NAME of at most {MAX_NAME} letters, digits, \"_\" and single dots, and a value"
                     );
                     return Err(key.must_be(most));
                 }
@@ -603,6 +611,25 @@ impl<T: Text> Draft<T> {
                 Ok(())
             },
         },
+        KeyRow {
+            name: "once",
+            repeats: false,
+            set: |draft, key, _, _| {
+                let text = key.utf8()?;
+                let (number, seconds) = match text.split_at(text.len().saturating_sub(1)) {
+                    (number, "s") => (number, 1),
+                    (number, "m") => (number, 60),
+                    (number, "h") => (number, 3600),
+                    _ => ("", 0),
+                };
+                let seconds = number.parse::<u64>().unwrap_or(0) * seconds;
+                if !(1..=MAX_ONCE).contains(&seconds) {
+                    return Err(key.must_be("a time of 1s to 24h, as \"1m\""));
+                }
+                draft.rule.once = Some(Duration::from_secs(seconds));
+                Ok(())
+            },
+        },
     ];
 
     fn new(event: Option<EventType>, path: &str, place: Place) -> Self {
@@ -625,6 +652,7 @@ impl<T: Text> Draft<T> {
                 page: None,
                 title: None,
                 is_attempt: false,
+                once: None,
                 path: path.into(),
                 place,
                 status: None,
@@ -892,5 +920,26 @@ pub fn read<'e, T: Text, X: Exchange<Text = T>>(
     rule: Option<&Rule<T>>,
     exchange: &'e X,
 ) -> Read<'e> {
+    // Where the application refuses, the fields of its answer are those of an error.
+    if value.reads_answer() && exchange.status() >= 400 {
+        return Read::Absent;
+    }
     value.get(exchange, rule.and_then(|rule| rule.body))
+}
+
+/// The field of audit records that tells the application's error.
+pub const ERROR_FIELD: &str = "err";
+
+/// What a field that a rule adds says of an exchange: an answer's, and an error's, where there is one.
+pub fn read_field<'e, T: Text, X: Exchange<Text = T>>(
+    name: &str,
+    value: &Value<T>,
+    rule: &Rule<T>,
+    exchange: &'e X,
+) -> Read<'e> {
+    match (name, exchange.status()) {
+        (ERROR_FIELD, ..400) => Read::Absent,
+        (ERROR_FIELD, _) => value.get(exchange, rule.body),
+        _ => read(value, Some(rule), exchange),
+    }
 }

@@ -21,11 +21,13 @@
 //! off by that one batch. Exactness over kills belongs to the spool.
 
 use std::cell::UnsafeCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::time::Duration;
 
 use crate::audit::format::Drops;
 use crate::capture::identity::Identity;
@@ -52,6 +54,8 @@ const LEARNED: RangeInclusive<usize> = 64..=16_384;
 const LEARNED_SHARE: usize = 16;
 /// What share of the zone holds sessions: three tenths, 25,000 of them in 16m.
 const BINDINGS_SHARE: (usize, usize) = (3, 10);
+/// How many things of rules with `once=` are remembered.
+const ONCE: usize = 2048;
 const MAGIC: u64 = u64::from_be_bytes(*b"tirreno1");
 
 /// Why an event was given up.
@@ -166,6 +170,8 @@ struct Head {
     identified: [AtomicU64; Identity::ALL.len()],
     mismatched: AtomicU64,
     unreadable_sessions: AtomicU64,
+    /// What was an event lately, of rules with `once=`: a keyed hash each.
+    once: [AtomicU64; ONCE],
     targets: [TargetCounters; MAX_TARGETS],
     couriers: [Courier; MAX_COURIERS],
 }
@@ -602,6 +608,19 @@ impl Zone {
             ])
             .map(|(name, count)| (name, count.load(Relaxed)))
             .collect()
+    }
+
+    /// Whether nothing like it was there in this span of the time, which is in milliseconds since the epoch.
+    /// Where more different things come than there is room for, one that was there may count as new.
+    pub fn is_first(&self, facts: &impl Hash, span: Duration, time_ms: i64) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (*self.secret(), facts).hash(&mut hasher);
+        let fact = hasher.finish();
+        (span, time_ms.div_euclid(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
+            .hash(&mut hasher);
+        // Nothing is there in a new zone.
+        let mark = hasher.finish().max(1);
+        self.head.once[fact as usize % ONCE].swap(mark, Relaxed) != mark
     }
 
     /// How many requests were no events, by reason.
