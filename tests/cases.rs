@@ -9,6 +9,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tirreno_tests::backend::{Answer, Backend};
@@ -16,6 +17,9 @@ use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{Connection, WebSocket};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
+use tirreno_tests::wait::wait_until;
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// Marks what must stay where it is: tokens, passwords, message texts, contents of files.
 const SECRET: &str = "5ecret";
@@ -481,7 +485,7 @@ fn mattermost() {
         preset("mattermost.conf")
     );
     let audit = "tirreno_target audit {
-        type file; path %PREFIX%/audit.log; format mattermost; interval 20ms;
+        type file; path %PREFIX%/audit.log; format mattermost cluster_id=c1; interval 20ms;
     }";
     let mut replay = Replay::start(audit, &server);
     let cases: Vec<Case> = data("mattermost.jsonl")
@@ -549,7 +553,35 @@ fn mattermost() {
         );
     }
     assert!(wrong.is_empty(), "{right} of {} cases as expected, but:{wrong}", cases.len());
+    elastics_fields(&replay);
     replay.no_secret_is_left();
+}
+
+/// The audit records fill what Elastic's integration reads, but for what has a reason.
+#[track_caller]
+fn elastics_fields(replay: &Replay) {
+    let log = replay.nginx.prefix().join("audit.log");
+    let wanted = replay.sensor.stored_count();
+    let lines = || fs::read_to_string(&log).unwrap_or_default();
+    wait_until(SOON, "the audit records", || lines().lines().count() >= wanted);
+    let records: Vec<Value> =
+        lines().lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+    let is_filled = |key: &str| {
+        let value = |record: &Value| {
+            let value = key.split('.').try_fold(record, |value, part| value.get(part));
+            value.is_some_and(|value| !value.is_null() && value != "")
+        };
+        records.iter().any(value)
+    };
+    let table = data("elastic-fields.tsv");
+    let mut wrong = String::new();
+    for row in rows(&table) {
+        let [key, field, state] = *row else { panic!("{row:?}") };
+        if is_filled(key) != (state == "filled") {
+            wrong += &format!("\n{key} ({field}): {state}");
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 /// Plays a table of actions with the exchanges beside it: `name.tsv` says what is expected of each,
