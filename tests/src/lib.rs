@@ -7,6 +7,7 @@
 //! * [`cases`]: requests with a name each, and the events that became of them.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
 //! * [`receivers`]: what takes audit records, rsyslog among it.
+//! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
 //!
@@ -21,6 +22,7 @@ pub mod ports;
 pub mod receivers;
 pub mod sensor;
 mod server;
+pub mod status;
 pub mod tls;
 mod transport;
 pub mod wait;
