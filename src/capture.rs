@@ -223,7 +223,7 @@ fn push(
     let once = decision.rule().and_then(|rule| rule.once);
     if let (Some(once), Some(zone)) = (once, main.zone) {
         let address = request.peer();
-        let facts = (decision.kind.name(), location.realm(), user, exchange.path, address);
+        let facts = (decision.kind.name(), location.realm(request), user, exchange.path, address);
         if !zone.is_first(&facts, once, request.start_ms()) {
             return Err(NoEvent::Merged);
         }

@@ -590,7 +590,8 @@ fn play_table(name: &str, before: &[(&str, &str, Value)]) {
     let server = format!("tirreno on; {}", preset(&format!("{name}.conf")));
     let mut replay = Replay::start("", &server);
     let hidden = |text: &str| text.replace("SECRET", SECRET);
-    let (table, exchanges) = (data(&format!("{name}.tsv")), data(&format!("{name}-exchanges.jsonl")));
+    let (table, exchanges) =
+        (data(&format!("{name}.tsv")), data(&format!("{name}-exchanges.jsonl")));
     for (number, (method, target, exchange)) in before.iter().enumerate() {
         let (request, answer) = exchange_of(method, target, exchange);
         replay.send(&format!("before-{number}"), &request, answer);
@@ -612,7 +613,11 @@ fn play_table(name: &str, before: &[(&str, &str, Value)]) {
         let got: Vec<_> = events.get(&number).into_iter().flatten().map(|e| told(e)).collect();
         let said = match &*got {
             [] => "none".to_owned(),
-            got => got.iter().map(|(kind, user)| format!("{kind} {user}")).collect::<Vec<_>>().join(", "),
+            got => got
+                .iter()
+                .map(|(kind, user)| format!("{kind} {user}"))
+                .collect::<Vec<_>>()
+                .join(", "),
         };
         let [_, _, _, _, expected, user] = **row else { panic!("{row:?}") };
         let kind = expected.split([' ', ';']).next().unwrap_or_default();
@@ -632,7 +637,10 @@ fn play_table(name: &str, before: &[(&str, &str, Value)]) {
             Some(known) if *known == said => right += 1,
             None if as_expected => right += 1,
             _ => {
-                wrong += &format!("\n{number}\t{}\texpected {expected}, {user}\tgot {said}", row[..4].join("\t"));
+                wrong += &format!(
+                    "\n{number}\t{}\texpected {expected}, {user}\tgot {said}",
+                    row[..4].join("\t")
+                );
             }
         }
     }

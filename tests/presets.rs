@@ -81,8 +81,10 @@ impl Site {
     /// adds to the rest.
     fn start(app: &'static App, server: &str, more: impl FnOnce(Builder) -> Builder) -> Self {
         let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
-        let builder =
-            Nginx::builder().sensor(&sensor.url()).var("BACKEND", &backend.address()).http(&format!(
+        let builder = Nginx::builder()
+            .sensor(&sensor.url())
+            .var("BACKEND", &backend.address())
+            .http(&format!(
                 "tirreno_target {{
                      url %SENSOR%; api_key test-key; interval 20ms; spool %PREFIX%/spool;
                      login_fail_delay 0; repeat off;

@@ -32,8 +32,19 @@ const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded")
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 /// The extensions of PHP that WordPress needs, in the order in which they can be loaded.
-const EXTENSIONS: [&str; 11] =
-    ["ctype", "tokenizer", "iconv", "dom", "xml", "fileinfo", "exif", "gd", "mysqlnd", "mysqli", "opcache"];
+const EXTENSIONS: [&str; 11] = [
+    "ctype",
+    "tokenizer",
+    "iconv",
+    "dom",
+    "xml",
+    "fileinfo",
+    "exif",
+    "gd",
+    "mysqlnd",
+    "mysqli",
+    "opcache",
+];
 
 const PLUGIN: &str = "<?php\n/* Plugin Name: Nothing */\n";
 
@@ -249,7 +260,8 @@ impl Site {
     fn start(unpacked: &Path) -> Self {
         let wordpress = WordPress::start(unpacked);
         let sensor = Sensor::start(SensorOptions::default());
-        let preset = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf/presets/wordpress.conf");
+        let preset =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf/presets/wordpress.conf");
         let nginx = Nginx::builder()
             .sensor(&sensor.url())
             .var("ROOT", &wordpress.path("www"))
@@ -361,7 +373,8 @@ impl Browser<'_> {
     #[track_caller]
     fn link(&mut self, page: &str, has: &str) -> String {
         let text = self.get("-", page).text().replace("&#038;", "&").replace("&amp;", "&");
-        let links = text.split(['"', '\'']).filter(|part| part.contains(has) && part.contains("_wpnonce"));
+        let links =
+            text.split(['"', '\'']).filter(|part| part.contains(has) && part.contains("_wpnonce"));
         let link = links.last().unwrap_or_else(|| panic!("no {has} on {page}")).to_owned();
         let path = link.split_once(HOST).map_or(link.clone(), |(_, path)| path.to_owned());
         if path.starts_with('/') { path } else { format!("/wp-admin/{path}") }
@@ -372,7 +385,14 @@ impl Browser<'_> {
     }
 
     #[track_caller]
-    fn rest(&mut self, case: &str, method: &str, target: &str, more: &[(&str, &str)], json: &str) -> Response {
+    fn rest(
+        &mut self,
+        case: &str,
+        method: &str,
+        target: &str,
+        more: &[(&str, &str)],
+        json: &str,
+    ) -> Response {
         let nonce = self.rest_nonce();
         let mut headers = vec![("X-WP-Nonce", &*nonce), JSON];
         headers.extend_from_slice(more);
@@ -406,7 +426,11 @@ fn what_people_do_there() {
         ],
     );
     assert!(installed.text().contains("wp-login.php"), "{}", installed.text());
-    for (name, value) in [("permalink_structure", "/%postname%/"), ("users_can_register", "1"), ("rewrite_rules", "")] {
+    for (name, value) in [
+        ("permalink_structure", "/%postname%/"),
+        ("users_can_register", "1"),
+        ("rewrite_rules", ""),
+    ] {
         site.wordpress.sql(&format!(
             "UPDATE wp_options SET option_value = '{value}' WHERE option_name = '{name}'"
         ));
@@ -425,7 +449,11 @@ fn what_people_do_there() {
     admin.sign_in(expect("login", "account_login", "admin"), "admin", PASSWORD);
     nobody.sign_in(expect("wrong", "account_login_fail", "admin"), "admin", "5ecret");
     let wrong = [("log", "admin"), ("pwd", "5ecret")];
-    nobody.post(expect("wrong-action", "account_login_fail", "admin"), "/wp-login.php?action=foo", &wrong);
+    nobody.post(
+        expect("wrong-action", "account_login_fail", "admin"),
+        "/wp-login.php?action=foo",
+        &wrong,
+    );
     nobody.post(
         expect("wrong-body-action", "account_login_fail", "admin"),
         "/wp-login.php?action=lostpassword",
@@ -436,7 +464,12 @@ fn what_people_do_there() {
     nobody.post(
         expect("small-window", "account_login", "admin"),
         "/wp-login.php",
-        &[("log", "admin@example.com"), ("pwd", PASSWORD), ("interim-login", "1"), ("testcookie", "1")],
+        &[
+            ("log", "admin@example.com"),
+            ("pwd", PASSWORD),
+            ("interim-login", "1"),
+            ("testcookie", "1"),
+        ],
     );
     let mut nobody = site.browser();
     let lost = nobody.post(
@@ -462,8 +495,20 @@ fn what_people_do_there() {
     assert_eq!(created.status, 201, "{}", created.text());
     let created: serde_json::Value = serde_json::from_slice(&created.body).expect("JSON");
     let id = created["id"].as_u64().expect("an id");
-    admin.rest(expect("rest-edit", "page_edit", "admin"), "PUT", &format!("/wp-json/wp/v2/posts/{id}"), &[], r#"{"title": "x"}"#);
-    admin.rest(expect("rest-route", "page_edit", "admin"), "POST", &format!("/?rest_route=/wp/v2/posts/{id}"), &[], r#"{"title": "x"}"#);
+    admin.rest(
+        expect("rest-edit", "page_edit", "admin"),
+        "PUT",
+        &format!("/wp-json/wp/v2/posts/{id}"),
+        &[],
+        r#"{"title": "x"}"#,
+    );
+    admin.rest(
+        expect("rest-route", "page_edit", "admin"),
+        "POST",
+        &format!("/?rest_route=/wp/v2/posts/{id}"),
+        &[],
+        r#"{"title": "x"}"#,
+    );
     let user = admin.rest(
         expect("rest-user", "account_edit", "admin"),
         "POST",
@@ -472,7 +517,13 @@ fn what_people_do_there() {
         r#"{"username": "bob", "email": "bob@example.com", "password": "5ecret-correct-horse", "roles": ["author"]}"#,
     );
     assert_eq!(user.status, 201, "{}", user.text());
-    admin.rest(expect("rest-password", "account_password_change", "admin"), "POST", "/wp-json/wp/v2/users/me", &[], &format!(r#"{{"password": "{PASSWORD}"}}"#));
+    admin.rest(
+        expect("rest-password", "account_password_change", "admin"),
+        "POST",
+        "/wp-json/wp/v2/users/me",
+        &[],
+        &format!(r#"{{"password": "{PASSWORD}"}}"#),
+    );
     // A new password ends the session.
     admin.sign_in(expect("login-again", "account_login", "admin"), "admin", PASSWORD);
     let application = admin.rest(
@@ -488,36 +539,79 @@ fn what_people_do_there() {
     let basic = format!("Basic {}", STANDARD.encode(format!("admin:{password}")));
     let mut app = site.browser();
     let text = br#"{"title": "5ecret"}"#;
-    let made = app.request(expect("app-create", "page_edit", "admin"), "POST", "/wp-json/wp/v2/posts", &[("Authorization", &basic), JSON], text);
+    let made = app.request(
+        expect("app-create", "page_edit", "admin"),
+        "POST",
+        "/wp-json/wp/v2/posts",
+        &[("Authorization", &basic), JSON],
+        text,
+    );
     assert_eq!(made.status, 201, "{}", made.text());
     let wrong_basic = format!("Basic {}", STANDARD.encode("admin:5ecret"));
-    app.request(expect("app-wrong", "account_login_fail", "admin"), "POST", "/wp-json/wp/v2/posts", &[("Authorization", &wrong_basic), JSON], text);
+    app.request(
+        expect("app-wrong", "account_login_fail", "admin"),
+        "POST",
+        "/wp-json/wp/v2/posts",
+        &[("Authorization", &wrong_basic), JSON],
+        text,
+    );
     app.request(expect("rest-nobody", "none", ""), "POST", "/wp-json/wp/v2/posts", &[JSON], text);
     admin.get(expect("rest-read", "none", ""), "/wp-json/wp/v2/posts");
-    admin.rest(expect("rest-delete", "page_delete", "admin"), "POST", &format!("/wp-json/wp/v2/posts/{id}"), &[("X-HTTP-Method-Override", "DELETE")], "{}");
+    admin.rest(
+        expect("rest-delete", "page_delete", "admin"),
+        "POST",
+        &format!("/wp-json/wp/v2/posts/{id}"),
+        &[("X-HTTP-Method-Override", "DELETE")],
+        "{}",
+    );
 
     // The administration.
     let nonce = admin.hidden("/wp-admin/user-new.php", "_wpnonce_create-user");
     admin.post(
         expect("new-user", "account_edit", "admin"),
         "/wp-admin/user-new.php",
-        &[("action", "createuser"), ("_wpnonce_create-user", &nonce), ("user_login", "dave"), ("email", "dave@example.com"), ("pass1", PASSWORD), ("pass2", PASSWORD), ("role", "subscriber")],
+        &[
+            ("action", "createuser"),
+            ("_wpnonce_create-user", &nonce),
+            ("user_login", "dave"),
+            ("email", "dave@example.com"),
+            ("pass1", PASSWORD),
+            ("pass2", PASSWORD),
+            ("role", "subscriber"),
+        ],
     );
     let dave = site.wordpress.sql("SELECT ID FROM wp_users WHERE user_login = 'dave'");
     let nonce = admin.hidden("/wp-admin/users.php", "_wpnonce");
-    let roles = format!("/wp-admin/users.php?action=-1&new_role=contributor&users%5B%5D={dave}&_wpnonce={nonce}&changeit=Change");
+    let roles = format!(
+        "/wp-admin/users.php?action=-1&new_role=contributor&users%5B%5D={dave}&_wpnonce={nonce}&changeit=Change"
+    );
     assert_eq!(admin.get(expect("roles", "account_edit", "admin"), &roles).status, 302);
     let nonce = admin.hidden(&format!("/wp-admin/user-edit.php?user_id={dave}"), "_wpnonce");
     admin.post(
         expect("edit-user", "account_edit", "admin"),
         &format!("/wp-admin/user-edit.php?user_id={dave}"),
-        &[("action", "update"), ("_wpnonce", &nonce), ("user_id", &dave), ("email", "dave@example.com"), ("nickname", "dave"), ("role", "contributor"), ("checkuser_id", "1")],
+        &[
+            ("action", "update"),
+            ("_wpnonce", &nonce),
+            ("user_id", &dave),
+            ("email", "dave@example.com"),
+            ("nickname", "dave"),
+            ("role", "contributor"),
+            ("checkuser_id", "1"),
+        ],
     );
     let nonce = admin.hidden("/wp-admin/profile.php", "_wpnonce");
     admin.post(
         expect("profile", "account_edit", "admin"),
         "/wp-admin/profile.php",
-        &[("action", "update"), ("_wpnonce", &nonce), ("user_id", "1"), ("email", "admin@example.com"), ("nickname", "admin"), ("checkuser_id", "1")],
+        &[
+            ("action", "update"),
+            ("_wpnonce", &nonce),
+            ("user_id", "1"),
+            ("email", "admin@example.com"),
+            ("nickname", "admin"),
+            ("checkuser_id", "1"),
+        ],
     );
     let activate = admin.link("/wp-admin/plugins.php", "action=activate&plugin=nothing.php");
     admin.get(expect("plugin-on", "page_edit", "admin"), &activate);
@@ -528,101 +622,235 @@ fn what_people_do_there() {
     admin.post(
         expect("options", "page_edit", "admin"),
         "/wp-admin/options.php",
-        &[("option_page", "general"), ("action", "update"), ("_wpnonce", &nonce), ("blogname", "Blog"), ("blogdescription", "x"), ("users_can_register", "1"), ("default_role", "subscriber"), ("siteurl", "x"), ("home", "x"), ("admin_email", "admin@example.com"), ("new_admin_email", "admin@example.com")],
+        &[
+            ("option_page", "general"),
+            ("action", "update"),
+            ("_wpnonce", &nonce),
+            ("blogname", "Blog"),
+            ("blogdescription", "x"),
+            ("users_can_register", "1"),
+            ("default_role", "subscriber"),
+            ("siteurl", "x"),
+            ("home", "x"),
+            ("admin_email", "admin@example.com"),
+            ("new_admin_email", "admin@example.com"),
+        ],
     );
     let nonce = admin.hidden("/wp-admin/options-permalink.php", "_wpnonce");
-    admin.post(expect("permalinks", "page_edit", "admin"), "/wp-admin/options-permalink.php", &[("_wpnonce", &nonce), ("selection", "/%postname%/"), ("permalink_structure", "/%postname%/"), ("submit", "x")]);
+    admin.post(
+        expect("permalinks", "page_edit", "admin"),
+        "/wp-admin/options-permalink.php",
+        &[
+            ("_wpnonce", &nonce),
+            ("selection", "/%postname%/"),
+            ("permalink_structure", "/%postname%/"),
+            ("submit", "x"),
+        ],
+    );
     let nonce = admin.hidden("/wp-admin/edit-tags.php?taxonomy=category", "_wpnonce_add-tag");
     admin.post(
         expect("category", "page_edit", "admin"),
         "/wp-admin/admin-ajax.php",
-        &[("action", "add-tag"), ("_wpnonce_add-tag", &nonce), ("taxonomy", "category"), ("tag-name", "news"), ("screen", "edit-category"), ("post_type", "post")],
+        &[
+            ("action", "add-tag"),
+            ("_wpnonce_add-tag", &nonce),
+            ("taxonomy", "category"),
+            ("tag-name", "news"),
+            ("screen", "edit-category"),
+            ("post_type", "post"),
+        ],
     );
 
     // Content.
-    let post = site.wordpress.sql("SELECT ID FROM wp_posts WHERE post_type = 'post' AND post_status = 'publish' LIMIT 1");
+    let post = site.wordpress.sql(
+        "SELECT ID FROM wp_posts WHERE post_type = 'post' AND post_status = 'publish' LIMIT 1",
+    );
     let trash = admin.link("/wp-admin/edit.php", &format!("post={post}&action=trash"));
     assert_eq!(admin.get(expect("trash", "page_delete", "admin"), &trash).status, 302);
-    let untrash = admin.link("/wp-admin/edit.php?post_status=trash&post_type=post", &format!("post={post}&action=untrash"));
+    let untrash = admin.link(
+        "/wp-admin/edit.php?post_status=trash&post_type=post",
+        &format!("post={post}&action=untrash"),
+    );
     admin.get(expect("untrash", "page_edit", "admin"), &untrash);
     let nonce = admin.hidden("/wp-admin/edit.php", "_wpnonce");
     admin.get(
         expect("bulk-trash", "page_delete", "admin"),
-        &format!("/wp-admin/edit.php?_wpnonce={nonce}&action=trash&post%5B%5D={post}&post_type=post"),
+        &format!(
+            "/wp-admin/edit.php?_wpnonce={nonce}&action=trash&post%5B%5D={post}&post_type=post"
+        ),
     );
-    let delete = admin.link("/wp-admin/edit.php?post_status=trash&post_type=post", &format!("post={post}&action=delete"));
+    let delete = admin.link(
+        "/wp-admin/edit.php?post_status=trash&post_type=post",
+        &format!("post={post}&action=delete"),
+    );
     admin.get(expect("delete", "page_delete", "admin"), &delete);
     admin.get(expect("posts-read", "none", ""), "/wp-admin/edit.php");
-    let page = site.wordpress.sql("SELECT ID FROM wp_posts WHERE post_type = 'page' AND post_status = 'publish' LIMIT 1");
+    let page = site.wordpress.sql(
+        "SELECT ID FROM wp_posts WHERE post_type = 'page' AND post_status = 'publish' LIMIT 1",
+    );
     let inline = admin.hidden("/wp-admin/edit.php?post_type=page", "_inline_edit");
     admin.post(
         expect("quick-edit", "page_edit", "admin"),
         "/wp-admin/admin-ajax.php",
-        &[("action", "inline-save"), ("post_ID", &page), ("_inline_edit", &inline), ("post_type", "page"), ("post_title", "5ecret"), ("post_name", "x"), ("post_view", "list"), ("screen", "edit-page"), ("_status", "publish"), ("comment_status", "open")],
+        &[
+            ("action", "inline-save"),
+            ("post_ID", &page),
+            ("_inline_edit", &inline),
+            ("post_type", "page"),
+            ("post_title", "5ecret"),
+            ("post_name", "x"),
+            ("post_view", "list"),
+            ("screen", "edit-page"),
+            ("_status", "publish"),
+            ("comment_status", "open"),
+        ],
     );
-    admin.post(expect("heartbeat", "none", ""), "/wp-admin/admin-ajax.php", &[("action", "heartbeat"), ("interval", "60"), ("screen_id", "front")]);
+    admin.post(
+        expect("heartbeat", "none", ""),
+        "/wp-admin/admin-ajax.php",
+        &[("action", "heartbeat"), ("interval", "60"), ("screen_id", "front")],
+    );
     let nonce = admin.get("-", "/wp-admin/media-new.php").text();
-    let nonce = nonce.split_once("\"_wpnonce\":\"").and_then(|(_, rest)| rest.split('"').next()).expect("a nonce").to_owned();
-    let part = |name: &str, value: &str| format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let nonce = nonce
+        .split_once("\"_wpnonce\":\"")
+        .and_then(|(_, rest)| rest.split('"').next())
+        .expect("a nonce")
+        .to_owned();
+    let part = |name: &str, value: &str| {
+        format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+    };
     let upload = [
         part("_wpnonce", &nonce),
         part("short", "1"),
         "--b\r\nContent-Disposition: form-data; name=\"async-upload\"; filename=\"a.txt\"\r\nContent-Type: text/plain\r\n\r\n5ecret\r\n--b--\r\n".to_owned(),
     ]
     .concat();
-    let uploaded = admin.request(expect("upload", "page_edit", "admin"), "POST", "/wp-admin/async-upload.php", &[("Content-Type", "multipart/form-data; boundary=b")], upload.as_bytes());
+    let uploaded = admin.request(
+        expect("upload", "page_edit", "admin"),
+        "POST",
+        "/wp-admin/async-upload.php",
+        &[("Content-Type", "multipart/form-data; boundary=b")],
+        upload.as_bytes(),
+    );
     assert!(uploaded.text().trim().parse::<u32>().is_ok(), "{}", uploaded.text());
-    let export = admin.get(expect("export", "page_view", "admin"), "/wp-admin/export.php?download=true&content=all");
+    let export = admin.get(
+        expect("export", "page_view", "admin"),
+        "/wp-admin/export.php?download=true&content=all",
+    );
     assert!(export.text().contains("<rss"), "{}", export.text());
 
     // Comments.
-    let comment = [("comment", "5ecret"), ("author", "x"), ("email", "x@example.com"), ("url", ""), ("comment_post_ID", &*page), ("comment_parent", "0")];
+    let comment = [
+        ("comment", "5ecret"),
+        ("author", "x"),
+        ("email", "x@example.com"),
+        ("url", ""),
+        ("comment_post_ID", &*page),
+        ("comment_parent", "0"),
+    ];
     site.wordpress.sql("UPDATE wp_posts SET comment_status = 'open'");
     let mut visitor = site.browser();
     visitor.cookies.insert("wordpress_logged_in_x".into(), "admin%7C1%7Cx%7Cx".into());
-    assert_eq!(visitor.post(expect("comment-visitor", "page_edit", "N/A"), "/wp-comments-post.php", &comment).status, 302);
-    let comment = [("comment", "another 5ecret"), ("comment_post_ID", &*page), ("comment_parent", "0")];
+    assert_eq!(
+        visitor
+            .post(expect("comment-visitor", "page_edit", "N/A"), "/wp-comments-post.php", &comment)
+            .status,
+        302
+    );
+    let comment =
+        [("comment", "another 5ecret"), ("comment_post_ID", &*page), ("comment_parent", "0")];
     admin.post(expect("comment", "page_edit", "admin"), "/wp-comments-post.php", &comment);
     let approve = admin.link("/wp-admin/edit-comments.php", "action=trashcomment");
     admin.get(expect("comment-trash", "page_delete", "admin"), &approve);
 
     // The old interface.
     let call = |method: &str, password: &str| {
-        format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params><param><value><string>admin</string></value></param><param><value><string>{password}</string></value></param></params></methodCall>")
+        format!(
+            "<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params><param><value><string>admin</string></value></param><param><value><string>{password}</string></value></param></params></methodCall>"
+        )
     };
     let xml = ("Content-Type", "text/xml");
-    nobody.request(expect("xmlrpc-wrong", "account_login_fail", "*"), "POST", "//xmlrpc.php", &[xml], call("wp.getUsersBlogs", "5ecret").as_bytes());
+    nobody.request(
+        expect("xmlrpc-wrong", "account_login_fail", "*"),
+        "POST",
+        "//xmlrpc.php",
+        &[xml],
+        call("wp.getUsersBlogs", "5ecret").as_bytes(),
+    );
     let one = "<value><struct><member><name>methodName</name><value><string>wp.getUsersBlogs</string></value></member><member><name>params</name><value><array><data><value><array><data><value><string>admin</string></value><value><string>5ecret</string></value></data></array></value></data></array></value></member></struct></value>";
-    let multi = format!("<?xml version=\"1.0\"?><methodCall><methodName>system.multicall</methodName><params><param><value><array><data>{}</data></array></value></param></params></methodCall>", one.repeat(20));
-    nobody.request(expect("xmlrpc-multicall", "account_login_fail", "*"), "POST", "/xmlrpc.php", &[xml], multi.as_bytes());
+    let multi = format!(
+        "<?xml version=\"1.0\"?><methodCall><methodName>system.multicall</methodName><params><param><value><array><data>{}</data></array></value></param></params></methodCall>",
+        one.repeat(20)
+    );
+    nobody.request(
+        expect("xmlrpc-multicall", "account_login_fail", "*"),
+        "POST",
+        "/xmlrpc.php",
+        &[xml],
+        multi.as_bytes(),
+    );
 
     // Somebody who may do little.
     let mut dave = site.browser();
     dave.sign_in(expect("login-dave", "account_login", "dave"), "dave", PASSWORD);
-    let refused = dave.rest(expect("refused", "page_error", "dave"), "POST", "/wp-json/wp/v2/settings", &[], r#"{"title": "x"}"#);
+    let refused = dave.rest(
+        expect("refused", "page_error", "dave"),
+        "POST",
+        "/wp-json/wp/v2/settings",
+        &[],
+        r#"{"title": "x"}"#,
+    );
     assert_eq!(refused.status, 403, "{}", refused.text());
     // With another's cookie in front of his own.
     dave.cookies.insert("wordpress_logged_in_0".into(), "admin%7C1%7Cx%7Cx".into());
-    dave.rest(expect("forged", "page_error", "dave"), "POST", "/wp-json/wp/v2/settings", &[], r#"{"title": "x"}"#);
+    dave.rest(
+        expect("forged", "page_error", "dave"),
+        "POST",
+        "/wp-json/wp/v2/settings",
+        &[],
+        r#"{"title": "x"}"#,
+    );
     dave.cookies.remove("wordpress_logged_in_0");
 
     // The end.
     let id = site.wordpress.sql("SELECT ID FROM wp_users WHERE user_login = 'eve'");
     let confirm = admin.link("/wp-admin/users.php", &format!("action=delete&user={id}"));
     let nonce = admin.hidden(&confirm, "_wpnonce");
-    admin.post(expect("delete-user", "account_edit", "admin"), "/wp-admin/users.php", &[("action", "dodelete"), ("_wpnonce", &nonce), ("users[]", &id), ("delete_option", "delete")]);
+    admin.post(
+        expect("delete-user", "account_edit", "admin"),
+        "/wp-admin/users.php",
+        &[
+            ("action", "dodelete"),
+            ("_wpnonce", &nonce),
+            ("users[]", &id),
+            ("delete_option", "delete"),
+        ],
+    );
     admin.get(expect("cron", "none", ""), "/wp-cron.php?doing_wp_cron=1");
     let nonce = admin.hidden("/wp-admin/profile.php", "_wpnonce");
     admin.post(
         expect("own-password", "account_password_change", "admin"),
         "/wp-admin/profile.php",
-        &[("action", "update"), ("_wpnonce", &nonce), ("user_id", "1"), ("email", "admin@example.com"), ("nickname", "admin"), ("checkuser_id", "1"), ("pass1", PASSWORD), ("pass2", PASSWORD)],
+        &[
+            ("action", "update"),
+            ("_wpnonce", &nonce),
+            ("user_id", "1"),
+            ("email", "admin@example.com"),
+            ("nickname", "admin"),
+            ("checkuser_id", "1"),
+            ("pass1", PASSWORD),
+            ("pass2", PASSWORD),
+        ],
     );
     let old = admin.cookies.clone();
     let logout = admin.link("/wp-admin/index.php", "action=logout");
     admin.get(expect("logout", "account_logout", "admin"), &logout);
     admin.cookies = old;
-    let ended = admin.post(expect("ended", "none", ""), "/wp-admin/options.php", &[("option_page", "general")]);
+    let ended = admin.post(
+        expect("ended", "none", ""),
+        "/wp-admin/options.php",
+        &[("option_page", "general")],
+    );
     assert_eq!(ended.status, 302, "{}", ended.text());
 
     let names = expected.iter().map(|(case, ..)| *case);
