@@ -300,6 +300,7 @@ fn a_good_login_withdraws_the_failed_one_before_it() {
         let mut capture = Capture::new(wall_ms());
         (capture.kind, capture.ip) = (kind, Some(IpAddr::from(ip)));
         capture.status = if kind == EventType::AccountLogin { 200 } else { 401 };
+        capture.is_first_step = kind == EventType::AccountLoginFail;
         capture.trace = format!("{:032x}", bench.next).into_bytes().try_into().unwrap();
         capture.set(Param::Url, url.as_bytes()).unwrap();
         capture.set_extra(Extra::Account, &account);
