@@ -649,7 +649,8 @@ mod tests {
             let config = PolicyConfig {
                 label: "t".into(),
                 accept_200: false,
-                rate: None,
+                // Fast enough that no test waits.
+                rate: Some(1e6),
                 timeout: Duration::from_secs(5),
             };
             let now = Instant::now();

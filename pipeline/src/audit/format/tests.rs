@@ -300,7 +300,7 @@ fn mattermost_has_its_keys_in_order() {
         nobody.written(&self::formatter("mattermost", &[])),
         "{\"timestamp\":\"2021-12-04 23:19:32.051 Z\",\"event\":\"page_view\",\
          \"status\":\"success\",\"user_id\":\"\",\"session_id\":\"\",\"ip_address\":\"\",\
-         \"identity\":\"none\"}"
+         \"identity\":\"none\",\"client\":\"\"}"
     );
     assert_eq!(
         dropped(&formatter),
