@@ -307,7 +307,7 @@ fn mattermost_has_its_keys_in_order() {
         "{\"timestamp\":\"2021-12-04 23:20:33.051 Z\",\"event\":\"audit_records_dropped\",\
          \"status\":\"fail\",\"user_id\":\"\",\"session_id\":\"\",\"ip_address\":\"\",\
          \"dropped\":12,\"dropped_first\":\"2021-12-04T23:19:32.051Z\",\
-         \"dropped_last\":\"2021-12-04T23:20:33.051Z\",\"cluster_id\":\"c1\"}"
+         \"dropped_last\":\"2021-12-04T23:20:33.051Z\",\"cluster_id\":\"c1\",\"client\":\"\"}"
     );
 }
 
