@@ -32,14 +32,14 @@ const SERVER: &str = r#"
     tirreno_event account_login POST /login status=header:Token user=answer:id bind=answer:id;
     tirreno_event account_login_fail POST /login status=4xx user=body:login_id body=json;
     tirreno_event account_logout POST /logout session=required;
-    tirreno_event off GET /users/me bind=$upstream_http_etag~^[0-9.]+\.([a-z-]+)\.[0-9]+$
+    tirreno_event off GET /users/me 'bind=$upstream_http_etag~^[0-9.]+\.([a-z-]+)\.[0-9]+$'
         session=required:200,304;
     tirreno_event page_edit POST /posts bind=answer:user_id session=required:201;
     tirreno_event page_view GET /open anonymous=on;
-    tirreno_event page_view * /action/{*rest} session=required;
+    tirreno_event page_view * '/action/{*rest}' session=required;
     location / { proxy_pass http://%BACKEND%; }
     location /mine/ {
-        tirreno_event page_view * /mine/{*rest} session=required;
+        tirreno_event page_view * '/mine/{*rest}' session=required;
         auth_basic off;
         deny all;
     }"#;
@@ -53,7 +53,7 @@ static TOKENS: AtomicU64 = AtomicU64::new(0);
 fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let cookie = request.header("Cookie").unwrap_or_default();
-    let cookies = cookie.split("; ").filter_map(|pair| pair.split_once('='));
+    let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
     let cookie = cookies.into_iter().find(|(name, _)| *name == "MMAUTHTOKEN");
     let authorization = request.header("Authorization").unwrap_or_default();
     let bearer = || {
@@ -117,11 +117,15 @@ struct Seen {
     user: String,
     identity: String,
     claimed: String,
+    captured: String,
 }
 
 impl Seen {
     fn is(&self, event: &str, user: &str, identity: &str) -> bool {
-        self.event == event && self.user == user && self.identity == identity
+        self.event == event
+            && self.user == user
+            && self.identity == identity
+            && self.captured == "1"
     }
 }
 
@@ -140,10 +144,10 @@ impl Site {
         let sensor = Sensor::start(SensorOptions::default());
         let backend = Backend::answering(move |request| application(&own, request));
         let http = "
-            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|';
+            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
             access_log %PREFIX%/seen.log seen;
             tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; }
-            tirreno_target audit { type json; path %PREFIX%/audit.json; interval 20ms; }
+            tirreno_target audit { type file; path %PREFIX%/audit.json; interval 20ms; }
             proxy_set_header Accept-Encoding '';
             server { listen 127.0.0.1:%PORT9%; location = /status { access_log off; tirreno_status; } }";
         let builder = Nginx::builder().sensor(&sensor.url()).var("BACKEND", &backend.address());
@@ -208,7 +212,7 @@ impl Site {
 fn seen(line: &str) -> Seen {
     let mut parts = line.split('|').map(|part| part.trim_start_matches('-').to_owned());
     let mut next = || parts.next().unwrap_or_default();
-    Seen { event: next(), user: next(), identity: next(), claimed: next() }
+    Seen { event: next(), user: next(), identity: next(), claimed: next(), captured: next() }
 }
 
 fn cookie(token: &str) -> String {
@@ -301,7 +305,7 @@ fn a_session_that_is_nobodys_yet_is_its_own_user_until_an_answer_tells() {
     assert!(seen.is("page_view", "bob-id", "session"), "{seen:?}");
     // Accepted without a token that can be read.
     let seen = site.send("GET", "/action/1", &[("X-Other", "token")], "");
-    assert_eq!(seen.event, "", "the application has refused it: {seen:?}");
+    assert_eq!(seen.captured, "anonymous", "the application has refused it: {seen:?}");
 }
 
 #[test]

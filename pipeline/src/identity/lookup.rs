@@ -96,7 +96,6 @@ pub fn parse_format(text: &str) -> Result<Regex, String> {
 
 /// A question.
 struct Question {
-    which: usize,
     key: TokenKey,
     realm: Box<[u8]>,
     token: Zeroizing<Vec<u8>>,
@@ -192,7 +191,7 @@ impl Lookups {
         }
         let etag = self.known.get(&key).map(|(known, _)| known.clone());
         let token = Zeroizing::new(token.to_vec());
-        let question = Question { which, key, realm: realm.into(), token, address, etag };
+        let question = Question { key, realm: realm.into(), token, address, etag };
         match queue.try_send(question) {
             Ok(()) => Asked::Waiting,
             Err(_) => {
