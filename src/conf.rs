@@ -35,9 +35,6 @@ pub(crate) mod rule;
 pub(crate) mod target;
 pub(crate) mod value;
 
-/// The default of `tirreno_zone`.
-const ZONE_SIZE: usize = 16 << 20;
-
 /// What the `http` block holds.
 pub(crate) struct MainConf {
     /// The cycle that it belongs to.
@@ -117,9 +114,9 @@ impl MainConf {
         self.binds || !self.lookups.is_empty()
     }
 
-    /// Size of the shared memory in bytes.
-    pub(crate) fn zone_size(&self) -> usize {
-        self.zone_size.unwrap_or(ZONE_SIZE)
+    /// Size of the shared memory in bytes, if it was set.
+    pub(crate) fn zone_size(&self) -> Option<usize> {
+        self.zone_size
     }
 }
 

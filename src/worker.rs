@@ -1,23 +1,31 @@
-//! What one worker process owns: its end of the ring, the threads, and the timer through which the
-//! threads' messages reach the error log.
+//! What one worker process owns: its end of the ring, the threads, and the way on which the threads'
+//! messages reach the error log.
+//!
+//! Nothing wakes an idle worker. A thread that leaves a message writes to a descriptor that the event
+//! loop watches; that descriptor's connection counts as idle, so that nginx itself calls its handler
+//! when the worker is to exit. A timer runs only while there is something to do by the clock.
 
 use core::ffi::c_void;
 use core::{mem, ptr};
 use std::cell::RefCell;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::panic;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nginx_sys::{
-    NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_PROCESS_SINGLE,
-    NGX_PROCESS_WORKER, ngx_add_timer, ngx_connection_t, ngx_cycle_t, ngx_event_t, ngx_exiting,
-    ngx_log_t, ngx_msec_t, ngx_process, ngx_terminate,
+    NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_OK, NGX_PROCESS_SINGLE,
+    NGX_PROCESS_WORKER, ngx_add_timer, ngx_close_connection, ngx_connection_t, ngx_cycle_t,
+    ngx_event_actions, ngx_event_t, ngx_exiting, ngx_free_connection, ngx_get_connection,
+    ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process, ngx_terminate,
 };
 use ngx::log::ngx_cycle_log;
 use ngx::ngx_log_error;
-use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
+use tirreno_pipeline::delivery::deliverer::{self, Deliverer, Setup};
 use tirreno_pipeline::identity::keeper::Keeper;
-use tirreno_pipeline::log_queue::{Level, LogQueue, Once, Reader, log_queue};
+use tirreno_pipeline::log_queue::{
+    Level, LogQueue, Once, Reader, log_queue, quieten, waking_log_queue,
+};
 use tirreno_pipeline::record::{Capture, TRACE_LEN};
 use tirreno_pipeline::shm::ring::{Producer, PushError};
 use tirreno_pipeline::shm::zone::SkipReason;
@@ -26,18 +34,29 @@ use crate::capture::NoEvent;
 use crate::conf::MainConf;
 use crate::{guarded, lookup};
 
-/// How often messages are logged and nginx's will to exit is noticed, in milliseconds.
+/// How long a line about requests that were refused waits for more of them, in milliseconds; and how
+/// often messages are looked for where the event loop cannot watch for them.
 const TICK: ngx_msec_t = 250;
 /// How often it is said that clients claim to be somebody else.
 const MISMATCH_NOTE: Duration = Duration::from_secs(60);
+/// How long a line waits that is said at most once a minute, in milliseconds.
+const LATER: ngx_msec_t = 1000;
+/// The pause before a thread that could not be started is tried again, in milliseconds.
+const RESTART: ngx_msec_t = 1000;
 /// What is left after SIGTERM: the master kills its workers after about 3 s.
 const TERM_LIMIT: Duration = Duration::from_secs(1);
+/// nginx's `NGX_READ_EVENT` on Linux, which is a macro.
+const READ_EVENT: ngx_int_t = (libc::EPOLLIN | libc::EPOLLRDHUP) as ngx_int_t;
 
 /// What this process owns; only the event loop touches it.
 struct Worker {
     producer: Producer,
-    deliverer: Deliverer,
+    setup: Setup,
+    /// None while its thread cannot be started: others collect what this process captures.
+    deliverer: Option<Deliverer>,
     messages: Reader,
+    /// The connection through which messages wake the event loop.
+    waker: Option<ptr::NonNull<ngx_connection_t>>,
     trace: TraceIds,
     /// Requests refused since it was last said.
     invalid: u64,
@@ -68,21 +87,20 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         return;
     }
     make_system_calls_cheap();
-    let (log, messages) = log_queue();
+    let (log, messages, descriptor) = match waking_log_queue() {
+        Ok((log, messages, descriptor)) => (log, messages, Some(descriptor)),
+        Err(_) => {
+            let (log, messages) = log_queue();
+            (log, messages, None)
+        }
+    };
     hook_panics(&log);
     let keeper = main.state_file.as_ref().and_then(|file| {
         let keeper = Keeper::start(zone, file.clone(), log.clone());
         keeper.map_err(|error| thread_failed(cycle.log, &error)).ok()
     });
-    let setup = Setup { zone, targets: targets.clone(), log, connect: None, own_files: true };
-    let deliverer = match Deliverer::start(setup) {
-        Ok(deliverer) => deliverer,
-        Err(error) => {
-            let log = cycle.log;
-            ngx_log_error!(NGX_LOG_ERR, log, "tirreno: a thread cannot be started: {error}");
-            return;
-        }
-    };
+    let own_files = Some(descriptor);
+    let setup = Setup { zone, targets: targets.clone(), log, connect: None, own_files };
     // SAFETY: zeros are what nginx itself starts from for events and connections.
     let (mut timer, mut connection) = unsafe {
         (Box::new(mem::zeroed::<ngx_event_t>()), Box::new(mem::zeroed::<ngx_connection_t>()))
@@ -92,12 +110,12 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     timer.log = cycle.log;
     timer.data = ptr::from_mut(connection.as_mut()).cast::<c_void>();
     timer.set_cancelable(1);
-    // SAFETY: the event is zeroed and lives in a box until the process exits.
-    unsafe { ngx_add_timer(timer.as_mut(), TICK) };
-    let worker = Worker {
+    let mut worker = Worker {
         producer: Producer::new(zone, std::process::id()),
-        deliverer,
+        setup,
+        deliverer: None,
         messages,
+        waker: descriptor.and_then(|descriptor| watch(descriptor, cycle.log)),
         trace: TraceIds::new(),
         invalid: 0,
         mismatches: [0; 2],
@@ -106,8 +124,33 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         timer,
         _connection: connection,
     };
+    worker.start_thread(cycle.log);
+    worker.set_timer();
     WORKER.set(Some(worker));
     lookup::start(cycle, main);
+}
+
+/// Has the event loop watch the descriptor. Nothing where there is no connection left.
+fn watch(descriptor: RawFd, log: *mut ngx_log_t) -> Option<ptr::NonNull<ngx_connection_t>> {
+    // SAFETY: called in the event loop of a process whose connections are set up; nginx returns a
+    // connection whose events are valid, or null.
+    unsafe {
+        let connection = ptr::NonNull::new(ngx_get_connection(descriptor, log))?;
+        let c = connection.as_ptr();
+        (*c).log = log;
+        // nginx calls the handler of an idle connection when the worker is to exit.
+        (*c).set_idle(1);
+        let read = (*c).read;
+        (*read).handler = Some(on_message);
+        (*read).log = log;
+        (*(*c).write).log = log;
+        let add = ngx_event_actions.add;
+        if add.is_some_and(|add| add(read, READ_EVENT, 0) == NGX_OK as ngx_int_t) {
+            return Some(connection);
+        }
+        ngx_free_connection(c);
+        None
+    }
 }
 
 /// In a process with threads, glibc before 2.41 makes the caller of a blocking system call cancellable
@@ -136,14 +179,23 @@ pub(crate) fn stop(cycle: &ngx_cycle_t) {
         // SAFETY: the timer is set.
         unsafe { nginx_sys::ngx_del_timer(worker.timer.as_mut()) };
     }
-    // SAFETY: nginx's own flag, read in its event loop.
-    let terminating = unsafe { ngx_terminate } != 0;
     worker.log_messages(cycle.log);
     if let Some(keeper) = worker.keeper.take() {
         keeper.finish();
     }
-    worker.deliverer.finish(terminating.then_some(TERM_LIMIT));
+    match worker.deliverer.take() {
+        Some(deliverer) => deliverer.finish(|| {
+            // SAFETY: nginx's own flag, which its signal handler sets in this thread.
+            let is_terminated = unsafe { ptr::addr_of!(ngx_terminate).read_volatile() } != 0;
+            is_terminated.then_some(TERM_LIMIT)
+        }),
+        None => deliverer::give_up(&worker.setup),
+    }
     log_all(&worker.messages, cycle.log);
+    if let Some(waker) = worker.waker.take() {
+        // SAFETY: nginx's own, which nobody else closes.
+        unsafe { ngx_close_connection(waker.as_ptr()) };
+    }
 }
 
 /// Puts a record into this worker's ring.
@@ -158,7 +210,10 @@ pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
 
 /// A request was refused; it is said with the next messages.
 pub(crate) fn note_invalid() {
-    with_worker(|worker| worker.invalid += 1);
+    with_worker(|worker| {
+        worker.invalid += 1;
+        worker.set_timer();
+    });
 }
 
 /// Why a request's user is not the one whom the client names.
@@ -172,7 +227,10 @@ pub(crate) enum Mismatch {
 
 /// A request's user is not the one whom the client names; it is said at most once a minute.
 pub(crate) fn note_mismatch(mismatch: Mismatch) {
-    with_worker(|worker| worker.mismatches[mismatch as usize] += 1);
+    with_worker(|worker| {
+        worker.mismatches[mismatch as usize] += 1;
+        worker.set_timer();
+    });
 }
 
 pub(crate) fn thread_failed(log: *mut ngx_log_t, error: &std::io::Error) {
@@ -193,22 +251,69 @@ fn with_worker<T>(f: impl FnOnce(&mut Worker) -> T) -> Option<T> {
     WORKER.with_borrow_mut(|worker| worker.as_mut().map(f))
 }
 
-unsafe extern "C" fn on_timer(event: *mut ngx_event_t) {
+unsafe extern "C" fn on_timer(_event: *mut ngx_event_t) {
     guarded((), || {
-        let log = ngx_cycle_log().as_ptr();
         with_worker(|worker| {
-            worker.log_messages(log);
-            // SAFETY: nginx's own flag, read in its event loop.
-            if unsafe { ngx_exiting } != 0 {
-                worker.deliverer.exiting();
-            }
+            worker.look();
+            worker.start_thread(ngx_cycle_log().as_ptr());
+            worker.set_timer();
         });
     });
-    // SAFETY: nginx passes the event that was set, which is this worker's.
-    unsafe { ngx_add_timer(event, TICK) };
+}
+
+/// A message was left, or the worker is to exit.
+unsafe extern "C" fn on_message(event: *mut ngx_event_t) {
+    guarded((), || {
+        // SAFETY: nginx passes the event of the connection that `watch` made, whose descriptor is open.
+        quieten(unsafe { BorrowedFd::borrow_raw((*(*event).data.cast::<ngx_connection_t>()).fd) });
+        with_worker(Worker::look);
+    });
 }
 
 impl Worker {
+    /// Logs messages, and notices nginx's will to exit.
+    fn look(&mut self) {
+        self.log_messages(ngx_cycle_log().as_ptr());
+        // SAFETY: nginx's own flag, read in its event loop.
+        if unsafe { ngx_exiting } != 0
+            && let Some(deliverer) = &self.deliverer
+        {
+            deliverer.exiting();
+        }
+    }
+
+    /// Starts the thread, if it does not run yet.
+    fn start_thread(&mut self, log: *mut ngx_log_t) {
+        if self.deliverer.is_some() {
+            return;
+        }
+        match Deliverer::start(self.setup.clone()) {
+            Ok(deliverer) => self.deliverer = Some(deliverer),
+            Err(error) => {
+                ngx_log_error!(
+                    NGX_LOG_ERR,
+                    log,
+                    "tirreno: a thread cannot be started: {error}; events are captured, another \
+                     worker delivers them; trying again"
+                );
+            }
+        }
+    }
+
+    /// Sets the timer, if something is to be done by the clock.
+    fn set_timer(&mut self) {
+        let pause = match &self.deliverer {
+            None => RESTART,
+            Some(_) if self.waker.is_none() || self.invalid > 0 => TICK,
+            Some(_) if self.mismatches != [0; 2] => LATER,
+            Some(_) => return,
+        };
+        if self.timer.timer_set() == 0 {
+            // SAFETY: the event is zeroed and lives in a box until the process exits.
+            unsafe { ngx_add_timer(self.timer.as_mut(), pause) };
+        }
+    }
+
     fn log_messages(&mut self, log: *mut ngx_log_t) {
         let invalid = mem::take(&mut self.invalid);
         if invalid > 0 {

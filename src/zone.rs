@@ -24,17 +24,27 @@ use crate::conf::MainConf;
 use crate::permissions::{User, access, check_directory_of, check_file};
 use crate::{TirrenoModule, guarded};
 
+/// The default of `tirreno_zone`, and its steps: a few workers more do not make it another size, so that
+/// it is kept over a reload.
+const SIZE: usize = 16 << 20;
+
+/// The default size for so many workers: four segments for each.
+fn default_size(workers: usize) -> usize {
+    Zone::min_size(2 * workers).next_multiple_of(SIZE)
+}
+
 /// Asks nginx for the zone; it is there when [`init`] has run.
 pub(crate) fn request(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
+    main.cycle = cf.cycle;
+    let size = main.zone_size().unwrap_or_else(|| default_size(worker_processes(main)));
     let mut name = ngx_string!("tirreno");
     let tag = ptr::from_ref(TirrenoModule::module()).cast_mut().cast();
     // SAFETY: the context is valid, the name is static.
-    let zone = unsafe { ngx_shared_memory_add(cf, &mut name, main.zone_size(), tag) };
+    let zone = unsafe { ngx_shared_memory_add(cf, &mut name, size, tag) };
     // SAFETY: nginx returns a zone that lives as long as the cycle, or null.
     let zone = unsafe { zone.as_mut() }.ok_or(Status::NGX_ERROR)?;
     zone.init = Some(init);
     zone.data = ptr::from_mut(main).cast();
-    main.cycle = cf.cycle;
     Ok(())
 }
 
@@ -66,14 +76,15 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
                  \"{size}k\" in {place}"
             ),
             None => format!(
-                "{workers} worker processes need more shared memory, add \"tirreno_zone {size}k;\""
+                "{workers} worker processes need more shared memory, write \"worker_processes\" \
+                 before \"http\", or add \"tirreno_zone {size}k;\""
             ),
         });
     }
     let zone = match old {
         Some(zone) => zone,
         // SAFETY: nginx has set up the slab pool at the start of a new zone. Its one allocation
-        // takes all pages, which the kernel has zeroed, and is never freed.
+        // takes all pages and is never freed.
         None => unsafe {
             let pool = shm.shm.addr.cast::<ngx_slab_pool_t>();
             let len = (*pool).pfree * ngx_pagesize;
@@ -95,10 +106,17 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     }
     check_files(main)?;
     warn_of_consoles(main);
+    let mut slots = 0;
+    for target in &main.targets {
+        slots |= zone.known_slot(&target.name).map_or(0, |slot| 1 << slot);
+    }
     for target in &mut main.targets {
-        target.slot = zone.target_slot(&target.name).map_err(|_| {
-            "too many targets were configured since nginx started: restart it".to_owned()
+        target.slot = zone.target_slot(&target.name, slots).map_err(|_| {
+            "too many targets are in use by workers of former configurations, which still have \
+             connections: reload again when they are gone, or restart nginx"
+                .to_owned()
         })?;
+        slots |= 1 << target.slot;
     }
     main.running = Some(main.targets.as_slice().into());
     main.zone = Some(zone);
@@ -146,6 +164,7 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
     static ANNOUNCED: Mutex<BTreeMap<(PathBuf, u64), File>> = Mutex::new(BTreeMap::new());
     // SAFETY: nginx sets it before it reads the configuration.
     let (Some(zone), 0) = (main.zone, unsafe { ngx_test_config }) else { return };
+    zone.configure(main.targets.iter().fold(0, |targets, target| targets | 1 << target.slot));
     let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
     let mut before = mem::take(&mut *announced);
     for target in &main.targets {

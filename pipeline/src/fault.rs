@@ -24,6 +24,8 @@ pub enum Fault {
     InputOutput,
     /// The server speaks TLS where it was spoken to without.
     HttpToTls,
+    /// A disk does not take what is written.
+    Stalled,
 }
 
 impl Fault {
@@ -47,6 +49,7 @@ impl Fault {
             Self::TooLong => (15, 0),
             Self::InputOutput => (16, 0),
             Self::HttpToTls => (17, 0),
+            Self::Stalled => (18, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -72,6 +75,7 @@ impl Fault {
             15 => Self::TooLong,
             16 => Self::InputOutput,
             17 => Self::HttpToTls,
+            18 => Self::Stalled,
             _ => return None,
         })
     }
@@ -99,6 +103,7 @@ impl fmt::Display for Fault {
             Self::HttpToTls => {
                 f.write_str("the server speaks TLS on this port, write \"https://\" in \"url\"")
             }
+            Self::Stalled => f.write_str("no answer from the disk"),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Threads must not call nginx, so they leave their messages here, and the event loop logs them. A
 //! message consists of fixed words, numbers and names from the configuration: it is safe to log.
 
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub struct Message {
 pub struct LogQueue {
     messages: Sender<Message>,
     lost: Arc<AtomicU64>,
+    /// Wakes the event loop.
+    waker: Option<RawFd>,
 }
 
 /// The event loop's end.
@@ -45,11 +48,32 @@ pub struct Reader {
     lost: Arc<AtomicU64>,
 }
 
-/// A new journal.
+/// A new queue, whose reader looks when it wants to.
 pub fn log_queue() -> (LogQueue, Reader) {
     let (sender, receiver) = bounded(CAPACITY);
     let lost = Arc::new(AtomicU64::new(0));
-    (LogQueue { messages: sender, lost: lost.clone() }, Reader { messages: receiver, lost })
+    let queue = LogQueue { messages: sender, lost: lost.clone(), waker: None };
+    (queue, Reader { messages: receiver, lost })
+}
+
+/// A new queue, and the descriptor that can be read from when a message was left. It stays open for as
+/// long as the process lives, in each of its threads' tables of open files.
+///
+/// # Errors
+/// The system has no descriptor left.
+pub fn waking_log_queue() -> std::io::Result<(LogQueue, Reader, RawFd)> {
+    use rustix::event::{EventfdFlags, eventfd};
+    let waker: OwnedFd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let waker = waker.into_raw_fd();
+    let (mut queue, reader) = log_queue();
+    queue.waker = Some(waker);
+    Ok((queue, reader, waker))
+}
+
+/// Makes the descriptor of [`waking_log_queue`] quiet until the next message.
+pub fn quieten(waker: BorrowedFd<'_>) {
+    // Nothing to read is fine, too.
+    let _ = rustix::io::read(waker, &mut [0; 8]);
 }
 
 impl LogQueue {
@@ -57,6 +81,12 @@ impl LogQueue {
     pub fn log(&self, level: Level, text: impl Into<String>) {
         if self.messages.try_send(Message { level, text: text.into() }).is_err() {
             self.lost.fetch_add(1, Relaxed);
+        }
+        if let Some(waker) = self.waker {
+            // SAFETY: it is never closed while the process lives.
+            let waker = unsafe { BorrowedFd::borrow_raw(waker) };
+            // It cannot be full, and a reader that is late reads all.
+            let _ = rustix::io::write(waker, &1_u64.to_ne_bytes());
         }
     }
 }

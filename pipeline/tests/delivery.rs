@@ -66,7 +66,7 @@ struct Bench {
 impl Bench {
     fn new(connections: usize, script: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Self {
         let zone = anonymous(4 << 20).unwrap();
-        let slot = zone.target_slot("t").unwrap();
+        let slot = zone.target_slot("t", 0).unwrap();
         let server = Arc::new(Server::default());
         let script: Arc<Script> = Arc::new(script);
         let connect: Arc<Connect> = {
@@ -105,7 +105,7 @@ impl Bench {
             targets: vec![target].into(),
             log,
             connect: Some(connect),
-            own_files: false,
+            own_files: None,
         };
         Self { zone, server, setup, log: messages }
     }
@@ -187,7 +187,7 @@ fn each_users_order_over_connections() {
     }
     assert_eq!(last.values().map(|(_, c)| c).collect::<std::collections::HashSet<_>>().len(), 4);
     bench.adds_up();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_refused_event_holds_up_its_own_user_only() {
     assert!(place("49") < place("/bad"), "others were held up");
     drop(accepted);
     bench.adds_up();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_panic_costs_one_event() {
     assert_eq!((t.dropped[DropReason::Internal as usize], t.pending), (1, 0));
     bench.adds_up();
     assert!(bench.log.drain().any(|m| m.text.contains("failed and starts again")));
-    deliverer.finish(None);
+    deliverer.finish(|| None);
 }
 
 #[test]
@@ -244,10 +244,10 @@ fn one_of_two_delivers_and_the_other_takes_over() {
     assert_eq!(bench.server.connections.load(SeqCst), 1, "two deliverers");
     // Whichever delivers makes room for the other, which will stay.
     first.exiting();
-    first.finish(None);
+    first.finish(|| None);
     push(&mut worker, "u", "/2");
     wait("two delivered", || bench.delivered() == 2);
-    second.finish(None);
+    second.finish(|| None);
     bench.adds_up();
 }
 
@@ -262,8 +262,8 @@ fn one_that_is_about_to_exit_makes_room() {
     let mut worker = bench.worker();
     push(&mut worker, "u", "/1");
     wait("one delivered", || bench.delivered() == 1);
-    new.finish(None);
-    old.finish(None);
+    new.finish(|| None);
+    old.finish(|| None);
 }
 
 #[test]
@@ -277,7 +277,7 @@ fn one_that_is_about_to_exit_goes_on_where_nobody_else_is() {
         push(&mut worker, "u", &i.to_string());
         wait("delivered", || bench.delivered() == i + 1);
     }
-    only.finish(None);
+    only.finish(|| None);
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn what_cannot_be_delivered_in_time_is_counted_and_said() {
     let mut worker = bench.worker();
     (0..30).for_each(|i| push(&mut worker, "u", &i.to_string()));
     let stopped = Instant::now();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
     assert!(stopped.elapsed() < Duration::from_secs(5));
     let t = bench.zone.totals(0);
     assert_eq!((t.dropped[DropReason::Shutdown as usize], t.pending), (30, 0));
@@ -301,7 +301,7 @@ fn the_last_records_are_delivered_when_the_process_exits() {
     let deliverer = bench.start();
     let mut worker = bench.worker();
     (0..500).for_each(|i| push(&mut worker, "u", &i.to_string()));
-    deliverer.finish(None);
+    deliverer.finish(|| None);
     assert_eq!(bench.delivered(), 500);
 }
 
@@ -318,7 +318,7 @@ fn a_spool_keeps_what_a_stopping_process_could_not_deliver() {
     let mut worker = down.worker();
     (0..300).for_each(|i| push(&mut worker, &format!("u{}", i % 5), &i.to_string()));
     wait("spooled", || down.zone.totals(0).stored.pending == 300);
-    deliverer.finish(None);
+    deliverer.finish(|| None);
     let t = down.zone.totals(0);
     assert_eq!((t.captured, t.pending, t.all_dropped()), (300, 300, 0), "{t:?}");
 
@@ -335,7 +335,7 @@ fn a_spool_keeps_what_a_stopping_process_could_not_deliver() {
     let t = up.zone.totals(0);
     assert_eq!((t.captured, t.delivered, t.pending), (400, 400, 0));
     up.adds_up();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
 }
 
 #[test]
@@ -353,10 +353,10 @@ fn one_process_sends_from_a_spool() {
     // The one that did not send takes over.
     let [a, b] = deliverers;
     let (first, second, rest) = if sent[0] > 0 { (a, b, &benches[1]) } else { (b, a, &benches[0]) };
-    first.finish(None);
+    first.finish(|| None);
     push(&mut rest.worker(), "u", "200");
     wait("one more", || numbers(rest).len() == 1);
-    second.finish(None);
+    second.finish(|| None);
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn a_spool_that_cannot_be_used_is_done_without_until_it_can() {
     assert_eq!(bench.delivered(), 100);
     assert!(numbers(&bench).is_sorted());
     bench.adds_up();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
 }
 
 #[test]
@@ -392,7 +392,7 @@ fn a_refused_event_is_kept_in_the_spool_with_its_reason() {
     (0..20).for_each(|i| push(&mut worker, "u", &i.to_string()));
     wait("settled", || bench.delivered() == 19 && bench.zone.totals(0).rejected == 1);
     bench.adds_up();
-    deliverer.finish(None);
+    deliverer.finish(|| None);
     let config = bench.setup.targets[0].spool.clone().unwrap();
     let file = Database::file(&config, "t", "http://localhost/sensor/");
     let reasons = Database::open(&config, &file, 0).unwrap().rejected_by_reason().unwrap();

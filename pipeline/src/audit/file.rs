@@ -15,7 +15,6 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
@@ -23,7 +22,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::config::FileConfig;
-use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
+use crate::delivery::thread::{NICE_SENDING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 
 /// Mode of a new file: the records are about people.
@@ -50,36 +49,45 @@ pub struct RotatedFile {
     file: Option<File>,
     /// The time in the last backup's name.
     rotated: Option<DateTime<Utc>>,
-    tidy: Sender<()>,
+    /// To the thread for the backups, once that runs.
+    tidy: Option<Sender<()>>,
     label: String,
     log: LogQueue,
     said: Once,
 }
 
 impl RotatedFile {
-    /// The file, not opened yet, and the thread for its backups.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
-    pub fn start(config: &FileConfig, label: &str, log: &LogQueue) -> io::Result<Self> {
-        let (tidy, orders) = bounded(1);
-        let backups = Backups::new(config);
-        let (label, log) = (label.to_owned(), log.clone());
-        let thread = thread::Builder::new().name("tirreno-file".into());
-        thread.spawn({
-            let (label, log) = (label.clone(), log.clone());
-            move || backups.tend(&orders, &label, &log)
-        })?;
-        Ok(Self {
+    /// The file, not opened yet.
+    pub fn new(config: &FileConfig, label: &str, log: &LogQueue) -> Self {
+        Self {
             config: config.clone(),
             lock: lock_path(&config.path),
             file: None,
             rotated: None,
-            tidy,
-            label,
-            log,
+            tidy: None,
+            label: label.to_owned(),
+            log: log.clone(),
             said: Once::every(REPEAT),
-        })
+        }
+    }
+
+    /// Starts the thread that tidies up backups, if it does not run. Where it cannot be started, that
+    /// is tried again after the next rotation.
+    pub fn start_tidying(&mut self) {
+        if self.tidy.is_some() {
+            return;
+        }
+        let (tidy, orders) = bounded(1);
+        let backups = Backups::new(&self.config);
+        let (label, log) = (self.label.clone(), self.log.clone());
+        match spawn("tirreno-file", NICE_SENDING, move || backups.tend(&orders, &label, &log)) {
+            Ok(_) => self.tidy = Some(tidy),
+            Err(error) => {
+                let label = &self.label;
+                let text = format!("{label}: no thread can be started that tidies up: {error}");
+                self.log.log(Level::Error, text);
+            }
+        }
     }
 
     /// Appends whole lines, which end with a newline: all of them, or on an error none.
@@ -183,7 +191,10 @@ impl RotatedFile {
             self.log.log(Level::Error, text);
         }
         // A thread that has not come to the last order yet will see this file too.
-        let _ = self.tidy.try_send(());
+        match &self.tidy {
+            Some(tidy) => drop(tidy.try_send(())),
+            None => self.start_tidying(),
+        }
         renamed.map(|()| backup)
     }
 }
@@ -282,7 +293,6 @@ impl Backups {
 
     /// Tidies up now, at each order, and once in a while, until nobody can order any more.
     fn tend(&self, orders: &Receiver<()>, label: &str, log: &LogQueue) {
-        lower_priority(NICE_SENDING);
         let mut said = Once::every(REPEAT);
         loop {
             if let Err((path, error)) = self.tidy(SystemTime::now().into())
@@ -390,7 +400,7 @@ mod tests {
         }
 
         fn open(&self) -> RotatedFile {
-            RotatedFile::start(&self.config, "t", &log_queue().0).unwrap()
+            RotatedFile::new(&self.config, "t", &log_queue().0)
         }
 
         fn content(&self) -> String {
@@ -429,7 +439,7 @@ mod tests {
             let bench = Bench::new();
             fs::write(&bench.config.path, before).unwrap();
             let (log, lines) = log_queue();
-            let mut file = RotatedFile::start(&bench.config, "t", &log).unwrap();
+            let mut file = RotatedFile::new(&bench.config, "t", &log);
             file.append(b"b\n").unwrap();
             file.append(b"c\n").unwrap();
             assert_eq!(bench.content(), "b\nc\n");

@@ -1,35 +1,32 @@
 //! A target that takes a stream of formatted records: a file, nginx's output, a server.
 //!
-//! A file is written by the collector, before the records' segments are freed: a deliverer that is
-//! killed loses nothing, and the next one at most repeats a batch. While the file cannot be written,
-//! events wait in the queue.
+//! The ring keeps what goes into a file until it is written: a process that is killed loses nothing, and
+//! the next one at most repeats a batch.
 //!
-//! Everything else has a thread, the `Sender`, that sends what is in the queue. What it has sent stays
-//! there until the receiver's system confirmed it and the connection outlived that a little: it is sent
-//! again when the connection breaks before.
+//! What is sent elsewhere stays in the inbox until the receiver's system confirmed it and the connection
+//! outlived that a little: it is sent again when the connection breaks before.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use crate::audit::file::RotatedFile;
-use crate::audit::format::{Drops, Formatter};
+use crate::audit::format::Formatter;
 use crate::audit::socket::Socket;
 use crate::audit::syslog::Header;
 use crate::config::{AuditConfig, Sink, TargetConfig, Transport};
-use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
-use crate::delivery::queue::{Entry, Queue};
-use crate::log_queue::{Level, LogQueue, Once};
+use crate::delivery::backoff::Backoff;
+use crate::delivery::health::Health;
+use crate::delivery::inbox::{Inbox, Outcome};
+use crate::delivery::queue::Entry;
+use crate::delivery::target::{Running, Target};
+use crate::log_queue::LogQueue;
 use crate::privacy::Privacy;
 use crate::record::Record;
-use crate::shm::zone::{DropReason, Fault, Ledger, State, Zone};
+use crate::shm::zone::{Fault, Ledger, State, Zone};
 
-/// First pause after an attempt that failed, how it grows, and the longest.
-const BACKOFF: Duration = Duration::from_millis(100);
-const BACKOFF_GROWTH: f64 = 1.5;
+/// The longest pause after attempts that failed.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// The longest for a file: trying costs nothing.
 const BACKOFF_MAX_FILE: Duration = Duration::from_secs(1);
@@ -38,14 +35,8 @@ const CHUNK: usize = 64;
 /// A connection outlives a confirmed entry by so much, or that is sent again: the receiver's system
 /// may have confirmed what the receiver never read.
 const OUTLIVES: Duration = Duration::from_millis(500);
-/// How often confirmations are looked for …
+/// How often confirmations are looked for.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
-/// … and whether a connection that has nothing to do is still there.
-const IDLE: Duration = Duration::from_millis(250);
-/// The pause after a failure of a sender's thread.
-const RESTART: Duration = Duration::from_secs(1);
-/// The same thing is said once in this time.
-const REPEAT: Duration = Duration::from_secs(60);
 
 /// Writes entries as the target wants them.
 #[derive(Clone)]
@@ -126,160 +117,42 @@ impl Writer {
     }
 }
 
-/// When the next attempt is due, after some that failed.
-struct Backoff {
-    until: Option<Instant>,
-    length: Duration,
-    most: Duration,
-}
-
-impl Backoff {
-    fn new(most: Duration) -> Self {
-        Self { until: None, length: BACKOFF, most }
-    }
-
-    fn failed(&mut self, now: Instant) {
-        // Not all that lost a server come back at once.
-        let jitter = 0.75 + 0.5 * fastrand::f64();
-        self.until = Some(now + self.length.mul_f64(jitter).min(self.most));
-        self.length = self.length.mul_f64(BACKOFF_GROWTH).min(self.most);
-    }
-
-    fn succeeded(&mut self) {
-        *self = Self::new(self.most);
-    }
-
-    fn is_longest(&self) -> bool {
-        self.length == self.most
-    }
-
-    fn left(&self, now: Instant) -> Duration {
-        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
-    }
-}
-
-/// What the collector and the sender's thread share.
-struct Shared {
-    state: Mutex<Waiting>,
-    changed: Condvar,
-    ledger: Ledger,
-    slot: usize,
-    label: String,
-    log: LogQueue,
-}
-
-struct Waiting {
-    queue: Queue,
-    /// When the target gives up, once it stops.
-    deadline: Option<Instant>,
-    /// What is left is counted as dropped.
-    closed: bool,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, Waiting> {
-        // The state is valid after each statement, also where a thread panicked.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for something to do, at most `limit`.
-    fn wait(&self, limit: Duration) {
-        let state = self.state();
-        if !state.closed {
-            let _ = self.changed.wait_timeout(state, limit);
+/// The target, with its inbox.
+pub fn new(
+    config: &TargetConfig,
+    audit: &AuditConfig,
+    counters: (Zone, Ledger),
+    log: &LogQueue,
+) -> Running {
+    let place = match &audit.sink {
+        Sink::File(file) => file.path.display().to_string(),
+        Sink::Console(_) => "console".into(),
+        Sink::Syslog(syslog) => syslog.server.address.to_string(),
+        Sink::Tcp(server) => server.address.to_string(),
+    };
+    let label = format!("target \"{}\" {place}", config.name);
+    let writer = Writer::new(&config.privacy, audit);
+    let is_file = matches!(audit.sink, Sink::File(_));
+    let inbox = Inbox::new(config, label.clone(), (is_file, true), counters, log);
+    inbox.ledger().show(config.slot, State::Ok, None);
+    let inbox = Arc::new(inbox);
+    match &audit.sink {
+        Sink::File(file) => {
+            let target = FileTarget {
+                file: RotatedFile::new(file, &label, log),
+                writer,
+                backoff: Backoff::new(BACKOFF_MAX_FILE),
+                health: Health::default(),
+                lines: Vec::new(),
+            };
+            Running::new(target, inbox, "tirreno-audit")
         }
-    }
-
-    fn goes_on(&self) -> bool {
-        let state = self.state();
-        !state.closed && state.deadline.is_none_or(|deadline| Instant::now() < deadline)
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.state().deadline.is_some()
-    }
-
-    /// The first `count` entries that were taken are done with.
-    fn settle(&self, count: usize, count_events: impl Fn(&Ledger, usize, u32)) {
-        let mut state = self.state();
-        if !state.closed {
-            let events = state.queue.settle(count);
-            count_events(&self.ledger, self.slot, events);
-        }
-    }
-
-    /// Queues a record of what was dropped, if there is room for events again.
-    fn report_drops(&self, queue: &mut Queue) {
-        if queue.has_room()
-            && let Some(drops) = self.ledger.take_unreported(self.slot)
-        {
-            queue.report(drops);
-        }
-    }
-
-    fn log(&self, level: Level, text: &str) {
-        self.log.log(level, format!("{}: {text}", self.label));
+        sink => Running::new(Sender::new(sink.clone(), writer), inbox, "tirreno-stream"),
     }
 }
 
-/// Says and shows how it goes.
-struct Health {
-    in_trouble: bool,
-    said: Option<(Fault, Once)>,
-}
-
-impl Health {
-    fn new() -> Self {
-        Self { in_trouble: false, said: None }
-    }
-
-    fn failed(&mut self, shared: &Shared, fault: Fault, now: Instant) {
-        self.in_trouble = true;
-        shared.ledger.show(shared.slot, State::Retrying, Some(fault));
-        shared.ledger.retry(shared.slot);
-        self.say(shared, fault, "events are kept in memory while it lasts", now);
-    }
-
-    fn rejected(&mut self, shared: &Shared, fault: Fault, now: Instant) {
-        shared.ledger.show(shared.slot, State::Ok, Some(fault));
-        self.say(shared, fault, "this event is set aside", now);
-    }
-
-    fn say(&mut self, shared: &Shared, fault: Fault, note: &str, now: Instant) {
-        if self.said.is_none_or(|(before, _)| before != fault) {
-            self.said = Some((fault, Once::every(REPEAT)));
-        }
-        if self.said.as_mut().is_some_and(|(_, once)| once.may(now)) {
-            shared.log(Level::Error, &format!("{fault}; {note}"));
-        }
-    }
-
-    fn succeeded(&mut self, shared: &Shared) {
-        if mem::take(&mut self.in_trouble) {
-            self.said = None;
-            shared.ledger.show(shared.slot, State::Ok, None);
-            shared.log(Level::Notice, "it works again");
-        }
-    }
-}
-
-/// The collector's side of a stream target.
-pub struct Stream {
-    config: TargetConfig,
-    shared: Arc<Shared>,
-    outlet: Outlet,
-    zone: Zone,
-    reported: [u64; DropReason::ALL.len()],
-}
-
-enum Outlet {
-    /// Written by the collector.
-    File(Box<FileOutlet>),
-    /// Written by a thread.
-    Thread(Option<JoinHandle<()>>),
-}
-
-struct FileOutlet {
+/// A file: a batch is appended as a whole or not at all, and the ring keeps it until it is.
+struct FileTarget {
     file: RotatedFile,
     writer: Writer,
     backoff: Backoff,
@@ -287,230 +160,55 @@ struct FileOutlet {
     lines: Vec<u8>,
 }
 
-impl FileOutlet {
-    /// Appends what `fill` writes, as a whole or not at all.
-    fn append(&mut self, shared: &Shared, fill: impl FnOnce(&Writer, &mut Vec<u8>)) -> bool {
-        self.lines.clear();
-        fill(&self.writer, &mut self.lines);
-        match self.file.append(&self.lines) {
-            Ok(()) => {
+impl FileTarget {
+    /// Appends what is due; returns how long there is nothing to do.
+    fn step(&mut self, inbox: &Inbox) -> Option<Duration> {
+        loop {
+            let pause = self.backoff.left(Instant::now());
+            match inbox.due_in() {
+                None => return None,
+                Some(due) if !due.is_zero() || !pause.is_zero() => return Some(due.max(pause)),
+                Some(_) => {}
+            }
+            let entries = inbox.take(usize::MAX);
+            if entries.is_empty() {
+                return None;
+            }
+            self.lines.clear();
+            entries.iter().for_each(|entry| self.writer.entry(entry, &mut self.lines));
+            match self.file.append(&self.lines) {
+                Ok(()) => {
+                    inbox.settle(entries.len(), Outcome::Delivered);
+                    self.backoff.succeeded();
+                    self.health.succeeded(inbox);
+                }
+                Err(error) => {
+                    inbox.put_back();
+                    let now = Instant::now();
+                    // Another process that writes is no trouble, unless it does not end.
+                    if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
+                        self.health.failed(inbox, error.into(), now);
+                    }
+                    self.backoff.failed(now);
+                }
+            }
+        }
+    }
+}
+
+impl Target for FileTarget {
+    fn run(&mut self, inbox: &Arc<Inbox>) {
+        inbox.put_back();
+        self.file.start_tidying();
+        let mut was_stopping = false;
+        while !inbox.is_closed() {
+            // A process that stops has one more attempt at once.
+            if !mem::replace(&mut was_stopping, inbox.is_stopping()) && was_stopping {
                 self.backoff.succeeded();
-                self.health.succeeded(shared);
-                true
             }
-            Err(error) => {
-                let now = Instant::now();
-                // Another process that writes is no trouble, unless it does not end.
-                if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
-                    self.health.failed(shared, error.into(), now);
-                }
-                self.backoff.failed(now);
-                false
-            }
+            let pause = self.step(inbox);
+            inbox.wait(pause);
         }
-    }
-}
-
-impl Stream {
-    /// Starts the target. `reported` are the drops that were logged before.
-    ///
-    /// # Errors
-    /// A thread cannot be started.
-    pub fn start(
-        config: &TargetConfig,
-        stream: &AuditConfig,
-        (zone, ledger): (Zone, Ledger),
-        reported: [u64; DropReason::ALL.len()],
-        log: &LogQueue,
-    ) -> io::Result<Self> {
-        let place = match &stream.sink {
-            Sink::File(file) => file.path.display().to_string(),
-            Sink::Console(_) => "console".into(),
-            Sink::Syslog(syslog) => syslog.server.address.to_string(),
-            Sink::Tcp(server) => server.address.to_string(),
-        };
-        let label = format!("target \"{}\" {place}", config.name);
-        let shared = Arc::new(Shared {
-            state: Mutex::new(Waiting {
-                queue: Queue::new(config.queue_events, config.queue_bytes),
-                deadline: None,
-                closed: false,
-            }),
-            changed: Condvar::new(),
-            ledger,
-            slot: config.slot,
-            label,
-            log: log.clone(),
-        });
-        let writer = Writer::new(&config.privacy, stream);
-        let outlet = match &stream.sink {
-            Sink::File(file) => {
-                let file = RotatedFile::start(file, &shared.label, log)?;
-                let (backoff, health) = (Backoff::new(BACKOFF_MAX_FILE), Health::new());
-                Outlet::File(Box::new(FileOutlet {
-                    file,
-                    writer,
-                    backoff,
-                    health,
-                    lines: Vec::new(),
-                }))
-            }
-            sink => {
-                let sender = Sender::new(shared.clone(), sink.clone(), writer);
-                let thread = thread::Builder::new().name("tirreno-stream".into());
-                Outlet::Thread(Some(thread.spawn(move || sender.run())?))
-            }
-        };
-        ledger.show(config.slot, State::Ok, None);
-        Ok(Self { config: config.clone(), shared, outlet, zone, reported })
-    }
-
-    /// Its account in the zone.
-    pub fn slot(&self) -> usize {
-        self.config.slot
-    }
-
-    /// Writes this target's part of a batch, if that is the collector's to do and nothing waits before
-    /// it; else the events are the caller's: `false`.
-    pub fn write(&mut self, batch: &[Record<'_>]) -> bool {
-        let Outlet::File(outlet) = &mut self.outlet else { return false };
-        let state = self.shared.state();
-        if !state.queue.is_empty() || !outlet.backoff.left(Instant::now()).is_zero() {
-            return false;
-        }
-        drop(state);
-        let ours = batch.iter().filter(|record| record.targets() & (1 << self.config.slot) != 0);
-        let mut ours = ours.peekable();
-        ours.peek().is_none()
-            || outlet.append(&self.shared, |writer, lines| {
-                ours.for_each(|record| writer.record(record, lines));
-            })
-    }
-
-    /// Queues a record that was counted as collected, or drops it, counted.
-    pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) {
-        let Shared { ledger, slot, .. } = *self.shared;
-        let queue = &mut self.shared.state().queue;
-        self.shared.report_drops(queue);
-        if !queue.offer(bytes, record) {
-            ledger.dropped(slot, 1, DropReason::QueueFull);
-            ledger.leave_unreported(slot, &Drops::one(record.time_ms()));
-        }
-    }
-
-    /// Moves on what waits.
-    pub fn feed(&mut self) {
-        let mut state = self.shared.state();
-        self.shared.report_drops(&mut state.queue);
-        if !state.queue.has_new() {
-            return;
-        }
-        drop(state);
-        match &mut self.outlet {
-            Outlet::Thread(_) => self.shared.changed.notify_all(),
-            Outlet::File(outlet) => {
-                while outlet.backoff.left(Instant::now()).is_zero() {
-                    let entries = self.shared.state().queue.take(self.config.batch_size);
-                    if entries.is_empty() {
-                        return;
-                    }
-                    let written = outlet.append(&self.shared, |writer, lines| {
-                        entries.iter().for_each(|entry| writer.entry(entry, lines));
-                    });
-                    if written {
-                        self.shared.settle(entries.len(), Ledger::delivered);
-                    } else {
-                        self.shared.state().queue.put_back();
-                    }
-                }
-            }
-        }
-    }
-
-    /// Shows and says what is due; once a second.
-    pub fn tick(&mut self) {
-        let oldest = self.shared.state().queue.oldest_ms();
-        self.shared.ledger.show_oldest(self.config.slot, oldest);
-        self.report_drops();
-    }
-
-    fn report_drops(&mut self) {
-        let totals = self.zone.totals(self.config.slot);
-        for reason in DropReason::ALL {
-            let place = reason as usize;
-            let new = totals.dropped[place].saturating_sub(self.reported[place]);
-            // Who shuts down says so itself.
-            if new > 0 && reason != DropReason::Shutdown {
-                let (why, total) = (reason.text(), totals.all_dropped());
-                let text = format!("{new} events dropped, {why}; {total} in total");
-                self.shared.log(Level::Error, &text);
-            }
-        }
-        self.reported = totals.dropped;
-    }
-
-    /// No event comes any more; what is held is tried until `deadline`.
-    pub fn stop(&mut self, deadline: Instant) {
-        self.shared.state().deadline = Some(deadline);
-        if let Outlet::File(outlet) = &mut self.outlet {
-            outlet.backoff.succeeded();
-        }
-        self.shared.changed.notify_all();
-    }
-
-    /// Whether nothing is left to be tried.
-    pub fn is_done(&mut self) -> bool {
-        self.feed();
-        let mut state = self.shared.state();
-        // There may be room since then.
-        self.shared.report_drops(&mut state.queue);
-        state.queue.is_empty()
-    }
-
-    /// Counts what is left as dropped.
-    pub fn finish(mut self) {
-        let rest = self.close(DropReason::Shutdown);
-        if rest > 0 {
-            let why = DropReason::Shutdown.text();
-            let text = format!("{rest} events could not be delivered, {why}; dropped");
-            self.shared.log(Level::Error, &text);
-        }
-        self.report_drops();
-    }
-
-    /// How long a stopping process tries to deliver what it holds.
-    pub fn shutdown_timeout(&self) -> Duration {
-        self.config.shutdown_timeout
-    }
-
-    fn close(&mut self, reason: DropReason) -> u32 {
-        let (ledger, slot) = (self.shared.ledger, self.config.slot);
-        let mut state = self.shared.state();
-        if mem::replace(&mut state.closed, true) {
-            return 0;
-        }
-        let rest = ledger.holds(slot);
-        ledger.dropped(slot, rest, reason);
-        if let Some(drops) = state.queue.left() {
-            ledger.leave_unreported(slot, &drops);
-        }
-        ledger.show_oldest(slot, 0);
-        drop(state);
-        self.shared.changed.notify_all();
-        // One that waits for a server ends by itself, within a moment or with the process.
-        if let Outlet::Thread(thread) = &mut self.outlet
-            && let Some(thread) = thread.take_if(|thread| thread.is_finished())
-        {
-            let _ = thread.join();
-        }
-        rest
-    }
-}
-
-impl Drop for Stream {
-    /// Counts what a deliverer that failed has held.
-    fn drop(&mut self) {
-        self.close(DropReason::Internal);
     }
 }
 
@@ -523,87 +221,86 @@ struct Sent {
     confirmed: Option<Instant>,
 }
 
-/// The thread of a target that is no file.
+/// A target that is no file.
 struct Sender {
-    shared: Arc<Shared>,
     sink: Sink,
     writer: Writer,
     backoff: Backoff,
     health: Health,
 }
 
-impl Sender {
-    fn new(shared: Arc<Shared>, sink: Sink, writer: Writer) -> Self {
-        Self { shared, sink, writer, backoff: Backoff::new(BACKOFF_MAX), health: Health::new() }
-    }
-
+impl Target for Sender {
     /// Sends until the target is closed.
-    fn run(mut self) {
-        lower_priority(NICE_SENDING);
-        while !self.shared.state().closed {
-            match catch_unwind(AssertUnwindSafe(|| self.send_all())) {
-                Ok(Ok(())) => {}
-                Ok(Err(fault)) => self.pause(fault),
-                Err(_) => {
-                    self.shared.log(Level::Error, "its thread failed and starts again");
-                    // Should one of these be why, it shall not be so for ever.
-                    self.shared.settle(usize::MAX, |ledger, slot, events| {
-                        ledger.dropped(slot, events, DropReason::Internal);
-                    });
-                    thread::sleep(RESTART);
-                }
+    fn run(&mut self, inbox: &Arc<Inbox>) {
+        while !inbox.is_closed() {
+            if let Err(fault) = self.send_all(inbox) {
+                self.pause(inbox, fault);
             }
         }
     }
+}
 
-    fn pause(&mut self, fault: Fault) {
+impl Sender {
+    fn new(sink: Sink, writer: Writer) -> Self {
+        Self { sink, writer, backoff: Backoff::new(BACKOFF_MAX), health: Health::default() }
+    }
+
+    fn pause(&mut self, inbox: &Inbox, fault: Fault) {
         let now = Instant::now();
         self.backoff.failed(now);
-        self.health.failed(&self.shared, fault, now);
-        let was_stopping = self.shared.is_stopping();
+        self.health.failed(inbox, fault, now);
+        let was_stopping = inbox.is_stopping();
         loop {
             let left = self.backoff.left(Instant::now());
             // A process that stops has one more attempt at once.
-            let is_over = left.is_zero() || self.shared.is_stopping() && !was_stopping;
-            if is_over || self.shared.state().closed {
+            let is_over = left.is_zero() || inbox.is_stopping() && !was_stopping;
+            if is_over || inbox.is_closed() {
                 return;
             }
-            self.shared.wait(left.min(IDLE));
+            inbox.wait(Some(left));
         }
     }
 
+    /// Waits until something is due to be sent, at most `limit`; returns whether it is.
+    fn wait_due(inbox: &Inbox, limit: Option<Duration>) -> bool {
+        match (inbox.due_in(), limit) {
+            (Some(due), _) if due.is_zero() => return true,
+            (Some(due), limit) => inbox.wait(Some(limit.map_or(due, |limit| due.min(limit)))),
+            (None, limit) => inbox.wait(limit),
+        }
+        inbox.due_in().is_some_and(|due| due.is_zero())
+    }
+
     /// Sends over one connection, for as long as that lasts.
-    fn send_all(&mut self) -> Result<(), Fault> {
-        self.shared.state().queue.put_back();
-        let shared = self.shared.clone();
-        let go_on = || shared.goes_on();
+    fn send_all(&mut self, inbox: &Arc<Inbox>) -> Result<(), Fault> {
+        inbox.put_back();
+        let go_on = || inbox.goes_on();
         // A connection is opened when there is something to send.
-        while !shared.state().queue.has_new() {
-            if shared.state().closed {
+        while !Self::wait_due(inbox, None) {
+            if inbox.is_closed() {
                 return Ok(());
             }
-            shared.wait(IDLE);
         }
         let mut socket = match &self.sink {
             Sink::Console(console) => Socket::console(*console),
             Sink::Syslog(syslog) => Socket::server(&syslog.server, &go_on),
             Sink::Tcp(server) => Socket::server(server, &go_on),
-            // The collector writes it.
+            // That is a target of its own.
             Sink::File(_) => return Ok(()),
         }?;
         let most = if socket.takes_one() { 1 } else { CHUNK };
         let mut sent: VecDeque<Sent> = VecDeque::new();
         let mut bytes = Vec::new();
-        while !shared.state().closed {
-            match self.settle(&mut socket, &mut sent) {
+        while !inbox.is_closed() {
+            let is_due = Self::wait_due(inbox, (!sent.is_empty()).then_some(CONFIRM_POLL));
+            match self.settle(inbox, &mut socket, &mut sent) {
                 Ok(()) => {}
                 // A server may close a connection that has nothing to do.
-                Err(_) if sent.is_empty() && !shared.state().queue.has_new() => return Ok(()),
+                Err(_) if sent.is_empty() => return Ok(()),
                 Err(fault) => return Err(fault),
             }
-            let entries = shared.state().queue.take(most);
+            let entries = if is_due { inbox.take(most) } else { Vec::new() };
             if entries.is_empty() {
-                shared.wait(if sent.is_empty() { IDLE } else { CONFIRM_POLL });
                 continue;
             }
             bytes.clear();
@@ -611,14 +308,14 @@ impl Sender {
             match socket.write(&bytes, &go_on) {
                 Ok(()) => {}
                 Err(Fault::TooLong) if socket.takes_one() => {
-                    self.health.rejected(&shared, Fault::TooLong, Instant::now());
-                    shared.settle(1, Ledger::rejected);
+                    self.health.rejected(inbox, Fault::TooLong, Instant::now());
+                    inbox.settle(1, Outcome::Rejected);
                     continue;
                 }
                 Err(fault) => return Err(fault),
             }
             if socket.takes_one() {
-                self.settled(1);
+                self.settled(inbox, 1);
             } else {
                 sent.push_back(Sent {
                     entries: entries.len(),
@@ -631,7 +328,12 @@ impl Sender {
     }
 
     /// Counts what is confirmed as delivered.
-    fn settle(&mut self, socket: &mut Socket, sent: &mut VecDeque<Sent>) -> Result<(), Fault> {
+    fn settle(
+        &mut self,
+        inbox: &Inbox,
+        socket: &mut Socket,
+        sent: &mut VecDeque<Sent>,
+    ) -> Result<(), Fault> {
         if socket.takes_one() {
             return Ok(());
         }
@@ -641,11 +343,11 @@ impl Sender {
             chunk.confirmed.get_or_insert(now);
         }
         // A stopping process has no time to see what becomes of the connection.
-        let outlives = if self.shared.is_stopping() { Duration::ZERO } else { OUTLIVES };
+        let outlives = if inbox.is_stopping() { Duration::ZERO } else { OUTLIVES };
         while let Some(chunk) = sent.front()
             && chunk.confirmed.is_some_and(|since| now - since >= outlives)
         {
-            self.settled(chunk.entries);
+            self.settled(inbox, chunk.entries);
             sent.pop_front();
         }
         Ok(())
@@ -653,10 +355,10 @@ impl Sender {
 
     /// So many entries are delivered. Only this tells that it works: a receiver that takes what it is
     /// sent and closes shall not get it over and over without a pause.
-    fn settled(&mut self, entries: usize) {
-        self.shared.settle(entries, Ledger::delivered);
+    fn settled(&mut self, inbox: &Inbox, entries: usize) {
+        inbox.settle(entries, Outcome::Delivered);
         self.backoff.succeeded();
-        self.health.succeeded(&self.shared);
+        self.health.succeeded(inbox);
     }
 }
 
@@ -665,21 +367,24 @@ mod tests {
     use std::io::Read;
     use std::net::TcpListener;
     use std::path::Path;
+    use std::thread;
 
     use super::*;
     use crate::audit::format::FormatConfig;
     use crate::capture::level::Routing;
     use crate::config::{Address, Destination, FileConfig, ServerConfig};
+    use crate::delivery::backoff::{FIRST, GROWTH};
     use crate::event::EventType;
     use crate::log_queue::log_queue;
     use crate::record::Capture;
+    use crate::shm::ring::{Collector, Producer};
     use crate::shm::zone::anonymous;
 
-    fn start(zone: Zone, sink: Sink) -> Stream {
-        let stream = AuditConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
+    fn start(zone: Zone, sink: Sink) -> Running {
+        let audit = AuditConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
         let config = TargetConfig {
             name: "t".into(),
-            slot: zone.target_slot("t").unwrap(),
+            slot: zone.target_slot("t", 0).unwrap(),
             events: Routing::ALL,
             queue_events: 10,
             queue_bytes: 1 << 20,
@@ -688,45 +393,62 @@ mod tests {
             shutdown_timeout: Duration::ZERO,
             spool: None,
             privacy: Privacy::default(),
-            destination: Destination::Audit(stream.clone()),
+            destination: Destination::Audit(audit.clone()),
         };
         let ledger = zone.enlist(std::process::id()).unwrap();
-        Stream::start(&config, &stream, (zone, ledger), Default::default(), &log_queue().0).unwrap()
+        let mut running = new(&config, &audit, (zone, ledger), &log_queue().0);
+        running.start().unwrap();
+        running
     }
 
-    fn offer(stream: &mut Stream, times: impl Iterator<Item = i64>) {
+    /// Captures and hands over one event of each time.
+    fn hand_over(zone: Zone, target: &Running, times: impl Iterator<Item = i64>) {
+        let mut worker = Producer::new(zone, std::process::id());
         for time in times {
             let mut capture = Capture::new(time);
             capture.kind = EventType::PageView;
-            let mut bytes = vec![0; capture.record_len()];
-            capture.write(1 << stream.slot(), &mut bytes);
-            stream.shared.ledger.collected(stream.slot(), 1);
-            stream.offer(&bytes.clone().into(), &Record::parse(&bytes).unwrap());
+            capture.targets = 1 << target.inbox.slot();
+            worker.push(&capture).unwrap();
         }
+        let batch = Collector::new(zone).take(u64::MAX, usize::MAX);
+        let records = batch.records.iter();
+        let records: Vec<_> =
+            records.map(|taken| (taken, Record::parse(&taken.bytes).unwrap())).collect();
+        target.inbox.hand_over(&records);
     }
 
     fn file(path: &Path) -> Sink {
         Sink::File(FileConfig { path: path.into(), ..FileConfig::default() })
     }
 
+    fn wait(what: &str, condition: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < until, "not within 20 s: {what}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     #[test]
     fn the_next_deliverer_reports_what_was_dropped() {
         let zone = anonymous(1 << 20).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut first = start(zone, file(&dir.path().join("none").join("audit.log")));
-        // Eight wait for ever, two find no room.
-        offer(&mut first, 1..=10);
-        first.feed();
-        first.finish();
+        let first = start(zone, file(&dir.path().join("none").join("audit.log")));
+        hand_over(zone, &first, 1..=10);
+        // Eight find room in memory, two do not.
+        first.inbox.detach_all();
+        first.finish(false);
         let path = dir.path().join("audit.log");
-        let mut next = start(zone, file(&path));
-        assert!(next.is_done());
+        let next = start(zone, file(&path));
+        assert!(!next.inbox.is_empty(), "it shall tell of the drops");
+        next.inbox.wake();
+        wait("the record", || next.inbox.is_empty());
         let text = std::fs::read_to_string(&path).unwrap();
         let record: serde_json::Value = serde_json::from_str(&text).expect("one record");
         assert_eq!(record["dropped"], 10);
         assert_eq!(record["dropped_first"], "1970-01-01T00:00:00.001Z");
         assert_eq!(record["dropped_last"], "1970-01-01T00:00:00.010Z");
-        assert_eq!(zone.totals(next.slot()).all_dropped(), 10);
+        assert_eq!(zone.totals(next.inbox.slot()).all_dropped(), 10);
     }
 
     #[test]
@@ -737,16 +459,16 @@ mod tests {
             address: Address::Host("127.0.0.1".into(), port),
             transport: Transport::Tcp,
         };
-        let mut stream = start(anonymous(1 << 20).unwrap(), Sink::Tcp(server));
-        offer(&mut stream, 1..=1);
-        stream.feed();
+        let zone = anonymous(1 << 20).unwrap();
+        let target = start(zone, Sink::Tcp(server));
+        hand_over(zone, &target, 1..=1);
         let since = Instant::now();
         for _ in 0..6 {
             let (mut connection, _) = listener.accept().unwrap();
             assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
         }
         // Five pauses, each longer than the one before, by 25 % shorter at the most.
-        let least: Duration = (0..5).map(|n| BACKOFF.mul_f64(0.75 * BACKOFF_GROWTH.powi(n))).sum();
+        let least: Duration = (0..5).map(|n| FIRST.mul_f64(0.75 * GROWTH.powi(n))).sum();
         assert!(since.elapsed() >= least, "{:?}", since.elapsed());
     }
 }

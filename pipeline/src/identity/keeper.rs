@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use super::state::State;
-use crate::delivery::deliverer::{lower_priority, with_signals_blocked};
+use crate::delivery::thread::{NICE_COLLECTING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::zone::Zone;
 
+/// How long one that sleeps trusts the kernel to wake it.
+const SLEEP: Duration = Duration::from_secs(60);
 /// How often the shared memory is looked at: what is learned is in the file within a second.
 const STEP: Duration = Duration::from_millis(700);
 /// How often the file is looked at for what others append to it.
@@ -52,16 +54,13 @@ impl Keeper {
         let control = Arc::new(Control::default());
         let inner = control.clone();
         let body = move || {
-            lower_priority(5);
             let mut keeping =
                 Keeping { state: State::new(path, zone), log, fault: Once::every(REMIND) };
             inner.run(zone, &mut keeping);
             *inner.phase() = Phase::Ended;
             inner.changed.notify_all();
         };
-        let thread = with_signals_blocked(|| {
-            std::thread::Builder::new().name("tirreno-state".into()).spawn(body)
-        })?;
+        let thread = spawn("tirreno-state", NICE_COLLECTING, body)?;
         Ok(Self { control, thread: Some(thread) })
     }
 
@@ -91,10 +90,9 @@ impl Control {
 
     fn run(&self, zone: Zone, keeping: &mut Keeping) {
         let term = loop {
-            if let Some(term) = zone.state_election().stand() {
+            if let Some(term) = zone.state_election().wait(SLEEP) {
                 break term;
             }
-            std::thread::sleep(STEP);
         };
         let mut phase = self.phase();
         if *phase == Phase::Waiting {

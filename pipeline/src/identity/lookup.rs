@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{io, thread as std_thread};
+use std::io;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use regex::bytes::Regex;
@@ -21,6 +21,7 @@ use crate::capture::identity::Identity;
 use crate::clock::wall_ms;
 use crate::config::Secret;
 use crate::delivery::http::{self, Addresses};
+use crate::delivery::thread::{self, NICE_COLLECTING};
 use crate::delivery::tls::Tls;
 use crate::event::Param;
 use crate::identity::keys::{Keys, TokenKey};
@@ -244,14 +245,7 @@ fn keep_most<V>(map: &mut HashMap<TokenKey, V>, at: impl Fn(&V) -> Instant) {
 }
 
 fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    use crate::delivery::deliverer::{lower_priority, with_signals_blocked};
-    let builder = std_thread::Builder::new().name("tirreno-lookup".into());
-    with_signals_blocked(|| {
-        builder.spawn(move || {
-            lower_priority(5);
-            body();
-        })
-    })?;
+    thread::spawn("tirreno-lookup", NICE_COLLECTING, body)?;
     Ok(())
 }
 

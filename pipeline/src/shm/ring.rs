@@ -1,5 +1,8 @@
-//! Records through shared memory: each worker writes into segments of its own, the deliverer reads
+//! Records through shared memory: each worker writes into segments of its own, the collector reads
 //! all of them.
+//!
+//! A segment is freed when every target has taken its records. How far each has is in the zone, so
+//! that the next collector goes on from there, whenever this one is killed.
 //!
 //! A worker's ring is the chain of segments that it has filled and not yet got taken. Segments are
 //! shared, so a busy worker may use the whole zone and an old worker, kept by a WebSocket, holds
@@ -13,7 +16,7 @@ use std::sync::atomic::Ordering::*;
 
 use crate::clock::monotonic_ns;
 use crate::record::{Capture, MAX_RECORD, Record};
-use crate::shm::zone::{MAX_TARGETS, Segment, Stage, Zone, alive};
+use crate::shm::zone::{Segment, Stage, Zone, alive};
 
 const _: () = assert!(MAX_RECORD <= Segment::ROOM);
 
@@ -93,142 +96,156 @@ impl Producer {
     }
 }
 
-/// The deliverer's end. Only the holder of the election's [`Term`](crate::shm::zone::Term) may have one.
-#[derive(Debug)]
+/// The collector's end. Only the holder of the election's [`Term`](crate::shm::zone::Term) may have
+/// one.
+#[derive(Clone, Debug)]
 pub struct Collector {
     zone: Zone,
+    /// How far each segment is read, in bytes.
+    read: Vec<u32>,
+}
+
+/// Where a record lies in the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The segment's number.
+    pub segment: u32,
+    /// Where the record ends, in bytes.
+    pub end: u32,
+}
+
+/// A record that was read.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Its bytes, which are a valid record.
+    pub bytes: Arc<[u8]>,
+    /// Where it lies.
+    pub place: Place,
 }
 
 /// What one round read.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
-    /// The records' bytes, in the order of capture.
-    pub records: Vec<Arc<[u8]>>,
-    /// How many of them each target gets.
-    pub per_target: [u32; MAX_TARGETS],
+    /// In the order of capture.
+    pub records: Vec<Taken>,
     /// Segments with bytes that are no record; what followed in them was given up.
     pub damaged: u32,
 }
 
-/// How far a round has read. Until [`Collector::commit`], the segments still hold all of it.
-#[must_use]
-pub struct Progress(Vec<Cursor>);
-
 impl Collector {
-    /// Reads `zone`.
+    /// Reads `zone`, from where not every target has taken its records.
     pub fn new(zone: Zone) -> Self {
-        Self { zone }
-    }
-
-    /// Whether at least `enough` records wait, or the oldest was captured before `before`
-    /// (a stamp), so that a round is worth its while.
-    pub fn is_due(&self, enough: usize, before: u64) -> bool {
-        let mut count = 0;
-        for segment in self.zone.segments() {
-            if matches!(segment.stage(), Stage::Free | Stage::Claimed(_)) {
-                continue;
-            }
-            let mut rest = segment.published(segment.taken.load(Relaxed));
-            while let Some(record) = Record::parse(rest) {
-                count += 1;
-                if record.stamp() < before || count >= enough {
-                    return true;
-                }
-                rest = &rest[record.bytes().len()..];
-            }
-            if !rest.is_empty() {
-                return true;
-            }
-        }
-        false
+        let read = |segment: &Segment| match segment.stage() {
+            Stage::Open(_) | Stage::Closed(_) => segment.done.load(Relaxed),
+            Stage::Free | Stage::Claimed(_) => 0,
+        };
+        Self { zone, read: zone.segments().iter().map(read).collect() }
     }
 
     /// Reads at most `most` records that were captured before the stamp `before`, in the order of
-    /// capture over all workers.
-    pub fn take(&mut self, before: u64, most: usize) -> (Batch, Progress) {
+    /// capture over all workers. The segments keep them until [`free`](Self::free).
+    pub fn take(&mut self, before: u64, most: usize) -> Batch {
         let mut batch = Batch::default();
-        let mut cursors: Vec<Cursor> = Vec::new();
-        for segment in self.zone.segments() {
-            match segment.stage() {
-                Stage::Free => {}
-                Stage::Claimed(pid) => {
-                    if !alive(pid) {
-                        segment.free();
-                    }
-                }
-                Stage::Open(_) | Stage::Closed(_) => cursors.push(Cursor::new(segment)),
-            }
-        }
-
+        let mut unread: Vec<_> = self
+            .zone
+            .segments()
+            .iter()
+            .zip(&self.read)
+            .enumerate()
+            .filter(|(_, (segment, _))| {
+                matches!(segment.stage(), Stage::Open(_) | Stage::Closed(_))
+            })
+            .map(|(number, (segment, read))| Unread::new(number, segment, *read))
+            .collect();
         let mut oldest: BinaryHeap<_> =
-            cursors.iter_mut().enumerate().filter_map(|(c, cursor)| cursor.head(c)).collect();
+            unread.iter_mut().enumerate().filter_map(|(u, unread)| unread.head(u)).collect();
         while batch.records.len() < most {
-            let Some(Reverse((stamp, c))) = oldest.pop() else { break };
+            let Some(Reverse((stamp, u))) = oldest.pop() else { break };
             if stamp >= before {
                 break;
             }
-            let cursor = &mut cursors[c];
-            if let Some(record) = Record::parse(cursor.rest) {
-                batch.records.push(record.bytes().into());
-                let mut targets = record.targets();
-                while targets != 0 {
-                    batch.per_target[targets.trailing_zeros() as usize] += 1;
-                    targets &= targets - 1;
-                }
-                cursor.rest = &cursor.rest[record.bytes().len()..];
-            }
-            oldest.extend(cursor.head(c));
+            batch.records.extend(unread[u].next());
+            oldest.extend(unread[u].head(u));
         }
-
-        batch.damaged = cursors.iter().filter(|cursor| cursor.damaged).count() as u32;
-        (batch, Progress(cursors))
+        batch.damaged = unread.iter().filter(|unread| unread.damaged).count() as u32;
+        for Unread { number, read, .. } in unread {
+            self.read[number] = read;
+        }
+        batch
     }
 
-    /// Frees what was read: whoever reads next starts behind it.
-    pub fn commit(&mut self, progress: Progress) {
-        progress.0.into_iter().for_each(Cursor::finish);
+    /// Whether the target has taken this record, before this collector began.
+    pub fn has_taken(&self, slot: usize, place: Place) -> bool {
+        self.zone.segments()[place.segment as usize].cursors.get(slot) >= place.end
+    }
+
+    /// Frees what every target has taken; `waits` tells whether one has yet to take records of a
+    /// segment.
+    pub fn free(&mut self, waits: impl Fn(usize) -> bool) {
+        for (number, segment) in self.zone.segments().iter().enumerate() {
+            let read = &mut self.read[number];
+            if *read == segment.done.load(Relaxed) && !segment.is_over(*read) || waits(number) {
+                continue;
+            }
+            segment.done.store(*read, Relaxed);
+            if segment.is_over(*read) {
+                *read = 0;
+                segment.free();
+            }
+        }
+    }
+
+    /// Frees the segments of processes that died; it asks the system about each that has any.
+    pub fn free_dead(&mut self, waits: impl Fn(usize) -> bool) {
+        for (number, segment) in self.zone.segments().iter().enumerate() {
+            match segment.stage() {
+                // It was killed before it wrote anything.
+                Stage::Claimed(pid) if !alive(pid) => segment.free(),
+                // It writes no more.
+                Stage::Open(pid) if !alive(pid) => segment.close(pid),
+                _ => {}
+            }
+            if matches!(segment.stage(), Stage::Free) {
+                self.read[number] = 0;
+            }
+        }
+        self.free(waits);
     }
 }
 
-/// How far a round has read one segment.
-struct Cursor {
-    segment: &'static Segment,
-    end: u32,
+/// What a round has not read of a segment.
+struct Unread {
+    number: usize,
+    read: u32,
     rest: &'static [u8],
     damaged: bool,
 }
 
-impl Cursor {
-    fn new(segment: &'static Segment) -> Self {
-        let taken = segment.taken.load(Relaxed);
-        let rest = segment.published(taken);
-        Self { segment, end: taken + rest.len() as u32, rest, damaged: false }
+impl Unread {
+    fn new(number: usize, segment: &'static Segment, read: u32) -> Self {
+        Self { number, read, rest: segment.published(read), damaged: false }
     }
 
-    /// The next record's stamp, with `c` to find the cursor again.
-    fn head(&mut self, c: usize) -> Option<Reverse<(u64, usize)>> {
+    /// The next record's stamp, with `u` to find this again.
+    fn head(&mut self, u: usize) -> Option<Reverse<(u64, usize)>> {
         match Record::parse(self.rest) {
-            Some(record) => Some(Reverse((record.stamp(), c))),
+            Some(record) => Some(Reverse((record.stamp(), u))),
             None => {
                 self.damaged |= !self.rest.is_empty();
+                self.read += self.rest.len() as u32;
                 self.rest = &[];
                 None
             }
         }
     }
 
-    fn finish(self) {
-        let taken = self.end - self.rest.len() as u32;
-        self.segment.taken.store(taken, Relaxed);
-        // The stage is read first: what is closed, or whose owner is dead, has all its records.
-        let over = match self.segment.stage() {
-            Stage::Closed(_) => true,
-            Stage::Open(pid) => !alive(pid),
-            Stage::Free | Stage::Claimed(_) => false,
-        };
-        if over && self.segment.published(taken).is_empty() {
-            self.segment.free();
-        }
+    fn next(&mut self) -> Option<Taken> {
+        let record = Record::parse(self.rest)?;
+        let len = record.bytes().len();
+        self.rest = &self.rest[len..];
+        self.read += len as u32;
+        let place = Place { segment: self.number as u32, end: self.read };
+        Some(Taken { bytes: record.bytes().into(), place })
     }
 }
 
@@ -249,23 +266,39 @@ mod tests {
 
     fn take(zone: Zone, before: u64, most: usize) -> Batch {
         let mut collector = Collector::new(zone);
-        let (batch, progress) = collector.take(before, most);
-        collector.commit(progress);
+        let batch = collector.take(before, most);
+        collector.free_dead(|_| false);
         batch
     }
 
     #[test]
-    fn what_is_not_committed_comes_again() {
+    fn what_is_not_freed_comes_again() {
         let zone = anonymous(1 << 20).unwrap();
         Producer::new(zone, std::process::id()).push(&capture(b"/a")).unwrap();
-        assert_eq!(urls(&Collector::new(zone).take(ALL, 10).0), ["/a"]);
+        let mut first = Collector::new(zone);
+        assert_eq!(urls(&first.take(ALL, 10)), ["/a"]);
+        assert!(first.take(ALL, 10).records.is_empty());
+        first.free(|_| true);
+        assert!(zone.has_records());
         assert_eq!(urls(&take(zone, ALL, 10)), ["/a"]);
-        assert!(take(zone, ALL, 10).records.is_empty());
+        assert!(take(zone, ALL, 10).records.is_empty() && !zone.has_records());
+    }
+
+    #[test]
+    fn a_target_that_has_taken_its_part_does_not_get_it_again() {
+        let zone = anonymous(1 << 20).unwrap();
+        let mut worker = Producer::new(zone, std::process::id());
+        let _ = ["/a", "/b"].map(|url| worker.push(&capture(url.as_bytes())).unwrap());
+        let batch = Collector::new(zone).take(ALL, 10);
+        let [a, b] = [0, 1].map(|i| batch.records[i].place);
+        zone.segments()[a.segment as usize].cursors.advance(3, a.end);
+        let next = Collector::new(zone);
+        assert!(next.has_taken(3, a) && !next.has_taken(3, b) && !next.has_taken(2, a));
     }
 
     fn urls(batch: &Batch) -> Vec<String> {
         let url = |r: &[u8]| Record::parse(r).unwrap().get(Param::Url).unwrap().to_vec();
-        batch.records.iter().map(|r| String::from_utf8(url(r)).unwrap()).collect()
+        batch.records.iter().map(|r| String::from_utf8(url(&r.bytes)).unwrap()).collect()
     }
 
     #[test]
@@ -278,7 +311,6 @@ mod tests {
         }
         let batch = take(zone, ALL, 1000);
         assert_eq!(urls(&batch), (0..100).map(|i| format!("/{i}")).collect::<Vec<_>>());
-        assert_eq!(batch.per_target[0], 100);
         assert!(!zone.has_records());
     }
 
@@ -286,12 +318,9 @@ mod tests {
     fn a_round_stops_at_its_bounds() {
         let zone = anonymous(1 << 20).unwrap();
         let mut worker = Producer::new(zone, std::process::id());
-        let collector = Collector::new(zone);
-        assert!(!collector.is_due(1, 0));
         worker.push(&capture(b"/a")).unwrap();
         let between = monotonic_ns();
         worker.push(&capture(b"/b")).unwrap();
-        assert!(collector.is_due(2, 0) && !collector.is_due(3, 0) && collector.is_due(3, between));
         assert_eq!(urls(&take(zone, between, 10)), ["/a"]);
         worker.push(&capture(b"/c")).unwrap();
         assert_eq!(urls(&take(zone, ALL, 1)), ["/b"]);
@@ -301,7 +330,7 @@ mod tests {
     #[test]
     fn a_full_zone_drops_and_recovers() {
         let zone = anonymous(Zone::min_size(1)).unwrap();
-        zone.target_slot("t").unwrap();
+        zone.target_slot("t", 0).unwrap();
         let mut worker = Producer::new(zone, std::process::id());
         let url = [b'/'; 2047];
         let mut stored = 0;

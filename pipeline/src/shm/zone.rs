@@ -27,7 +27,7 @@ use std::mem::size_of;
 use std::ops::RangeInclusive;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::audit::format::Drops;
 use crate::capture::identity::Identity;
@@ -36,7 +36,9 @@ use crate::clock::{monotonic_ns, wall_ms};
 use crate::delivery::spool::database::SpoolTotals;
 pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
+use crate::record::Record;
 use crate::shm::bindings::Bindings;
+use crate::shm::ring::Place;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
@@ -46,6 +48,9 @@ pub const MAX_REASONS: usize = 8;
 pub const MAX_NAME: usize = 63;
 /// The most deliverers, running or stopping, at one time.
 const MAX_COURIERS: usize = 64;
+/// The most workers, of all configurations, that are known at one time. One that is not known captures
+/// all the same; the others then take it for one that stays.
+const MAX_WORKERS: usize = 1024;
 /// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
 /// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
 const SEGMENT: usize = 64 * 1024;
@@ -56,7 +61,9 @@ const LEARNED_SHARE: usize = 16;
 const BINDINGS_SHARE: (usize, usize) = (3, 10);
 /// How many things of rules with `once=` are remembered.
 const ONCE: usize = 2048;
-const MAGIC: u64 = u64::from_be_bytes(*b"tirreno1");
+/// How often what is changed together is read, or waited for, until it is whole.
+const VERSION_TRIES: usize = 1000;
+const MAGIC: u64 = u64::from_be_bytes(*b"tirreno2");
 
 /// Why an event was given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +140,10 @@ pub enum State {
     Retrying,
     /// Nothing is sent until the server says that the key is good, or accepts an event.
     Paused,
+    /// What makes its events last, a disk, does not keep up: some are in memory only.
+    Degraded,
+    /// Another process has what it needs.
+    Waiting,
 }
 
 impl State {
@@ -142,11 +153,16 @@ impl State {
             Self::Ok => "ok",
             Self::Retrying => "retrying",
             Self::Paused => "paused",
+            Self::Degraded => "degraded",
+            Self::Waiting => "waiting",
         }
     }
 
     fn from_number(number: u32) -> Self {
-        [Self::Ok, Self::Retrying, Self::Paused].get(number as usize).copied().unwrap_or(Self::Ok)
+        [Self::Ok, Self::Retrying, Self::Paused, Self::Degraded, Self::Waiting]
+            .get(number as usize)
+            .copied()
+            .unwrap_or(Self::Ok)
     }
 }
 
@@ -172,8 +188,34 @@ struct Head {
     unreadable_sessions: AtomicU64,
     /// What was an event lately, of rules with `once=`: a keyed hash each.
     once: [AtomicU64; ONCE],
+    /// The targets of the configuration in force, a bit each.
+    configured: AtomicU32,
     targets: [TargetCounters; MAX_TARGETS],
     couriers: [Courier; MAX_COURIERS],
+    workers: [WorkerRow; MAX_WORKERS],
+}
+
+/// A process that captures.
+#[repr(C)]
+struct WorkerRow {
+    /// Its process id in the low half, 0: none; its [`Stay`] in the high half.
+    owner: AtomicU64,
+    /// The targets that it captures for, a bit each.
+    targets: AtomicU32,
+}
+
+/// How long a worker will be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Stay {
+    /// It goes on.
+    Stays = 1,
+    /// It captures until its last connection is closed.
+    Exiting = 2,
+    /// It captures nothing any more.
+    Stopped = 3,
+    /// It goes on, but cannot collect.
+    OnlyCaptures = 4,
 }
 
 #[repr(C, align(64))]
@@ -185,14 +227,19 @@ struct TargetCounters {
     delivered: AtomicU64,
     rejected: AtomicU64,
     withdrawn: AtomicU64,
+    merged: AtomicU64,
     retries: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
     state: AtomicU32,
+    /// Not 0: shown instead of `state`.
+    degraded: AtomicU32,
     fault: AtomicU32,
     fault_ms: AtomicU64,
     oldest_ms: AtomicU64,
     /// Plus one; 0: unknown.
     drain_seconds: AtomicU64,
+    /// Odd while `collected`, `spooled` and `stored` change together.
+    version: AtomicU64,
     /// Of `collected`, what went into the spool.
     spooled: AtomicU64,
     stored: StoredCounters,
@@ -240,9 +287,29 @@ pub(crate) struct Segment {
     owner: AtomicU64,
     /// Bytes of whole records; written by the owner only.
     pub(crate) written: AtomicU32,
-    /// Bytes that the deliverer is done with; written by it only.
-    pub(crate) taken: AtomicU32,
-    data: UnsafeCell<[u8; SEGMENT - 64]>,
+    /// Bytes that every target is done with; written by the collector only.
+    pub(crate) done: AtomicU32,
+    pub(crate) cursors: Cursors,
+    data: UnsafeCell<[u8; Segment::ROOM]>,
+}
+
+/// How far each target has taken its records of a segment, in bytes. Apart from what the owner writes.
+#[repr(C, align(64))]
+pub(crate) struct Cursors([AtomicU32; MAX_TARGETS]);
+
+impl Cursors {
+    pub(crate) fn get(&self, slot: usize) -> u32 {
+        self.0[slot].load(Acquire)
+    }
+
+    /// What lies before `end` is taken.
+    pub(crate) fn advance(&self, slot: usize, end: u32) {
+        self.0[slot].fetch_max(end, Release);
+    }
+
+    fn reset(&self) {
+        self.0.iter().for_each(|cursor| cursor.store(0, Relaxed));
+    }
 }
 
 /// Stage of a segment. A segment is free, is claimed and reset by a worker, is open for its records,
@@ -278,7 +345,7 @@ impl Stage {
 
 impl Segment {
     /// Bytes for records.
-    pub(crate) const ROOM: usize = SEGMENT - 64;
+    pub(crate) const ROOM: usize = SEGMENT - 64 - size_of::<Cursors>();
 
     pub(crate) fn stage(&self) -> Stage {
         Stage::unpack(self.owner.load(Acquire))
@@ -293,7 +360,8 @@ impl Segment {
             return false;
         }
         self.written.store(0, Relaxed);
-        self.taken.store(0, Relaxed);
+        self.done.store(0, Relaxed);
+        self.cursors.reset();
         self.owner.store(Stage::Open(pid).pack(), Release);
         true
     }
@@ -308,12 +376,33 @@ impl Segment {
         self.owner.store(Stage::Free.pack(), Release);
     }
 
-    /// Bytes that are published and not taken.
-    fn waiting(&self) -> u32 {
+    /// Whether records are published that some target has not taken.
+    fn is_waiting(&self) -> bool {
         match self.stage() {
-            Stage::Free | Stage::Claimed(_) => 0,
-            _ => self.written.load(Acquire).saturating_sub(self.taken.load(Relaxed)),
+            Stage::Free | Stage::Claimed(_) => false,
+            _ => self.written.load(Acquire) > self.done.load(Relaxed),
         }
+    }
+
+    /// Whether its owner writes no more, and nothing lies behind `read`.
+    pub(crate) fn is_over(&self, read: u32) -> bool {
+        // The stage is read first: what is closed has all its records.
+        matches!(self.stage(), Stage::Closed(_)) && self.written.load(Acquire) == read
+    }
+
+    /// Whether a record waits for one of `targets`.
+    fn has_records_for(&self, targets: u32) -> bool {
+        if !self.is_waiting() {
+            return false;
+        }
+        let mut rest = self.published(self.done.load(Relaxed));
+        while let Some(record) = Record::parse(rest) {
+            if record.targets() & targets != 0 {
+                return true;
+            }
+            rest = &rest[record.bytes().len()..];
+        }
+        !rest.is_empty()
     }
 
     /// The published records from `from` on.
@@ -396,12 +485,12 @@ impl Zone {
         (others + least).max((others * LEARNED_SHARE * of).div_ceil(rest))
     }
 
-    /// Formats `len` bytes of zeros at `start`. Nothing is touched but the head, so unused segments
-    /// cost no memory.
+    /// Formats `len` bytes at `start`, whatever they hold. Of the segments nothing is touched but
+    /// their state, so that unused ones cost little memory.
     ///
     /// # Safety
-    /// The memory is shared by all processes that will use the zone, is zero, is used by nothing else,
-    /// and stays mapped while the process lives.
+    /// The memory is shared by all processes that will use the zone, is used by nothing else, and stays
+    /// mapped while the process lives.
     pub unsafe fn format(start: *mut u8, len: usize) -> Option<Self> {
         let head = start.wrapping_add(start.align_offset(64)).cast::<Head>();
         let learned =
@@ -416,6 +505,12 @@ impl Zone {
         }
         // SAFETY: the caller's promise; `head` and the segments lie inside, aligned.
         unsafe {
+            // The head and what follows it, up to the segments.
+            let before = first as usize - head as usize;
+            head.cast::<u8>().write_bytes(0, before);
+            for segment in 0..segments {
+                (*first.add(segment)).owner.store(Stage::Free.pack(), Relaxed);
+            }
             (*head).election.init();
             (*head).state_election.init();
             (*head).segments.store(segments as u32, Relaxed);
@@ -516,7 +611,25 @@ impl Zone {
 
     /// Whether a record waits in any segment.
     pub fn has_records(&self) -> bool {
-        self.segments.iter().any(|s| s.waiting() > 0)
+        self.segments.iter().any(Segment::is_waiting)
+    }
+
+    /// Whether a record waits that the process `pid` has captured.
+    pub fn has_records_of(&self, pid: u32) -> bool {
+        let is_own =
+            |s: &&Segment| matches!(s.stage(), Stage::Open(p) | Stage::Closed(p) if p == pid);
+        self.segments.iter().filter(is_own).any(Segment::is_waiting)
+    }
+
+    /// The target has taken its records up to this one.
+    pub(crate) fn took(&self, slot: usize, place: Place) {
+        self.segments[place.segment as usize].cursors.advance(slot, place.end);
+    }
+
+    /// The share of the segments that is in use.
+    pub fn fill(&self) -> f64 {
+        let used = self.segments.iter().filter(|s| s.stage() != Stage::Free).count();
+        used as f64 / self.segments.len() as f64
     }
 
     /// Who delivers.
@@ -524,29 +637,90 @@ impl Zone {
         &self.head.election
     }
 
-    /// The account of the target `name`, made if there is none.
+    /// The counters of the target `name`, made if there are none. Where all places are taken, one is
+    /// used again whose target nobody captures for any more.
     ///
-    /// Only the master calls it, while it reads a configuration.
+    /// Only the master calls it, while it reads a configuration; `others` are the places that the same
+    /// configuration has already.
     ///
     /// # Errors
-    /// There were [`MAX_TARGETS`] other names since the zone was made.
-    pub fn target_slot(&self, name: &str) -> Result<usize, NoSlot> {
-        for (slot, account) in self.head.targets.iter().enumerate() {
-            match account.name() {
-                Some(known) if known == name => return Ok(slot),
-                Some(_) => {}
-                None => {
-                    let len = name.len().min(MAX_NAME);
-                    // SAFETY: the master is one thread, and nobody reads the name before its length.
-                    unsafe {
-                        (&mut *account.name.get())[..len].copy_from_slice(&name.as_bytes()[..len])
-                    };
-                    account.name_len.store(len as u32, Release);
-                    return Ok(slot);
+    /// [`MAX_TARGETS`] other names are in use.
+    pub fn target_slot(&self, name: &str, others: u32) -> Result<usize, NoSlot> {
+        if let Some(slot) = self.known_slot(name) {
+            return Ok(slot);
+        }
+        let is_new = |slot: &usize| self.head.targets[*slot].name().is_none();
+        let is_over = |slot: &usize| others & 1 << slot == 0 && self.is_unused(*slot);
+        let new = (0..MAX_TARGETS).find(is_new).or_else(|| (0..MAX_TARGETS).find(is_over));
+        let slot = new.ok_or(NoSlot)?;
+        let counters = &self.head.targets[slot];
+        counters.name_len.store(0, Release);
+        let len = name.len().min(MAX_NAME);
+        // SAFETY: the master is one thread, and nobody reads the name before its length. What the
+        // counters were of, nobody uses any more; zeros are valid for all of them.
+        unsafe {
+            ptr::from_ref(counters).cast_mut().write_bytes(0, 1);
+            (&mut *counters.name.get())[..len].copy_from_slice(&name.as_bytes()[..len]);
+        }
+        for segment in self.segments {
+            segment.cursors.0[slot].store(0, Relaxed);
+        }
+        counters.name_len.store(len as u32, Release);
+        Ok(slot)
+    }
+
+    /// The place of the target `name`, if it has one.
+    pub fn known_slot(&self, name: &str) -> Option<usize> {
+        (0..MAX_TARGETS).find(|slot| self.head.targets[*slot].name() == Some(name))
+    }
+
+    /// Whether no configuration in force has the target, no process captures for it, and nothing of
+    /// it is under way.
+    fn is_unused(&self, slot: usize) -> bool {
+        let bit = 1 << slot;
+        let rows = &self.head.workers;
+        let is_full = rows.iter().all(|row| row.owner.load(Relaxed) != 0);
+        let captures =
+            |row: &WorkerRow| row.pid().is_some() && row.targets.load(Relaxed) & bit != 0;
+        self.head.configured.load(Relaxed) & bit == 0
+            && !is_full
+            && !rows.iter().any(captures)
+            && !self.head.couriers.iter().any(|courier| courier.held[slot].load(Relaxed) != 0)
+            && !self.segments.iter().any(|segment| segment.has_records_for(bit))
+    }
+
+    /// The targets of the configuration in force, a bit each.
+    pub fn configured(&self) -> u32 {
+        self.head.configured.load(Acquire)
+    }
+
+    /// The master puts a configuration with these targets into force.
+    pub fn configure(&self, targets: u32) {
+        self.head.configured.store(targets, Release);
+    }
+
+    /// A process that captures for these targets makes itself known; nothing where there are too many.
+    pub fn enrol(&self, pid: u32, targets: u32, stay: Stay) -> Option<Enrolment> {
+        let owner = WorkerRow::pack(pid, stay);
+        for (place, row) in self.head.workers.iter().enumerate() {
+            // Who died has not left.
+            if row.pid().is_none() {
+                let before = row.owner.load(Relaxed);
+                if row.owner.compare_exchange(before, owner, AcqRel, Relaxed).is_ok() {
+                    row.targets.store(targets, Release);
+                    return Some(Enrolment { zone: *self, place, pid });
                 }
             }
         }
-        Err(NoSlot)
+        None
+    }
+
+    /// Whether a process other than that of `own` is one of `stays`.
+    pub fn is_another(&self, own: Option<&Enrolment>, stays: &[Stay]) -> bool {
+        self.head.workers.iter().enumerate().any(|(place, row)| {
+            let is = |stay: &Stay| row.owner.load(Relaxed) >> 32 == *stay as u64;
+            own.is_none_or(|own| own.place != place) && stays.iter().any(is) && row.pid().is_some()
+        })
     }
 
     /// The name of the target that has the account.
@@ -628,38 +802,32 @@ impl Zone {
         SkipReason::ALL.map(|(reason, key)| (key, self.head.skipped[reason as usize].load(Relaxed)))
     }
 
-    /// A target's account as it stands.
+    /// A target's counters as they stand.
     pub fn totals(&self, slot: usize) -> Totals {
-        let account = &self.head.targets[slot];
-        let collected = account.collected.load(Relaxed);
-        let captured = account.captured.0.load(Relaxed);
+        let counters = &self.head.targets[slot];
+        // Read before `collected`: what is counted meanwhile shall not be pending below zero.
         let held: u64 =
             self.head.couriers.iter().map(|c| u64::from(c.held[slot].load(Relaxed))).sum();
-        let dropped = std::array::from_fn(|r| account.dropped[r].load(Relaxed));
-        let stored = SpoolTotals {
-            collected: account.stored.collected.load(Relaxed),
-            delivered: account.stored.delivered.load(Relaxed),
-            rejected: account.stored.rejected.load(Relaxed),
-            dropped: account.stored.dropped.load(Relaxed),
-            merged: account.stored.merged.load(Relaxed),
-            withdrawn: account.stored.withdrawn.load(Relaxed),
-            pending: account.stored.pending.load(Relaxed),
-            bytes: account.stored.bytes.load(Relaxed),
+        let (stored, spooled, collected) = counters.stored();
+        let captured = counters.captured.0.load(Relaxed);
+        let dropped = std::array::from_fn(|r| counters.dropped[r].load(Relaxed));
+        let fault = Fault::unpack(counters.fault.load(Relaxed));
+        let oldest_ms = counters.oldest_ms.load(Relaxed) as i64;
+        let state = match counters.degraded.load(Relaxed) {
+            0 => State::from_number(counters.state.load(Relaxed)),
+            _ => State::Degraded,
         };
-        let spooled = account.spooled.load(Relaxed);
-        let withdrawn = account.withdrawn.load(Relaxed);
-        let fault = Fault::unpack(account.fault.load(Relaxed));
-        let oldest_ms = account.oldest_ms.load(Relaxed) as i64;
         Totals {
-            state: State::from_number(account.state.load(Relaxed)),
-            captured: stored.collected + captured.saturating_sub(spooled + withdrawn),
-            delivered: stored.delivered + account.delivered.load(Relaxed),
-            rejected: stored.rejected + account.rejected.load(Relaxed),
+            state,
+            captured: stored.collected + captured.saturating_sub(spooled),
+            delivered: stored.delivered + counters.delivered.load(Relaxed),
+            rejected: stored.rejected + counters.rejected.load(Relaxed),
             dropped,
-            withdrawn: stored.withdrawn + withdrawn,
+            merged: stored.merged + counters.merged.load(Relaxed),
+            withdrawn: stored.withdrawn + counters.withdrawn.load(Relaxed),
             pending: stored.pending + captured.saturating_sub(collected) + held,
             stored,
-            set_aside: account
+            set_aside: counters
                 .stored
                 .reasons
                 .iter()
@@ -668,9 +836,9 @@ impl Zone {
                 })
                 .filter(|(_, count)| *count > 0)
                 .collect(),
-            drain_seconds: account.drain_seconds.load(Relaxed).checked_sub(1),
-            retries: account.retries.load(Relaxed),
-            last_fault: fault.map(|f| (f, account.fault_ms.load(Relaxed) as i64)),
+            drain_seconds: counters.drain_seconds.load(Relaxed).checked_sub(1),
+            retries: counters.retries.load(Relaxed),
+            last_fault: fault.map(|f| (f, counters.fault_ms.load(Relaxed) as i64)),
             oldest_pending_ms: if oldest_ms == 0 { 0 } else { (wall_ms() - oldest_ms).max(0) },
         }
     }
@@ -691,7 +859,7 @@ impl Zone {
     pub fn bury_couriers(&self) {
         for courier in &self.head.couriers {
             let pid = courier.pid.load(Acquire);
-            if pid != 0 && !alive(pid) {
+            if pid != 0 && !runs(pid) {
                 for (account, held) in self.head.targets.iter().zip(&courier.held) {
                     let lost = u64::from(held.swap(0, Relaxed));
                     account.dropped[DropReason::DelivererDied as usize].fetch_add(lost, Relaxed);
@@ -699,6 +867,41 @@ impl Zone {
                 courier.pid.store(0, Release);
             }
         }
+    }
+}
+
+/// A process's place among those that capture; it leaves when this is dropped.
+#[derive(Debug)]
+pub struct Enrolment {
+    zone: Zone,
+    place: usize,
+    pid: u32,
+}
+
+impl Enrolment {
+    /// The process says how long it will be there.
+    pub fn stay(&self, stay: Stay) {
+        let row = &self.zone.head.workers[self.place];
+        row.owner.store(WorkerRow::pack(self.pid, stay), Release);
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        let row = &self.zone.head.workers[self.place];
+        row.targets.store(0, Relaxed);
+        row.owner.store(0, Release);
+    }
+}
+
+impl WorkerRow {
+    fn pack(pid: u32, stay: Stay) -> u64 {
+        (stay as u64) << 32 | u64::from(pid)
+    }
+
+    /// The process, if it is still there.
+    fn pid(&self) -> Option<u32> {
+        Some(self.owner.load(Acquire) as u32).filter(|pid| *pid != 0 && alive(*pid))
     }
 }
 
@@ -713,6 +916,54 @@ impl TargetCounters {
         let name = unsafe { &*self.name.get() }.get(..len)?;
         if name.is_empty() { None } else { str::from_utf8(name).ok() }
     }
+
+    /// What the spool counts, and `spooled` and `collected` of the same moment.
+    fn stored(&self) -> (SpoolTotals, u64, u64) {
+        let stored = &self.stored;
+        let mut read = Default::default();
+        // A writer that was killed in the middle leaves an odd number until the next one comes.
+        for _ in 0..VERSION_TRIES {
+            let version = self.version.load(Acquire);
+            let totals = SpoolTotals {
+                collected: stored.collected.load(Relaxed),
+                delivered: stored.delivered.load(Relaxed),
+                rejected: stored.rejected.load(Relaxed),
+                dropped: stored.dropped.load(Relaxed),
+                merged: stored.merged.load(Relaxed),
+                withdrawn: stored.withdrawn.load(Relaxed),
+                pending: stored.pending.load(Relaxed),
+                bytes: stored.bytes.load(Relaxed),
+            };
+            read = (totals, self.spooled.load(Relaxed), self.collected.load(Relaxed));
+            std::sync::atomic::fence(Acquire);
+            if version.is_multiple_of(2) && self.version.load(Relaxed) == version {
+                break;
+            }
+        }
+        read
+    }
+
+    /// Changes what [`stored`](Self::stored) reads together.
+    fn change_stored(&self, change: impl FnOnce(&Self)) {
+        let mut version = self.version.load(Relaxed);
+        // Where another process is at it for so long, it was killed.
+        for _ in 0..VERSION_TRIES {
+            if version.is_multiple_of(2) {
+                match self.version.compare_exchange(version, version + 1, Acquire, Relaxed) {
+                    Ok(_) => break,
+                    Err(other) => version = other,
+                }
+            } else {
+                std::thread::yield_now();
+                version = self.version.load(Relaxed);
+            }
+        }
+        let version = version | 1;
+        self.version.store(version, Relaxed);
+        std::sync::atomic::fence(Release);
+        change(self);
+        self.version.store(version + 1, Release);
+    }
 }
 
 /// A target's counters at one moment.
@@ -725,7 +976,9 @@ pub struct Totals {
     pub rejected: u64,
     /// By [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// Failed logins that were the first half of a good one. They are not among the captured.
+    /// Events that another one stands for.
+    pub merged: u64,
+    /// Failed logins that were the first half of a good one.
     pub withdrawn: u64,
     /// In segments, queued, in the spool, or in flight.
     pub pending: u64,
@@ -773,19 +1026,6 @@ impl Ledger {
         self.held(slot).fetch_add(n, Relaxed);
     }
 
-    /// `n` events went from the segments into the spool.
-    pub fn spooled(&self, slot: usize, n: u32) {
-        let account = self.account(slot);
-        account.collected.fetch_add(u64::from(n), Relaxed);
-        account.spooled.fetch_add(u64::from(n), Relaxed);
-    }
-
-    /// `n` held events went into the spool.
-    pub fn moved_to_spool(&self, slot: usize, n: u32) {
-        self.held(slot).fetch_sub(n, Relaxed);
-        self.account(slot).spooled.fetch_add(u64::from(n), Relaxed);
-    }
-
     /// Shows in how many seconds nothing will be pending, if that is known.
     pub fn show_drain(&self, slot: usize, seconds: Option<u64>) {
         self.account(slot).drain_seconds.store(seconds.map_or(0, |s| s.saturating_add(1)), Relaxed);
@@ -803,15 +1043,48 @@ impl Ledger {
 
     /// Shows what the spool counts.
     pub fn show_stored(&self, slot: usize, totals: &SpoolTotals) {
-        let stored = &self.account(slot).stored;
-        stored.collected.store(totals.collected, Relaxed);
-        stored.delivered.store(totals.delivered, Relaxed);
-        stored.rejected.store(totals.rejected, Relaxed);
-        stored.dropped.store(totals.dropped, Relaxed);
-        stored.merged.store(totals.merged, Relaxed);
-        stored.withdrawn.store(totals.withdrawn, Relaxed);
-        stored.pending.store(totals.pending, Relaxed);
-        stored.bytes.store(totals.bytes, Relaxed);
+        self.account(slot).change_stored(|counters| counters.stored.show(totals));
+    }
+
+    /// `n` events went from the segments into the spool, which counts `totals` since then.
+    pub fn spooled(&self, slot: usize, n: u32, totals: Option<&SpoolTotals>) {
+        self.account(slot).change_stored(|counters| {
+            counters.collected.fetch_add(u64::from(n), Relaxed);
+            counters.spooled.fetch_add(u64::from(n), Relaxed);
+            totals.into_iter().for_each(|totals| counters.stored.show(totals));
+        });
+    }
+
+    /// `n` held events went into the spool, which counts `totals` since then.
+    pub fn moved_to_spool(&self, slot: usize, n: u32, totals: Option<&SpoolTotals>) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).change_stored(|counters| {
+            counters.spooled.fetch_add(u64::from(n), Relaxed);
+            totals.into_iter().for_each(|totals| counters.stored.show(totals));
+        });
+    }
+
+    /// Shows whether events are in memory only that should not be.
+    pub fn show_degraded(&self, slot: usize, is: bool) {
+        self.account(slot).degraded.store(u32::from(is), Relaxed);
+    }
+
+    /// `n` held events are told of by another one.
+    pub fn merged(&self, slot: usize, n: u32) {
+        self.held(slot).fetch_sub(n, Relaxed);
+        self.account(slot).merged.fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// Whether no other process delivers, or tries to deliver what it took.
+    pub fn is_alone(&self) -> bool {
+        let couriers = self.zone.head.couriers.iter().enumerate();
+        let mut others = couriers.filter(|(place, _)| *place != self.courier);
+        !others.any(|(_, courier)| courier.pid.load(Relaxed) != 0)
+    }
+
+    /// How many events the spool has pending, as it was shown last.
+    pub fn stored_pending(&self, slot: usize) -> u64 {
+        self.account(slot).stored.pending.load(Relaxed)
     }
 
     /// How many events of the target this deliverer holds.
@@ -889,6 +1162,18 @@ impl Ledger {
         }
     }
 
+    /// How delivery goes, as it was shown last.
+    pub fn state(&self, slot: usize) -> State {
+        State::from_number(self.account(slot).state.load(Relaxed))
+    }
+
+    /// Shows what went wrong, whatever else the state is.
+    pub fn show_fault(&self, slot: usize, fault: Fault) {
+        let account = self.account(slot);
+        account.fault.store(fault.pack(), Relaxed);
+        account.fault_ms.store(wall_ms() as u64, Relaxed);
+    }
+
     /// Shows when the oldest held event was captured, in milliseconds since the epoch; 0: none is.
     pub fn show_oldest(&self, slot: usize, time_ms: i64) {
         self.account(slot).oldest_ms.store(time_ms.max(0) as u64, Relaxed);
@@ -898,6 +1183,27 @@ impl Ledger {
     pub fn leave(self) {
         self.zone.head.couriers[self.courier].pid.store(0, Release);
     }
+}
+
+impl StoredCounters {
+    fn show(&self, totals: &SpoolTotals) {
+        self.collected.store(totals.collected, Relaxed);
+        self.delivered.store(totals.delivered, Relaxed);
+        self.rejected.store(totals.rejected, Relaxed);
+        self.dropped.store(totals.dropped, Relaxed);
+        self.merged.store(totals.merged, Relaxed);
+        self.withdrawn.store(totals.withdrawn, Relaxed);
+        self.pending.store(totals.pending, Relaxed);
+        self.bytes.store(totals.bytes, Relaxed);
+    }
+}
+
+/// Whether the process does anything still. One that was killed may be there for as long as the
+/// kernel does not let one of its threads go, waiting for a disk: its first thread is then a zombie.
+fn runs(pid: u32) -> bool {
+    let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
+    alive(pid) && !matches!(stat().and_then(state), Some(b'Z' | b'X'))
 }
 
 /// Whether the process exists. Process ids are reused only after all others were; the zone asks
@@ -912,8 +1218,6 @@ pub(crate) fn alive(pid: u32) -> bool {
 #[repr(C)]
 pub struct Election {
     mutex: UnsafeCell<libc::pthread_mutex_t>,
-    /// When a worker that is not about to exit last wanted to deliver.
-    wanted_ns: AtomicU64,
 }
 
 impl Election {
@@ -934,7 +1238,23 @@ impl Election {
     /// Becomes the deliverer if there is none.
     pub fn stand(&self) -> Option<Term<'_>> {
         // SAFETY: the mutex was initialized when the zone was formatted.
-        let rc = unsafe { libc::pthread_mutex_trylock(self.mutex.get()) };
+        self.became(unsafe { libc::pthread_mutex_trylock(self.mutex.get()) })
+    }
+
+    /// Sleeps until it becomes the deliverer, at most `limit`: the kernel wakes it when the holder
+    /// gives the election on, or dies.
+    pub fn wait(&self, limit: Duration) -> Option<Term<'_>> {
+        let until = SystemTime::now() + limit;
+        let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = libc::timespec {
+            tv_sec: until.as_secs() as libc::time_t,
+            tv_nsec: until.subsec_nanos().into(),
+        };
+        // SAFETY: as above; the time is valid.
+        self.became(unsafe { libc::pthread_mutex_timedlock(self.mutex.get(), &until) })
+    }
+
+    fn became(&self, rc: libc::c_int) -> Option<Term<'_>> {
         match rc {
             0 => {}
             // What the mutex guards is in a valid state after each instruction.
@@ -944,20 +1264,7 @@ impl Election {
             }
             _ => return None,
         }
-        self.wanted_ns.store(0, Relaxed);
         Some(Term { election: self, not_send: PhantomData })
-    }
-
-    /// A worker that will stay wants to deliver; one that is about to exit then makes room.
-    pub fn want(&self) {
-        self.wanted_ns.store(monotonic_ns(), Relaxed);
-    }
-
-    /// Whether a worker that will stay wanted to deliver after the stamp `since`, within the last
-    /// second, and nobody else became the deliverer meanwhile.
-    pub fn is_wanted(&self, since: u64) -> bool {
-        let wanted = self.wanted_ns.load(Relaxed);
-        wanted > since && monotonic_ns().saturating_sub(wanted) < 1_000_000_000
     }
 }
 
@@ -977,7 +1284,7 @@ impl Drop for Term<'_> {
 
 impl std::fmt::Debug for Election {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Election").field("wanted", &self.is_wanted(0)).finish()
+        f.debug_struct("Election").finish_non_exhaustive()
     }
 }
 
@@ -1012,19 +1319,15 @@ mod tests {
     #[test]
     fn accounts_are_found_by_name() {
         let zone = anonymous(1 << 20).unwrap();
-        assert_eq!(zone.target_slot("a"), Ok(0));
-        assert_eq!(zone.target_slot("b"), Ok(1));
-        assert_eq!(zone.target_slot("a"), Ok(0));
-        for i in 2..MAX_TARGETS {
-            zone.target_slot(&format!("t{i}")).unwrap();
-        }
-        assert_eq!(zone.target_slot("one more"), Err(NoSlot));
+        assert_eq!(zone.target_slot("a", 0), Ok(0));
+        assert_eq!(zone.target_slot("b", 1), Ok(1));
+        assert_eq!(zone.target_slot("a", 3), Ok(0));
     }
 
     #[test]
     fn drops_are_left_for_who_reports_them() {
         let zone = anonymous(1 << 20).unwrap();
-        let slot = zone.target_slot("t").unwrap();
+        let slot = zone.target_slot("t", 0).unwrap();
         let ledger = zone.enlist(std::process::id()).unwrap();
         assert_eq!(ledger.take_unreported(slot), None);
         ledger.leave_unreported(slot, &Drops { count: 2, first_ms: 5, last_ms: 7 });
@@ -1040,7 +1343,7 @@ mod tests {
     #[test]
     fn a_dead_deliverer_leaves_its_place_and_its_events() {
         let zone = anonymous(1 << 20).unwrap();
-        zone.target_slot("t").unwrap();
+        zone.target_slot("t", 0).unwrap();
         // SAFETY: the child only touches the zone and leaves without any handler.
         let child = unsafe {
             let child = libc::fork();
@@ -1075,13 +1378,56 @@ mod tests {
         std::thread::scope(|s| {
             s.spawn(|| assert!(zone.election().stand().is_none()));
         });
-        assert!(!zone.election().is_wanted(0));
-        zone.election().want();
-        assert!(zone.election().is_wanted(0));
-        assert!(!zone.election().is_wanted(monotonic_ns()));
-        drop(term);
-        assert!(zone.election().is_wanted(0), "who makes room must not take it again");
-        let _term = zone.election().stand().unwrap();
-        assert!(!zone.election().is_wanted(0));
+        std::thread::scope(|s| {
+            let waits = s.spawn(|| zone.election().wait(Duration::from_secs(60)).is_some());
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!waits.is_finished());
+            drop(term);
+            assert!(waits.join().unwrap(), "who waits becomes it at once");
+        });
+        assert!(zone.election().stand().is_some());
+    }
+
+    #[test]
+    fn a_zone_needs_no_zeroed_memory() {
+        let len = 1 << 20;
+        let mut memory = vec![0xa5_u8; len + 64];
+        // SAFETY: nobody else uses the memory, which outlives the zone.
+        let zone = unsafe { Zone::format(memory.as_mut_ptr(), len) }.unwrap();
+        let slot = zone.target_slot("t", 0).unwrap();
+        assert!(zone.segments().iter().all(|s| s.stage() == Stage::Free));
+        let totals = zone.totals(slot);
+        assert_eq!((totals.captured, totals.pending, totals.last_fault), (0, 0, None));
+        assert!(zone.enlist(std::process::id()).is_some() && zone.election().stand().is_some());
+    }
+
+    #[test]
+    fn who_will_stay_is_known() {
+        let zone = anonymous(1 << 20).unwrap();
+        let own = zone.enrol(std::process::id(), 1, Stay::Stays).unwrap();
+        assert!(!zone.is_another(Some(&own), &[Stay::Stays]));
+        let other = zone.enrol(std::process::id(), 1, Stay::Stays).unwrap();
+        assert!(zone.is_another(Some(&own), &[Stay::Stays]));
+        other.stay(Stay::Exiting);
+        assert!(!zone.is_another(Some(&own), &[Stay::Stays]));
+        assert!(zone.is_another(Some(&own), &[Stay::Stays, Stay::Exiting]));
+        drop(other);
+        assert!(!zone.is_another(Some(&own), &[Stay::Stays, Stay::Exiting]));
+    }
+
+    #[test]
+    fn the_place_of_a_target_that_is_gone_is_used_again() {
+        let zone = anonymous(1 << 20).unwrap();
+        for i in 0..MAX_TARGETS {
+            assert_eq!(zone.target_slot(&format!("t{i}"), 0), Ok(i));
+        }
+        zone.configure(u32::MAX & !(1 << 3 | 1 << 4));
+        zone.count_captured(1 << 3);
+        let worker = zone.enrol(std::process::id(), 1 << 3, Stay::Exiting).unwrap();
+        // A process still captures for one of the two, and the other is this configuration's.
+        assert_eq!(zone.target_slot("new", 1 << 4), Err(NoSlot));
+        drop(worker);
+        assert_eq!(zone.target_slot("new", 1 << 4), Ok(3));
+        assert_eq!((zone.target_name(3), zone.totals(3).captured), ("new", 0));
     }
 }

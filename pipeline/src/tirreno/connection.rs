@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use crate::delivery::deliverer::{NICE_SENDING, lower_priority};
 use crate::log_queue::{Level, LogQueue};
 use crate::shm::zone::DropReason;
 use crate::tirreno::http::Outbound;
 use crate::tirreno::policy::{Attempt, Pause, Permit, Verdict};
 use crate::tirreno::target::{Connect, Event, Shared};
 
-/// The longest time without a look at the key check and the end.
-const IDLE: Duration = Duration::from_millis(500);
+/// The longest time without a look at the state, while nothing is kept: an event wakes it …
+const IDLE: Duration = Duration::from_secs(3600);
+/// … and while something is: it may be due earlier than it was.
+const KEPT: Duration = Duration::from_millis(100);
 
 /// The pause after a failure of this thread.
 const RESTART: Duration = Duration::from_millis(100);
@@ -68,7 +69,6 @@ impl Connection {
 
     /// Sends until the queue's other end is gone and all is settled, or the target is closed.
     pub fn run(mut self) {
-        lower_priority(NICE_SENDING);
         while !self.ended && !self.shared.is_closed() {
             let outbound = (self.connect)();
             if catch_unwind(AssertUnwindSafe(|| self.send_all(outbound))).is_err() {
@@ -199,8 +199,10 @@ impl Connection {
 
     /// Waits for an event, or for the time of one that is kept.
     fn idle(&mut self, now: Instant) {
-        let due = self.kept.values().map(|k| k.due.saturating_duration_since(now)).min();
-        let limit = due.map_or(IDLE, |due| due.min(IDLE)).max(Duration::from_millis(1));
+        let kept = self.kept.values().map(|k| k.due.saturating_duration_since(now));
+        let due = kept.chain(self.shared.policy().key_due_in(now)).min();
+        let most = if self.kept.is_empty() { IDLE } else { KEPT };
+        let limit = due.map_or(most, |due| due.min(most)).max(Duration::from_millis(1));
         match self.queue.recv_timeout(limit) {
             Ok(event) => match self.kept.get_mut(&event.user) {
                 Some(kept) => kept.events.push_back(event),

@@ -1,34 +1,49 @@
-//! One target inside the deliverer: the bounded queue before its connections.
+//! A target of type `tirreno`: its thread moves events from the inbox, through the spool if there is one,
+//! to the connections.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use std::{io, thread};
+use std::{io, mem};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, unbounded};
 
 use crate::capture::login::Attempt;
 use crate::config::{TargetConfig, TirrenoConfig};
 use crate::delivery::http::Addresses;
+use crate::delivery::inbox::{Inbox, Outcome};
+use crate::delivery::queue::Entry;
 use crate::delivery::spool::{Intake, Spool, Stored};
+use crate::delivery::target::{Running, Target};
+use crate::delivery::thread::{NICE_SENDING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
-use crate::record::{MIN_RECORD, Record};
+use crate::record::Record;
 use crate::shm::zone::{DropReason, Ledger, Zone};
 use crate::tirreno::connection::Connection;
 use crate::tirreno::form;
 use crate::tirreno::http::{Outbound, Post, Tirreno};
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
 
-/// Above this share of the queue, `page_*` events are refused, so that logins find room.
-const PAGES_UP_TO: f64 = 0.8;
-/// Of a spool so many events, and bytes, are in memory for the connections, …
+/// So many events, and bytes of a spool's, are on their way to the connections, …
 const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 4 << 20;
-/// … read so many at a time.
+/// … handed over so many at a time.
 const CHUNK: usize = 512;
+/// How often the thread looks for more to hand over while events are on their way, and while they do
+/// not move.
+const PROGRESS: Duration = Duration::from_millis(20);
+const NO_PROGRESS: Duration = Duration::from_millis(250);
+/// How often it looks for what other processes have put into the spool, while there may be any, and
+/// whether there are.
+const OTHERS: Duration = Duration::from_millis(250);
+const ANY_OTHERS: Duration = Duration::from_secs(5);
+/// How often what is due is shown and said, and how long after the last event.
+const TICK: Duration = Duration::from_secs(1);
+const TICKS_AFTER: Duration = Duration::from_secs(3);
+/// The pause before a thread that could not be started is tried again, or a spool that does not work.
+const RETRY: Duration = Duration::from_secs(1);
 /// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
 const COMMIT: Duration = Duration::from_secs(1);
 /// How long events in memory wait for those in a spool that cannot be read.
@@ -38,7 +53,7 @@ const FAILED: usize = 4;
 /// So many more there may be of those that waited, or came late.
 const DUE: usize = 512;
 /// The longest wait without a look at the state.
-const WAKE: Duration = Duration::from_millis(250);
+const WAKE: Duration = Duration::from_secs(1);
 /// Over this time a rate of events is measured …
 const RATE_SPAN: Duration = Duration::from_secs(10);
 /// … and one above the target's is said this often.
@@ -104,21 +119,22 @@ pub type Connect = dyn Fn() -> Box<dyn Outbound> + Send + Sync;
 /// What a target's connections share.
 pub struct Shared {
     policy: Mutex<Policy>,
-    gate_changed: Condvar,
-    /// The events that are queued, kept or in flight, with the time they were captured.
+    policy_changed: Condvar,
+    /// The events that are on their way or kept, with the time they were captured.
     held: Mutex<BTreeMap<EventId, i64>>,
-    held_less: Condvar,
-    bytes: AtomicUsize,
+    /// Bytes of those that came from the spool.
+    stored_bytes: AtomicUsize,
     closed: AtomicBool,
     /// The next deliverer sends what is in the spool.
     leaving: AtomicBool,
-    /// When this target gives up, once it stops.
-    deadline: Mutex<Option<Instant>>,
+    /// An event was done with since the target's thread looked.
+    progressed: AtomicBool,
     timeout: Duration,
     privacy: Privacy,
     store: Option<Arc<Spool>>,
-    /// The most events that can be held, apart from those that wait for the spool.
-    most: usize,
+    inbox: Arc<Inbox>,
+    /// The connections' ends, while they are to go on.
+    queues: Mutex<Vec<Sender<Event>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -137,13 +153,13 @@ impl Shared {
         let policy = self.policy();
         if !self.is_closed() {
             // Whoever called `wake` just before is not missed for long.
-            let _ = self.gate_changed.wait_timeout(policy, limit.min(WAKE));
+            let _ = self.policy_changed.wait_timeout(policy, limit.min(WAKE));
         }
     }
 
     /// The state may have changed: whoever waits looks again.
     pub fn wake(&self) {
-        self.gate_changed.notify_all();
+        self.policy_changed.notify_all();
     }
 
     /// Whether nothing is sent any more.
@@ -166,7 +182,10 @@ impl Shared {
 
     /// Whether so many events are held that others may soon find no room.
     pub fn is_crowded(&self) -> bool {
-        self.len() * 2 >= self.most
+        match self.store {
+            Some(_) => self.len() * 2 >= WINDOW,
+            None => self.inbox.is_crowded(),
+        }
     }
 
     /// What the target is not to know.
@@ -176,15 +195,30 @@ impl Shared {
 
     /// How long an attempt may take that starts now.
     pub fn limit(&self) -> Duration {
-        let left = lock(&self.deadline).map(|d| d.saturating_duration_since(Instant::now()));
+        let deadline = self.inbox.deadline();
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         left.map_or(self.timeout, |left| left.min(self.timeout))
     }
 
     /// An event's fate is decided and counted.
     pub fn release(&self, event: &Event) {
-        self.bytes.fetch_sub(event.content.size(), Relaxed);
-        lock(&self.held).remove(&event.id);
-        self.held_less.notify_all();
+        let left = {
+            let mut held = lock(&self.held);
+            held.remove(&event.id);
+            held.len()
+        };
+        match &event.content {
+            Content::Record(bytes) => self.inbox.returned(bytes.len()),
+            Content::Stored { .. } => {
+                self.stored_bytes.fetch_sub(event.content.size(), Relaxed);
+                self.inbox.let_go();
+            }
+        }
+        let was_idle = !self.progressed.swap(true, Relaxed);
+        // It looks by itself while events move.
+        if left == 0 || was_idle {
+            self.inbox.wake();
+        }
     }
 
     /// How many events are held.
@@ -197,176 +231,247 @@ impl Shared {
         self.len() == 0
     }
 
-    fn wait_empty(&self, deadline: Instant) {
-        let mut held = lock(&self.held);
-        while !held.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            let woken = self.held_less.wait_timeout(held, left);
-            held = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Takes no answer any more.
+    fn close(&self) {
+        self.policy().close();
+        self.closed.store(true, Relaxed);
+        // One that waits for an answer ends by itself when that, or its time-out, comes.
+        lock(&self.queues).clear();
+        self.wake();
     }
 }
 
-/// The collector's side of a target.
-pub struct Target {
+/// The target, with its inbox.
+pub fn new(
+    config: &TargetConfig,
+    tirreno: &TirrenoConfig,
+    connect: Option<Arc<Connect>>,
+    (zone, ledger): (Zone, Ledger),
+    log: &LogQueue,
+) -> Running {
+    let tirreno = Arc::new(tirreno.clone());
+    let label = format!("target \"{}\" {}", config.name, tirreno.endpoint.sensor());
+    let policy = PolicyConfig {
+        label: label.clone(),
+        accept_200: tirreno.accept_200,
+        rate: tirreno.rate,
+        timeout: tirreno.timeout,
+    };
+    let now = Instant::now();
+    let url = tirreno.endpoint.sensor().to_string();
+    let spool = config.spool.as_ref();
+    let store =
+        spool.map(|s| Arc::new(Spool::new(s, &config.name, &url, zone.instance(), &label, log)));
+    let is_durable = (store.is_some(), false);
+    let inbox = Arc::new(Inbox::new(config, label, is_durable, (zone, ledger), log));
+    let book = Book { ledger, slot: config.slot, store: store.clone() };
+    let shared = Arc::new(Shared {
+        policy: Mutex::new(Policy::new(policy, book, log.clone(), now)),
+        policy_changed: Condvar::new(),
+        held: Mutex::default(),
+        stored_bytes: AtomicUsize::new(0),
+        closed: AtomicBool::new(false),
+        leaving: AtomicBool::new(false),
+        progressed: AtomicBool::new(false),
+        timeout: tirreno.timeout,
+        privacy: config.privacy.clone(),
+        store: store.clone(),
+        inbox: inbox.clone(),
+        queues: Mutex::default(),
+    });
+    inbox.on_close({
+        let shared = Arc::downgrade(&shared);
+        move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.close();
+            }
+        }
+    });
+    let connections = tirreno.connections;
+    let login_fail_delay = tirreno.login_fail_delay;
+    let connect = connect.unwrap_or_else(|| {
+        let addresses = Addresses::default();
+        Arc::new(move || Box::new(Tirreno::new(tirreno.clone(), addresses.clone())) as _)
+    });
+    let target = TirrenoTarget {
+        config: config.clone(),
+        login_fail_delay,
+        shared,
+        store,
+        connections,
+        connect,
+        next_id: 0,
+        failed: VecDeque::new(),
+        failed_bytes: 0,
+        last_read: now,
+        look_at: Some(now),
+        any_others: (now, true),
+        stopping: false,
+        spool_dropped: 0,
+        spool_expired: 0,
+        ledger,
+        log: log.clone(),
+        handed: 0,
+        measured: (now, 0),
+        delivered: (now, zone.totals(config.slot).delivered),
+        rate_said: Once::every(RATE_REPEAT),
+        ticked: now,
+        active: now,
+    };
+    Running::new(target, inbox, "tirreno-target")
+}
+
+/// What the target's thread works with.
+struct TirrenoTarget {
     config: TargetConfig,
     login_fail_delay: Duration,
-    label: String,
     shared: Arc<Shared>,
     store: Option<Arc<Spool>>,
-    /// Events that could not be spooled yet. They are held.
-    unspooled: VecDeque<Event>,
+    /// How many connections there shall be, and what makes them.
+    connections: usize,
+    connect: Arc<Connect>,
+    next_id: u64,
     /// Failed logins in memory, until when each waits for a good one, and which. They are held.
     failed: VecDeque<(Instant, u64, Event)>,
     failed_bytes: usize,
-    /// When it could be read last.
+    /// When the spool could be read last.
     last_read: Instant,
+    /// When the spool is read again; nothing: when something is put into it.
+    look_at: Option<Instant>,
+    /// Whether other processes may put something into it, and when that was asked.
+    any_others: (Instant, bool),
+    stopping: bool,
     /// What the spool had no room for, or was too old, since it was last said.
     spool_dropped: u64,
     spool_expired: u64,
-    queues: Vec<Sender<Event>>,
-    threads: Vec<JoinHandle<()>>,
-    zone: Zone,
     ledger: Ledger,
     log: LogQueue,
-    reported: [u64; DropReason::ALL.len()],
-    /// When the present measurement of the rate began, and the events since.
+    /// The events that were handed over when that was last looked at.
+    handed: u64,
+    /// When the present measurement of the rate began, and the events before it.
     measured: (Instant, u64),
     /// The same for what was delivered.
     delivered: (Instant, u64),
     rate_said: Once,
+    /// When what is due was last shown, and when the last event moved.
+    ticked: Instant,
+    active: Instant,
 }
 
-impl Target {
-    /// Starts the target's connections. `reported` are the drops that were logged before.
-    ///
-    /// # Errors
-    /// A thread cannot be started.
-    pub fn start(
-        config: &TargetConfig,
-        tirreno: &TirrenoConfig,
-        connect: Option<Arc<Connect>>,
-        (zone, ledger): (Zone, Ledger),
-        reported: [u64; DropReason::ALL.len()],
-        log: &LogQueue,
-    ) -> io::Result<Self> {
-        let tirreno = Arc::new(tirreno.clone());
-        let label = format!("target \"{}\" {}", config.name, tirreno.endpoint.sensor());
-        let policy = PolicyConfig {
-            label: label.clone(),
-            accept_200: tirreno.accept_200,
-            rate: tirreno.rate,
-            timeout: tirreno.timeout,
-        };
-        let now = Instant::now();
-        let url = tirreno.endpoint.sensor().to_string();
-        let spool = config.spool.as_ref();
-        let store = spool
-            .map(|s| Arc::new(Spool::new(s, &config.name, &url, zone.instance(), &label, log)));
-        let book = Book { ledger, slot: config.slot, store: store.clone() };
-        let shared = Arc::new(Shared {
-            policy: Mutex::new(Policy::new(policy, book, log.clone(), now)),
-            gate_changed: Condvar::new(),
-            held: Mutex::default(),
-            held_less: Condvar::new(),
-            bytes: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            deadline: Mutex::new(None),
-            timeout: tirreno.timeout,
-            privacy: config.privacy.clone(),
-            store: store.clone(),
-            most: if store.is_some() { WINDOW } else { config.queue_events },
-        });
-        let connections = tirreno.connections;
-        let login_fail_delay = tirreno.login_fail_delay;
-        let connect = connect.unwrap_or_else(|| {
-            let addresses = Addresses::default();
-            Arc::new(move || Box::new(Tirreno::new(tirreno.clone(), addresses.clone())) as _)
-        });
-        let mut target = Self {
-            config: config.clone(),
-            login_fail_delay,
-            label,
-            shared: shared.clone(),
-            store,
-            unspooled: VecDeque::new(),
-            failed: VecDeque::new(),
-            failed_bytes: 0,
-            last_read: now,
-            spool_dropped: 0,
-            spool_expired: 0,
-            queues: Vec::new(),
-            threads: Vec::new(),
-            zone,
-            ledger,
-            log: log.clone(),
-            reported,
-            measured: (now, 0),
-            delivered: (now, zone.totals(config.slot).delivered),
-            rate_said: Once::every(RATE_REPEAT),
-        };
-        for i in 0..connections {
-            // The queue's bounds are checked before: a connection never blocks the collector.
-            let (sender, receiver) = bounded(
-                config.queue_events.min(config.queue_bytes / MIN_RECORD + 1) + WINDOW + DUE,
+impl Target for TirrenoTarget {
+    fn run(&mut self, inbox: &Arc<Inbox>) {
+        inbox.put_back();
+        while !inbox.is_closed() {
+            let pause = match self.start_connections() {
+                Ok(()) => self.step(inbox, Instant::now()),
+                Err(error) => {
+                    inbox.log(Level::Error, &format!("a thread cannot be started: {error}"));
+                    Some(RETRY)
+                }
+            };
+            inbox.wait(pause);
+        }
+        if let Some(store) = &self.store {
+            store.leave();
+            if let Some(totals) = store.totals() {
+                self.ledger.show_stored(self.config.slot, &totals);
+            }
+        }
+    }
+}
+
+impl TirrenoTarget {
+    fn start_connections(&mut self) -> io::Result<()> {
+        let mut queues = lock(&self.shared.queues);
+        while queues.len() < self.connections && !self.shared.is_closed() {
+            // Bounded by what the target holds.
+            let (sender, receiver) = unbounded();
+            let connection = Connection::new(
+                self.shared.clone(),
+                receiver,
+                self.connect.clone(),
+                self.log.clone(),
             );
-            let connection =
-                Connection::new(shared.clone(), receiver, connect.clone(), log.clone());
-            let thread = thread::Builder::new().name(format!("tirreno-{i}"));
-            target.threads.push(thread.spawn(move || connection.run())?);
-            target.queues.push(sender);
+            let name = format!("tirreno-{}", queues.len());
+            spawn(&name, NICE_SENDING, move || connection.run())?;
+            queues.push(sender);
         }
-        Ok(target)
+        Ok(())
     }
 
-    /// Its account in the zone.
-    pub fn slot(&self) -> usize {
-        self.config.slot
+    /// Moves events between inbox, spool and connections, as there is room and the spool works. Returns
+    /// how long there is nothing to do.
+    fn step(&mut self, inbox: &Inbox, now: Instant) -> Option<Duration> {
+        if inbox.is_stopping() && !mem::replace(&mut self.stopping, true) {
+            self.stop();
+        }
+        self.send_failed(now);
+        let progressed = self.shared.progressed.swap(false, Relaxed);
+        if progressed || inbox.handed() != mem::replace(&mut self.handed, inbox.handed()) {
+            self.active = now;
+        }
+        let mut pauses = vec![self.failed.front().map(|(due, ..)| *due - now.min(*due))];
+        match self.store.clone() {
+            None => pauses.push(self.send_due(inbox)),
+            Some(store) => {
+                pauses.push(self.spool_due(inbox, &store));
+                if !self.stopping {
+                    pauses.push(self.send_spooled(inbox, &store, progressed, now));
+                }
+            }
+        }
+        if !self.shared.is_empty() {
+            pauses.push(Some(if progressed { PROGRESS } else { NO_PROGRESS }));
+        }
+        pauses.push(self.tick(inbox, now));
+        pauses.into_iter().flatten().min()
     }
 
-    /// Queues a record that was counted as collected, or drops it, counted.
-    pub fn offer(&mut self, id: EventId, bytes: &Arc<[u8]>, record: &Record<'_>) {
-        self.measured.1 += 1;
-        let (most, most_bytes) = if record.kind().is_page() {
-            let share = |n: usize| (n as f64 * PAGES_UP_TO) as usize;
-            (share(self.config.queue_events).max(1), share(self.config.queue_bytes))
-        } else {
-            (self.config.queue_events, self.config.queue_bytes)
-        };
-        let fits = {
-            let mut held = lock(&self.shared.held);
-            let held_bytes = self.shared.bytes.load(Relaxed) + bytes.len();
-            let fits = held.len() < most && held_bytes <= most_bytes;
-            if fits {
-                held.insert(id, record.time_ms());
-                self.shared.bytes.fetch_add(bytes.len(), Relaxed);
+    /// How many events may go on their way now, where `more` than the window are allowed.
+    fn room(&self, more: usize) -> usize {
+        (WINDOW + more).saturating_sub(self.shared.len()).min(CHUNK)
+    }
+
+    /// Sends what is due and only in memory.
+    fn send_due(&mut self, inbox: &Inbox) -> Option<Duration> {
+        loop {
+            match inbox.due_in() {
+                Some(due) if due.is_zero() => {}
+                // What took the room wakes this when it is done with.
+                later => return later,
             }
-            fits
-        };
-        if !fits {
-            self.ledger.dropped(self.config.slot, 1, DropReason::QueueFull);
-            return;
+            if self.send_memory(inbox) == 0 {
+                return None;
+            }
         }
-        let user = self.config.privacy.view(*record).user_key();
-        let event = Event { id, user, content: Content::Record(bytes.clone()) };
-        let delay = self.login_fail_delay;
-        match Attempt::of(record) {
-            _ if self.store.is_some() => self.unspooled.push_back(event),
-            Some(Attempt::Failed(attempt)) if !delay.is_zero() => {
-                self.failed.push_back((Instant::now() + delay, attempt, event));
-                self.failed_bytes += bytes.len();
-                self.send_failed(Instant::now());
+    }
+
+    /// Sends events that are only in memory, as there is room; returns how many.
+    fn send_memory(&mut self, inbox: &Inbox) -> usize {
+        let lent = inbox.lend(self.room(0));
+        for bytes in &lent {
+            self.next_id += 1;
+            let id = EventId::Memory(self.next_id);
+            // It was parsed when it was read from the ring.
+            let Some(record) = Record::parse(bytes) else { continue };
+            lock(&self.shared.held).insert(id, record.time_ms());
+            let user = self.config.privacy.view(record).user_key();
+            let event = Event { id, user, content: Content::Record(bytes.clone()) };
+            let delay = self.login_fail_delay;
+            match Attempt::of(&record) {
+                Some(Attempt::Failed(attempt)) if !delay.is_zero() && !self.stopping => {
+                    self.failed.push_back((Instant::now() + delay, attempt, event));
+                    self.failed_bytes += bytes.len();
+                    self.send_failed(Instant::now());
+                }
+                Some(Attempt::Good(attempt)) => {
+                    self.withdraw(attempt);
+                    self.send(event);
+                }
+                _ => self.send(event),
             }
-            Some(Attempt::Good(attempt)) => {
-                self.withdraw(attempt);
-                self.send(event);
-            }
-            _ => self.send(event),
         }
+        lent.len()
     }
 
     /// A login was good: the failed one directly before it was only its first half.
@@ -374,8 +479,8 @@ impl Target {
         let before = self.failed.iter().rposition(|(_, failed, _)| *failed == attempt);
         if let Some((.., event)) = before.and_then(|place| self.failed.remove(place)) {
             self.failed_bytes -= event.content.size();
-            self.shared.release(&event);
             self.ledger.withdrawn(self.config.slot);
+            self.shared.release(&event);
         }
     }
 
@@ -383,9 +488,13 @@ impl Target {
     /// other events.
     fn send_failed(&mut self, now: Instant) {
         let Self { config, .. } = self;
-        let (most, most_bytes) = (config.queue_events / FAILED, config.queue_bytes / FAILED);
+        let most = config.queue_events.min(WINDOW) / FAILED;
+        let most_bytes = config.queue_bytes / FAILED;
         while let Some((due, ..)) = self.failed.front()
-            && (*due <= now || self.failed.len() > most || self.failed_bytes > most_bytes)
+            && (*due <= now
+                || self.stopping
+                || self.failed.len() > most
+                || self.failed_bytes > most_bytes)
             && let Some((.., event)) = self.failed.pop_front()
         {
             self.failed_bytes -= event.content.size();
@@ -395,142 +504,187 @@ impl Target {
 
     /// Hands a held event to its user's connection.
     fn send(&mut self, event: Event) {
-        let connection = (event.user % self.queues.len() as u64) as usize;
-        if let Err(error) = self.queues[connection].try_send(event) {
-            let event = error.into_inner();
-            self.shared.release(&event);
+        let sent = {
+            let queues = lock(&self.shared.queues);
+            let count = queues.len().max(1) as u64;
+            match queues.get((event.user % count) as usize) {
+                Some(queue) => queue.send(event).map_err(|error| error.into_inner()),
+                None => Err(event),
+            }
+        };
+        // It is closed.
+        if let Err(event) = sent {
             self.shared.policy().give_up(event.id, DropReason::Internal);
+            self.shared.release(&event);
         }
     }
 
-    /// Commits this target's part of a batch to its spool. Where that is not possible, or there is no
-    /// spool, the events are the caller's: `false`.
-    pub fn spool(&mut self, batch: &[Record<'_>]) -> bool {
-        let Some(store) = &self.store else { return false };
-        let slot = self.config.slot;
-        let ours: Vec<_> = batch
+    /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
+    /// is due.
+    fn spool_due(&mut self, inbox: &Inbox, store: &Spool) -> Option<Duration> {
+        match inbox.due_in() {
+            Some(due) if due.is_zero() => {}
+            later => return later,
+        }
+        let entries = inbox.take_placed(usize::MAX);
+        let intake: Vec<_> = entries
             .iter()
-            .filter(|record| record.targets() & (1 << slot) != 0)
-            .map(|record| Intake::from(self.config.privacy.view(*record)))
+            .filter_map(|(entry, place)| match entry {
+                Entry::Record(bytes) => Some((Record::parse(bytes)?, place)),
+                Entry::Drops(_) => None,
+            })
+            .map(|(record, place)| Intake {
+                ring: place.map(|place| u64::from(place.segment)),
+                ..Intake::from(self.config.privacy.view(record))
+            })
             .collect();
-        if ours.is_empty() {
-            return true;
-        }
-        // Those that wait longer come first.
-        if !self.unspooled.is_empty() {
-            return false;
-        }
-        let Some(appended) = store.append(&ours, self.login_fail_delay) else {
-            return false;
+        let Some(appended) = store.append(&intake, self.login_fail_delay) else {
+            inbox.put_back();
+            return Some(RETRY);
         };
         self.spool_dropped += appended.dropped;
-        self.measured.1 += ours.len() as u64;
-        true
+        inbox.settle(entries.len(), Outcome::Spooled(store.totals().as_ref()));
+        self.look_at = Some(Instant::now());
+        // One batch, then it is the connections' turn.
+        inbox.due_in()
     }
 
-    /// Moves events between memory, spool and connections, as there is room and the spool works.
-    pub fn feed(&mut self) {
-        self.send_failed(Instant::now());
-        let Some(store) = self.store.clone() else { return };
-        self.spool_unspooled(&store);
-        self.spool_expired += store.maintain(Instant::now()).0;
-        if let Some(totals) = store.totals() {
-            self.ledger.show_stored(self.config.slot, &totals);
+    /// Hands over what is in the spool, as there is room, and what is in memory behind it. Returns when
+    /// to look again.
+    fn send_spooled(
+        &mut self,
+        inbox: &Inbox,
+        store: &Spool,
+        progressed: bool,
+        now: Instant,
+    ) -> Option<Duration> {
+        let (asked, any) = self.any_others;
+        if now - asked >= if any { OTHERS } else { ANY_OTHERS } {
+            self.any_others = (now, !self.ledger.is_alone() || store.is_shared());
+            // Looked for once more when they are gone.
+            if any || self.any_others.1 {
+                self.look_at = Some(now);
+            }
         }
-        let read = if store.may_send() { self.read_spool(&store) } else { Some(false) };
-        let now = Instant::now();
+        let others = if self.any_others.1 { OTHERS } else { ANY_OTHERS };
+        let writes = store.unwritten();
+        let is_due =
+            progressed || self.look_at.is_some_and(|at| at <= now) || writes == Some(Duration::ZERO);
+        if !is_due {
+            let look = self.look_at.map(|at| at - now);
+            return [look, writes, Some(others)].into_iter().flatten().min();
+        }
+        let (expired, again) = store.maintain(now);
+        self.spool_expired += expired;
+        let totals = store.totals();
+        if let Some(totals) = &totals {
+            self.ledger.show_stored(self.config.slot, totals);
+        }
+        let read = if store.may_send() { self.read_spool(store) } else { Some(false) };
         if read.is_some() {
             self.last_read = now;
         }
         // What is in memory comes behind what is in the spool, unless that cannot even be opened, or not
         // be read for a while.
         if read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD {
-            self.send_unspooled();
+            self.send_memory(inbox);
         }
+        let is_over = totals.is_some_and(|totals| totals.pending == 0) && read == Some(true);
+        let look = match store.next_due() {
+            _ if is_over && !inbox.has_new() => None,
+            // Nothing but failed logins that wait.
+            Some(due) if read == Some(true) && self.shared.is_empty() => Some(due),
+            _ => Some(NO_PROGRESS),
+        };
+        self.look_at = [look, again].into_iter().flatten().min().map(|after| now + after);
+        [look, again, Some(others)].into_iter().flatten().min()
     }
 
     /// Hands over what is in the spool, as there is room. Returns whether that was all, or nothing when
     /// it cannot be read.
     fn read_spool(&mut self, store: &Spool) -> Option<bool> {
-        let room = self.room(0);
-        let bytes = WINDOW_BYTES.saturating_sub(self.shared.bytes.load(Relaxed));
-        if room == 0 || bytes == 0 && self.in_lanes() > 0 {
-            return Some(false);
+        loop {
+            let room = self.room(0);
+            let bytes = WINDOW_BYTES.saturating_sub(self.shared.stored_bytes.load(Relaxed));
+            if room == 0 || bytes == 0 && !self.shared.is_empty() {
+                return Some(false);
+            }
+            let span = self.config.interval + COMMIT;
+            // The highest rank always finds some room.
+            let events = store.take([DUE, room, room, room], bytes, span)?;
+            let is_all = events.is_empty();
+            events.into_iter().for_each(|stored| self.send_stored(stored));
+            if is_all {
+                return Some(true);
+            }
         }
-        let span = self.config.interval + COMMIT;
-        // The highest rank always finds some room.
-        let events = store.take([DUE, room, room, room], bytes, span)?;
-        let is_all = events.len() < room;
-        events.into_iter().for_each(|stored| self.send_stored(stored));
-        Some(is_all)
-    }
-
-    /// How many events of the spool may be read now, where `more` than the window are allowed.
-    fn room(&self, more: usize) -> usize {
-        (WINDOW + more).saturating_sub(self.in_lanes()).min(CHUNK)
-    }
-
-    fn in_lanes(&self) -> usize {
-        self.shared.len().saturating_sub(self.unspooled.len())
     }
 
     fn send_stored(&mut self, stored: Stored) {
         let id = EventId::Stored(stored.id);
         let content = Content::Stored { trace: stored.trace, body: stored.body };
         lock(&self.shared.held).insert(id, stored.time_ms);
-        self.shared.bytes.fetch_add(content.size(), Relaxed);
+        self.shared.inbox.hold(1);
+        self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
         self.send(Event { id, user: stored.user, content });
     }
 
-    fn spool_unspooled(&mut self, store: &Spool) {
-        if self.unspooled.is_empty() {
-            return;
+    /// No event comes any more.
+    fn stop(&mut self) {
+        if self.store.is_some() {
+            self.shared.leaving.store(true, Relaxed);
         }
-        let records: Vec<_> = self
-            .unspooled
-            .iter()
-            .filter_map(|event| match &event.content {
-                Content::Record(bytes) => Record::parse(bytes),
-                Content::Stored { .. } => None,
-            })
-            .map(|record| Intake::from(self.config.privacy.view(record)))
-            .collect();
-        let delay = self.login_fail_delay;
-        let Some(appended) = store.append(&records, delay) else { return };
-        self.spool_dropped += appended.dropped;
-        self.ledger.moved_to_spool(self.config.slot, records.len() as u32);
-        self.unspooled.drain(..).for_each(|event| self.shared.release(&event));
+        self.send_failed(Instant::now());
+        self.shared.policy().last_chance(Instant::now());
+        self.shared.wake();
     }
 
-    fn send_unspooled(&mut self) {
-        while let Some(event) = self.unspooled.pop_front() {
-            self.send(event);
+    /// Shows and says what is due; returns when it is to be done again.
+    fn tick(&mut self, inbox: &Inbox, now: Instant) -> Option<Duration> {
+        let is_active = now - self.active < TICKS_AFTER || !self.shared.is_empty();
+        let left = TICK.saturating_sub(now - self.ticked);
+        if !is_active || !left.is_zero() {
+            return is_active.then_some(left);
         }
-    }
-
-    /// Shows and says what is due; once a second.
-    pub fn tick(&mut self, now: Instant) {
-        let oldest = lock(&self.shared.held).first_key_value().map_or(0, |(_, time)| *time);
-        self.ledger.show_oldest(self.config.slot, oldest);
+        self.ticked = now;
+        let slot = self.config.slot;
+        let oldest = lock(&self.shared.held).values().min().copied();
+        if let Some(oldest) = oldest {
+            self.ledger.show_oldest(slot, oldest);
+        }
         self.show_drain(now);
         if let Some(store) = &self.store {
-            self.ledger.show_reasons(self.config.slot, &store.reasons());
+            self.ledger.show_reasons(slot, &store.reasons());
         }
-        self.report_drops();
+        for (new, why) in [
+            (mem::take(&mut self.spool_dropped), "the spool is full"),
+            (mem::take(&mut self.spool_expired), "they were in the spool for max_age"),
+        ] {
+            if new > 0 {
+                let total = inbox.zone().totals(slot).all_dropped();
+                let text = format!("{new} events dropped, {why}; {total} in total");
+                inbox.log(Level::Error, &text);
+            }
+        }
+        self.say_rate(inbox, now);
+        Some(TICK)
+    }
 
-        let (since, count) = self.measured;
+    fn say_rate(&mut self, inbox: &Inbox, now: Instant) {
+        let (since, before) = self.measured;
         let span = now - since;
         if span < RATE_SPAN {
             return;
         }
-        self.measured = (now, 0);
-        let captured = count as f64 / span.as_secs_f64();
+        let handed = inbox.handed();
+        self.measured = (now, handed);
+        let captured = (handed - before) as f64 / span.as_secs_f64();
         let Some(rate) = self.shared.policy().rate() else { return };
         if captured > rate && !self.shared.is_empty() && self.rate_said.may(now) {
-            let waiting = self.shared.len();
-            self.log(
+            let waiting = inbox.zone().totals(self.config.slot).pending;
+            inbox.log(
                 Level::Warn,
-                format!(
+                &format!(
                     "{captured:.1} events a second are captured, but only {rate:.1} a second are \
                      taken, {waiting} wait: raise the limit of the server (Tirreno: \
                      LEAKY_BUCKET_RPS in its configuration) or \"rate\", or capture less \
@@ -547,101 +701,10 @@ impl Target {
         if span < RATE_SPAN {
             return;
         }
-        let totals = self.zone.totals(self.config.slot);
+        let totals = self.shared.inbox.zone().totals(self.config.slot);
         let rate = totals.delivered.saturating_sub(before) as f64 / span.as_secs_f64();
         self.delivered = (now, totals.delivered);
         let seconds = (rate > 0.0).then(|| (totals.pending as f64 / rate).ceil() as u64);
         self.ledger.show_drain(self.config.slot, seconds);
-    }
-
-    fn report_drops(&mut self) {
-        let totals = self.zone.totals(self.config.slot);
-        let dropped = totals.dropped;
-        let total: u64 = totals.all_dropped();
-        for (new, why) in [
-            (std::mem::take(&mut self.spool_dropped), "the spool is full"),
-            (std::mem::take(&mut self.spool_expired), "they were in the spool for max_age"),
-        ] {
-            if new > 0 {
-                self.log(Level::Error, format!("{new} events dropped, {why}; {total} in total"));
-            }
-        }
-        for reason in DropReason::ALL {
-            let new = dropped[reason as usize].saturating_sub(self.reported[reason as usize]);
-            // Who shuts down says so itself.
-            if new > 0 && reason != DropReason::Shutdown {
-                let why = reason.text();
-                self.log(Level::Error, format!("{new} events dropped, {why}; {total} in total"));
-            }
-        }
-        self.reported = dropped;
-    }
-
-    /// No event comes any more; what is held is tried until `deadline`.
-    pub fn stop(&mut self, deadline: Instant) {
-        *lock(&self.shared.deadline) = Some(deadline);
-        if let Some(store) = self.store.clone() {
-            self.spool_unspooled(&store);
-            self.shared.leaving.store(true, Relaxed);
-        }
-        self.send_unspooled();
-        while let Some((.., event)) = self.failed.pop_front() {
-            self.send(event);
-        }
-        self.queues.clear();
-        self.shared.policy().last_chance(Instant::now());
-        self.shared.wake();
-    }
-
-    /// Waits for [`stop`](Self::stop)'s deadline or the last event, and counts the rest as dropped.
-    pub fn finish(mut self, deadline: Instant) {
-        self.shared.wait_empty(deadline);
-        let rest = self.close(DropReason::Shutdown);
-        if rest > 0 {
-            let why = DropReason::Shutdown.text();
-            self.log(Level::Error, format!("{rest} events could not be delivered, {why}; dropped"));
-        }
-        self.report_drops();
-    }
-
-    /// How long a stopping process tries to deliver what it holds.
-    pub fn shutdown_timeout(&self) -> Duration {
-        self.config.shutdown_timeout
-    }
-
-    /// Whether nothing is left to be tried.
-    pub fn is_done(&self) -> bool {
-        self.shared.is_empty()
-    }
-
-    fn close(&mut self, reason: DropReason) -> u32 {
-        let rest = self.shared.policy().close(reason);
-        if let Some(store) = &self.store {
-            store.leave();
-            if let Some(totals) = store.totals() {
-                self.ledger.show_stored(self.config.slot, &totals);
-            }
-        }
-        self.shared.closed.store(true, Relaxed);
-        self.queues.clear();
-        self.shared.wake();
-        // One that waits for an answer ends by itself when that, or its time-out, comes.
-        for thread in self.threads.drain(..) {
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
-        }
-        rest
-    }
-
-    fn log(&self, level: Level, text: String) {
-        self.log.log(level, format!("{}: {text}", self.label));
-    }
-}
-
-impl Drop for Target {
-    /// Counts what a deliverer that failed has held.
-    fn drop(&mut self) {
-        self.close(DropReason::Internal);
     }
 }

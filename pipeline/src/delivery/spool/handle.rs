@@ -142,6 +142,11 @@ impl Spool {
         inner.sender.is_some()
     }
 
+    /// Whether another instance of nginx captures for this spool too.
+    pub fn is_shared(&self) -> bool {
+        is_shared(&self.file, self.instance)
+    }
+
     /// Whether the spool cannot even be opened now.
     pub fn is_shut(&self) -> bool {
         let inner = lock(&self.inner);

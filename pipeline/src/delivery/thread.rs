@@ -1,0 +1,87 @@
+//! What every thread of the module needs of the system.
+
+use std::os::fd::RawFd;
+use std::{io, mem, ptr, thread};
+
+use rustix::process::{Pid, getpriority_process, setpriority_process};
+
+/// How much less urgent than the event loop collecting is: a ring that nobody empties drops events …
+pub(crate) const NICE_COLLECTING: i32 = 5;
+/// … and sending: what waits for it is kept. Not less than that, or a stopping nginx on a busy machine
+/// would not get its last events out in time.
+pub(crate) const NICE_SENDING: i32 = 10;
+
+/// Starts a thread with all signals blocked: they belong to nginx's main thread.
+pub(crate) fn spawn(
+    name: &str,
+    nice: i32,
+    body: impl FnOnce() + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
+    let builder = thread::Builder::new().name(name.to_owned());
+    with_signals_blocked(|| {
+        builder.spawn(move || {
+            lower_priority(nice);
+            body();
+        })
+    })
+}
+
+/// Runs `f` with all signals blocked; a thread that it starts inherits that.
+fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    // SAFETY: the sets are initialized by the calls that fill them.
+    unsafe {
+        let mut all = mem::zeroed::<libc::sigset_t>();
+        let mut before = mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
+        result
+    }
+}
+
+/// Lets the event loop go first on a busy machine. On Linux a priority is a thread's; the main thread,
+/// which has the process's id, has the one that nginx's "worker_priority" says.
+fn lower_priority(by: i32) {
+    let own = Some(rustix::thread::gettid());
+    let main = Pid::from_raw(std::process::id().cast_signed());
+    // A system that forbids it costs no event.
+    let _ = getpriority_process(main).and_then(|nice| setpriority_process(own, nice + by));
+}
+
+/// Gives the calling thread, and those that it starts, a table of open files of their own, without the
+/// event loop's but for those `kept`. Linux then spares the event loop two atomic operations with each
+/// system call, and no connection or listening socket can be kept open by a thread. Kernels before 5.9
+/// cannot: there nothing changes.
+///
+/// Of the three standard files, `consoles` are kept in any case.
+pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
+    let close = |first: libc::c_uint, last: libc::c_uint| {
+        // SAFETY: the thread has opened nothing yet, and its table is its own before anything is
+        // closed.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_UNSHARE) }
+    };
+    let kept = kept.and_then(|fd| libc::c_uint::try_from(fd).ok()).filter(|fd| *fd > 3);
+    let rc = match kept {
+        None => close(3, libc::c_uint::MAX),
+        Some(fd) => close(3, fd - 1) | close(fd + 1, libc::c_uint::MAX),
+    };
+    if rc != 0 {
+        return;
+    }
+    // SAFETY: the descriptors are this thread's own. The structure is initialized by the call that
+    // fills it.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        // nginx's standard error is its error log: after a rotation the old file would stay open here.
+        for (standard, keep) in (0..).zip(consoles) {
+            let mut about = mem::zeroed::<libc::stat>();
+            let is_file = libc::fstat(standard, &mut about) == 0
+                && about.st_mode & libc::S_IFMT == libc::S_IFREG;
+            if is_file && !keep && null >= 0 {
+                libc::dup2(null, standard);
+            }
+        }
+        libc::close(null);
+    }
+}

@@ -1,0 +1,319 @@
+//! Several targets with different settings beside each other: none decides for another, whatever its
+//! interval, its batch or its disk; and what idle targets cost.
+//!
+//! What version 0.1.0 does under each of these tests stands beside it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tirreno_tests::client::Connection;
+use tirreno_tests::nginx::{Builder, Nginx, Signal};
+use tirreno_tests::sensor::{Sensor, SensorOptions};
+use tirreno_tests::wait::{wait_for, wait_until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// nginx, a sensor and a directory that workers may write in.
+struct Bench {
+    nginx: Nginx,
+    sensor: Sensor,
+    dir: TempDir,
+}
+
+impl Bench {
+    /// With these targets; `%DIR%` is the directory, `%SENSOR%` the sensor's URL.
+    fn build(targets: &str, workers: usize) -> Self {
+        let sensor = Sensor::start(SensorOptions { record_requests: false, ..Default::default() });
+        let dir = tempfile::tempdir().unwrap();
+        let builder = Nginx::builder()
+            .sensor(&sensor.url())
+            .var("DIR", dir.path().to_str().unwrap())
+            .workers(workers)
+            .http(&with_targets(targets))
+            .server(
+                "location / { return 200; }
+                 location = /status { tirreno off; tirreno_status; }",
+            );
+        Self { nginx: builder.build(), sensor, dir }
+    }
+
+    fn start(targets: &str, workers: usize) -> Self {
+        let mut bench = Self::build(targets, workers);
+        bench.nginx.start();
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Requests the numbers over several connections, so that several workers get some.
+    fn requests(&self, numbers: std::ops::Range<usize>) {
+        let port = self.nginx.port();
+        thread::scope(|scope| {
+            for part in 0..4 {
+                let numbers = numbers.clone();
+                scope.spawn(move || {
+                    let mut connection = open(port);
+                    for number in numbers.skip(part).step_by(4) {
+                        get(&mut connection, number);
+                    }
+                });
+            }
+        });
+    }
+
+    fn row(&self, target: &str) -> Value {
+        self.nginx.status("/status")["targets"][target].clone()
+    }
+
+    fn count(&self, target: &str, key: &str) -> u64 {
+        let row = self.row(target);
+        row[key].as_u64().unwrap_or_else(|| panic!("{key} of {target}: {row}"))
+    }
+
+    fn wait_count(&self, target: &str, key: &str, count: u64) {
+        wait_for(SOON, &format!("{count} {key} of {target}"), || match self.row(target) {
+            row if row[key].as_u64() == Some(count) => Ok(()),
+            row => Err(row.to_string()),
+        });
+    }
+
+    /// How many events wait in the spool's database.
+    fn spooled(&self) -> u64 {
+        let files = fs::read_dir(self.path("spool")).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        let databases = files.filter(|path| path.extension().is_some_and(|end| end == "db"));
+        let count = |path: PathBuf| {
+            let database = rusqlite::Connection::open(path).unwrap();
+            let count = "SELECT count(*) FROM pending";
+            database.query_row(count, [], |row| row.get::<_, i64>(0)).unwrap() as u64
+        };
+        databases.map(count).sum()
+    }
+
+    /// The numbers in the file, in order.
+    fn written(&self, name: &str) -> Vec<usize> {
+        let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect(line));
+        let number = |line: Value| line["url"].as_str()?.strip_prefix('/')?.parse().ok();
+        lines.filter_map(number).collect()
+    }
+
+    /// All threads of all processes, and how often each was put to sleep and woken.
+    fn wake_ups(&self) -> u64 {
+        let mut pids = self.nginx.workers();
+        pids.push(self.nginx.master_pid());
+        let tasks = pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).unwrap());
+        let count = |task: fs::DirEntry| -> u64 {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.map_or(0, |count| count.trim().parse().unwrap())
+        };
+        tasks.map(|task| count(task.unwrap())).sum()
+    }
+}
+
+fn with_targets(targets: &str) -> String {
+    format!("{targets} tirreno on; tirreno_user $cookie_user; keepalive_requests 1000000;")
+}
+
+fn reconfigured(builder: Builder, targets: &str) -> Builder {
+    builder.clear_http().http(&with_targets(targets)).server(
+        "location / { return 200; }
+         location = /status { tirreno off; tirreno_status; }",
+    )
+}
+
+fn open(port: u16) -> Connection {
+    Connection::open(SocketAddr::from(([127, 0, 0, 1], port))).unwrap()
+}
+
+fn get(connection: &mut Connection, number: usize) {
+    let headers = [("Host", "localhost"), ("Cookie", "user=u1")];
+    let answer = connection.request("GET", &format!("/{number}"), &headers, b"").unwrap();
+    assert_eq!(answer.status, 200);
+}
+
+const DOWN: &str = "tirreno_target tirreno { url http://127.0.0.1:1/sensor/; api_key k; spool %DIR%/spool; }";
+
+/// 0.1.0: 5,000 requests are in the spool after 8.3 s; after 20,000 and QUIT 1,077 are, 18,923 are gone,
+/// and nothing is logged.
+#[test]
+fn a_targets_batch_size_does_not_decide_for_a_spool() {
+    let file = "tirreno_target file { type file; path %DIR%/audit.log; format json; batch_size 1;
+                                      interval 0s; }";
+    let mut bench = Bench::start(&format!("{DOWN} {file}"), 2);
+    bench.requests(0..20_000);
+    let status = bench.nginx.quit();
+    assert!(status.is_none_or(|status| status.success()));
+    assert_eq!(bench.spooled(), 20_000);
+    let written: BTreeSet<_> = bench.written("audit.log").into_iter().collect();
+    let log = bench.nginx.error_log();
+    let dropped: usize = log
+        .lines()
+        .filter(|line| line.contains("target \"file\"") && line.contains("dropped"))
+        .filter_map(|line| line.split(" events ").next()?.rsplit(' ').next()?.parse::<usize>().ok())
+        .sum();
+    assert!(written.len() + dropped >= 20_000, "{} written, {dropped} said", written.len());
+}
+
+/// 0.1.0: `captured` goes from 1047 to 666 and `pending` back and forth while a spool takes batches.
+#[test]
+fn counters_never_go_backwards_and_add_up() {
+    let bench = Bench::start(&format!("{DOWN} {}", file("file", "")), 2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let captured = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut last = 0;
+            while !stop.load(SeqCst) {
+                let now = bench.count("tirreno", "captured");
+                assert!(now >= last, "{now} after {last}");
+                last = now;
+            }
+            last
+        });
+        bench.requests(0..5_000);
+        wait_until(SOON, "all in the spool", || bench.spooled() == 5_000);
+        stop.store(true, SeqCst);
+        watch.join().unwrap()
+    });
+    assert!(captured <= 5_000);
+    for target in ["tirreno", "file"] {
+        let row = wait_for(SOON, "all to be captured", || match bench.row(target) {
+            row if row["captured"] == 5_000 => Ok(row),
+            row => Err(row.to_string()),
+        });
+        let count = |key: &str| row[key].as_u64().unwrap_or(0);
+        let ends = ["delivered", "rejected", "dropped", "merged", "withdrawn", "pending"];
+        assert_eq!(ends.map(count).iter().sum::<u64>(), 5_000, "{row}");
+    }
+}
+
+fn file(name: &str, more: &str) -> String {
+    format!(
+        "tirreno_target {name} {{ type file; path %DIR%/{name}.log; format json; {more} }}"
+    )
+}
+
+/// 0.1.0: one target that comes needs room for its name for ever: the 33rd fails the reload.
+#[test]
+fn targets_that_come_and_go_for_ever_find_a_place() {
+    let mut bench = Bench::start(&file("t0", "interval 20ms;"), 1);
+    for round in 1..40 {
+        let name = format!("t{round}");
+        bench.requests(0..3);
+        let old = bench.nginx.workers();
+        bench.nginx.reconfigure(|builder| reconfigured(builder, &file(&name, "interval 20ms;")));
+        bench.nginx.reload();
+        old.iter().for_each(|pid| bench.nginx.wait_gone(*pid));
+        bench.requests(3..6);
+        bench.wait_count(&name, "delivered", 3);
+        assert_eq!(bench.written(&format!("{name}.log")).len(), 3);
+    }
+    assert!(!bench.nginx.error_log().contains("too many targets"));
+}
+
+/// 0.1.0: 8 of 34 events of the last moments are dropped.
+#[test]
+fn what_was_captured_for_a_removed_target_is_delivered() {
+    let (a, b) = (file("a", "interval 10s;"), file("b", "interval 10s;"));
+    let mut bench = Bench::start(&format!("{a} {b}"), 2);
+    bench.requests(0..50);
+    wait_until(SOON, "all to be captured", || bench.count("a", "captured") == 50);
+    let old = bench.nginx.workers();
+    bench.nginx.reconfigure(|builder| reconfigured(builder, &b));
+    bench.nginx.reload();
+    old.iter().for_each(|pid| bench.nginx.wait_gone(*pid));
+    let written: BTreeSet<_> = bench.written("a.log").into_iter().collect();
+    assert_eq!(written.len(), 50, "{}", bench.nginx.error_log());
+    bench.nginx.quit();
+    assert_eq!(bench.written("b.log").len(), 50);
+}
+
+/// 0.1.0: 45 wake-ups a second with one worker, 254 with 16, and a query each 25 ms.
+#[test]
+fn idle_targets_wake_nobody() {
+    let listener = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let syslog = listener.local_addr().unwrap();
+    let targets = format!(
+        "tirreno_target tirreno {{ url %SENSOR%; api_key test-key; spool %DIR%/spool; }} {}
+         tirreno_target syslog {{ type syslog; server {syslog}; transport udp; format json; }}",
+        file("file", "")
+    );
+    for (workers, most) in [(1, 6), (16, 10)] {
+        let mut bench = Bench::start(&targets, workers);
+        bench.requests(0..2_000);
+        for target in ["tirreno", "file", "syslog"] {
+            bench.wait_count(target, "delivered", 2_000);
+        }
+        // What follows the last event is over: the spool's file shrinks, the last lines are said.
+        thread::sleep(Duration::from_secs(6));
+        let span = Duration::from_secs(10);
+        let before = bench.wake_ups();
+        thread::sleep(span);
+        let rate = (bench.wake_ups() - before) as f64 / span.as_secs_f64();
+        assert!(rate <= f64::from(most), "{rate} wake-ups a second with {workers} workers");
+        // It still collects in time: an interval of a second, and 0.3 s.
+        let since = Instant::now();
+        bench.requests(2_000..2_001);
+        wait_until(SOON, "one more", || bench.written("file.log").len() == 2_001);
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        bench.nginx.quit();
+    }
+}
+
+/// 0.1.0: a worker's death is noticed when another one next stands for election.
+#[test]
+fn a_killed_collector_is_replaced_at_once() {
+    let bench = Bench::start(&file("file", "interval 20ms;"), 4);
+    let collects = |pid: &u32| {
+        bench.nginx.thread_names(*pid).iter().any(|name| name == "tirreno-audit")
+    };
+    let find = || bench.nginx.workers().into_iter().find(|pid| collects(pid)).ok_or_else(String::new);
+    let mut number = 0;
+    for _ in 0..5 {
+        let old = wait_for(SOON, "a collector", find);
+        bench.requests(number..number + 40);
+        number += 40;
+        bench.nginx.signal_worker(old, Signal::KILL);
+        let new = wait_for(SOON, "another collector", || match find()? {
+            pid if pid != old => Ok(pid),
+            _ => Err(String::new()),
+        });
+        assert_ne!(old, new);
+        wait_until(SOON, "nothing to be pending", || bench.count("file", "pending") == 0);
+    }
+    let written: BTreeSet<_> = bench.written("file.log").into_iter().collect();
+    assert_eq!(written, (0..number).collect::<BTreeSet<_>>());
+}
+
+/// 0.1.0: from some 115 workers on, nginx refuses to start.
+#[test]
+fn the_zone_sizes_itself() {
+    let bench = Bench::build(&file("file", ""), 250);
+    let (ok, output) = bench.nginx.test();
+    assert!(ok, "{output}");
+}
+
+/// 0.1.0: 70 MB at the start.
+#[test]
+fn a_long_queue_costs_no_memory_at_the_start() {
+    let target = "tirreno_target tirreno { url %SENSOR%; api_key test-key; queue 200000 size=64m;
+                                           connections 4; }";
+    let bench = Bench::start(target, 1);
+    bench.requests(0..10);
+    bench.wait_count("tirreno", "delivered", 10);
+    assert_eq!(bench.sensor.stored_count(), 10);
+    let memory: u64 = bench.nginx.workers().into_iter().map(|pid| bench.nginx.rss_anon(pid)).sum();
+    assert!(memory < 24 << 20, "{memory} bytes");
+}
