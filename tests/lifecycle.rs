@@ -716,7 +716,10 @@ fn of_four_workers_one_delivers() {
     bench.wait_stored(3000);
     bench.assert_stored(&answered);
     let names = bench.nginx.thread_names(deliverer);
-    assert_eq!(names, ["nginx", "tirreno", "tirreno-0", "tirreno-1", "tirreno-2"]);
+    assert_eq!(
+        names,
+        ["nginx", "tirreno", "tirreno-target", "tirreno-0", "tirreno-1", "tirreno-2"]
+    );
     for other in bench.nginx.workers().into_iter().filter(|&pid| pid != deliverer) {
         assert_eq!(bench.nginx.thread_names(other), ["nginx", "tirreno"]);
     }

@@ -115,7 +115,8 @@ impl Bench {
         let tasks = pids.iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).unwrap());
         let count = |task: fs::DirEntry| -> u64 {
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            let line =
+                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
             line.map_or(0, |count| count.trim().parse().unwrap())
         };
         tasks.map(|task| count(task.unwrap())).sum()
@@ -143,7 +144,8 @@ fn get(connection: &mut Connection, number: usize) {
     assert_eq!(answer.status, 200);
 }
 
-const DOWN: &str = "tirreno_target tirreno { url http://127.0.0.1:1/sensor/; api_key k; spool %DIR%/spool; }";
+const DOWN: &str =
+    "tirreno_target tirreno { url http://127.0.0.1:1/sensor/; api_key k; spool %DIR%/spool; }";
 
 /// 0.1.0: 5,000 requests are in the spool after 8.3 s; after 20,000 and QUIT 1,077 are, 18,923 are gone,
 /// and nothing is logged.
@@ -199,9 +201,7 @@ fn counters_never_go_backwards_and_add_up() {
 }
 
 fn file(name: &str, more: &str) -> String {
-    format!(
-        "tirreno_target {name} {{ type file; path %DIR%/{name}.log; format json; {more} }}"
-    )
+    format!("tirreno_target {name} {{ type file; path %DIR%/{name}.log; format json; {more} }}")
 }
 
 /// 0.1.0: one target that comes needs room for its name for ever: the 33rd fails the reload.
@@ -276,10 +276,10 @@ fn idle_targets_wake_nobody() {
 #[test]
 fn a_killed_collector_is_replaced_at_once() {
     let bench = Bench::start(&file("file", "interval 20ms;"), 4);
-    let collects = |pid: &u32| {
-        bench.nginx.thread_names(*pid).iter().any(|name| name == "tirreno-audit")
-    };
-    let find = || bench.nginx.workers().into_iter().find(|pid| collects(pid)).ok_or_else(String::new);
+    let collects =
+        |pid: &u32| bench.nginx.thread_names(*pid).iter().any(|name| name == "tirreno-audit");
+    let find =
+        || bench.nginx.workers().into_iter().find(|pid| collects(pid)).ok_or_else(String::new);
     let mut number = 0;
     for _ in 0..5 {
         let old = wait_for(SOON, "a collector", find);

@@ -6,10 +6,10 @@
 //! asked again for a while.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::io;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use regex::bytes::Regex;

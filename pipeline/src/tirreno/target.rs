@@ -568,8 +568,9 @@ impl TirrenoTarget {
         }
         let others = if self.any_others.1 { OTHERS } else { ANY_OTHERS };
         let writes = store.unwritten();
-        let is_due =
-            progressed || self.look_at.is_some_and(|at| at <= now) || writes == Some(Duration::ZERO);
+        let is_due = progressed
+            || self.look_at.is_some_and(|at| at <= now)
+            || writes == Some(Duration::ZERO);
         if !is_due {
             let look = self.look_at.map(|at| at - now);
             return [look, writes, Some(others)].into_iter().flatten().min();
