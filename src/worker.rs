@@ -320,7 +320,7 @@ impl Worker {
             ngx_log_error!(
                 NGX_LOG_WARN,
                 log,
-                "tirreno: {invalid} requests were not captured: a value that must not be cut is \
+                "tirreno: {invalid} events were captured without a value that must not be cut and is \
                  too long"
             );
         }

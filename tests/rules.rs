@@ -755,12 +755,17 @@ fn a_user_is_believed_when_the_application_answers() {
         builder.file("users", "").file("html/page.html", "a page").server(
             r#"root %PREFIX%/html;
                tirreno_verify answer;
-               tirreno_event page_view * /login/anonymous anonymous=on;
+               tirreno_event page_view * /login/unmarked;
+               tirreno_event page_view * /login/anonymous anonymous=on session=required;
                tirreno_event page_view * /login/response user=$upstream_cookie_SID;
-               tirreno_event page_view * /login/sent user=$cookie_user user=$sent_http_x_new;
-               tirreno_event page_view * /login/both user=$upstream_cookie_SID$cookie_user;
-               tirreno_event page_view * /deny/anonymous anonymous=on;
+               tirreno_event page_view * /login/sent
+                   user=$cookie_user user=$sent_http_x_new session=required;
+               tirreno_event page_view * /login/both
+                   user=$upstream_cookie_SID$cookie_user session=required;
+               tirreno_event page_view * /deny/anonymous anonymous=on session=required;
                tirreno_event page_view * /deny/response user=$sent_http_x_own;
+               tirreno_event page_view * / session=required:2xx,404;
+               tirreno_event page_view * "/{*rest}" session=required;
                location / { proxy_pass http://%BACKEND%; }
                location /deny { add_header X-Own own always; deny all; }
                location /basic {
@@ -793,23 +798,25 @@ fn a_user_is_believed_when_the_application_answers() {
     let rows = [
         ("/", 200, "ann"),
         ("/?status=401", 401, ""),
-        ("/?status=403", 403, "ann"),
+        ("/?status=403", 403, ""),
         ("/?status=404", 404, "ann"),
-        ("/?status=500", 500, "ann"),
-        ("/?status=302", 302, "ann"),
+        ("/x?status=404", 404, ""),
+        ("/?status=500", 500, ""),
+        ("/?status=302", 302, ""),
+        ("/login/unmarked", 200, ""),
         ("/?close=1", 502, ""),
         ("/deny", 403, ""),
         ("/basic", 401, ""),
         ("/down", 502, ""),
         ("/return", 403, ""),
-        ("/moved", 302, "ann"),
-        ("/page.html", 200, "ann"),
+        ("/moved", 302, ""),
+        ("/page.html", 200, ""),
         ("/missing", 404, ""),
         ("/intercepted?status=401", 401, ""),
-        ("/intercepted?status=403", 403, "ann"),
+        ("/intercepted?status=403", 403, ""),
         ("/login/anonymous", 200, "ann"),
         ("/login/anonymous?status=401", 401, NOBODY),
-        ("/login/anonymous?status=403", 403, "ann"),
+        ("/login/anonymous?status=403", 403, NOBODY),
         (&format!("/login/response?status=401{cookie}"), 401, "bob"),
         (&format!("/login/response?status=403{cookie}"), 403, "bob"),
         ("/login/response?status=401", 401, ""),
@@ -867,6 +874,7 @@ fn a_user_given_as_a_parameter_is_verified_too() {
     let site = Site::start(
         "tirreno on;",
         "tirreno_verify answer;
+         tirreno_event page_view * / session=required;
          tirreno_param userName $cookie_user;
          location / { proxy_pass http://%BACKEND%; }",
     );
@@ -889,6 +897,7 @@ fn an_answer_that_nginx_cannot_use_is_no_answer() {
     let site = Site::start(
         "tirreno on; tirreno_user $cookie_user;",
         "tirreno_verify answer;
+         tirreno_event page_view * / session=required;
          location / { proxy_pass http://%BACKEND%; }",
     );
     site.assert_users(&[("/", 200, "ann"), ("/?header=no+colon", 502, "")]);

@@ -344,10 +344,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
         match self.settings.verify {
             Verify::Off => true,
-            Verify::Answer => {
-                let is_marked = self.rule.is_some_and(|rule| rule.session.is_some());
-                is_accepted || !is_marked && !self.exchange.is_refused()
-            }
+            Verify::Answer => is_accepted,
             Verify::Session => false,
         }
     }
@@ -676,6 +673,8 @@ mod tests {
             Facts { answer: vec![("id", Found::Value("eve"))], ..at("/own", 200, &bound) };
         location.assert(&answered, "page_edit eve answer");
         location.verify = Verify::Answer;
+        // Without a mark nothing says that anybody has looked at the session.
+        location.assert(&at("/a", 200, &none), "page_view  none skipped");
         location.assert(&at("/marked", 200, &none), "page_view ann claim");
         location.assert(&at("/marked", 404, &none), "page_view  none skipped");
         location.assert(&at("/list", 404, &none), "page_view ann claim");
