@@ -7,6 +7,8 @@
 use std::iter;
 use std::ops::Range;
 
+use memchr::{memchr2, memchr3};
+
 /// The path of a request target (`/a/%2e%2e/b?x=1`) or of an absolute URL, normalized as nginx makes
 /// `$uri`: a slice of `target` where nothing changes, else of `scratch`.
 ///
@@ -20,33 +22,36 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
         Some(b'/') if !is_normal(path) => {}
         Some(_) => return path,
     }
+    // It never gets longer.
     scratch.clear();
-    scratch.push(b'/');
-    let (mut segment, mut at) = (1, 1);
-    while at < path.len() {
-        // What stays as it is, at once.
-        let plain = path[at..].iter().position(|b| matches!(b, b'/' | b'%'));
-        let end = plain.map_or(path.len(), |len| at + len);
-        scratch.extend_from_slice(&path[at..end]);
-        let Some(mut byte) = path.get(end).copied() else { break };
-        at = end + 1;
+    scratch.resize(path.len(), 0);
+    let out = &mut scratch[..];
+    out[0] = b'/';
+    // Where the next byte is written, and where the last segment begins.
+    let (mut end, mut segment, mut at) = (1, 1, 1);
+    while let Some(mut byte) = path.get(at).copied() {
+        at += 1;
         if byte == b'%'
             && let Some(decoded) = escape(&path[at..])
         {
             byte = decoded;
             at += 2;
         }
-        if byte != b'/' {
-            scratch.push(byte);
-            continue;
+        if byte == b'/' {
+            if segment < end {
+                end = close(out, segment, end);
+                segment = end;
+            }
+            if out[end - 1] == b'/' {
+                continue;
+            }
+            segment += 1;
         }
-        close(scratch, segment);
-        if scratch.last() != Some(&b'/') {
-            scratch.push(b'/');
-        }
-        segment = scratch.len();
+        out[end] = byte;
+        end += 1;
     }
-    close(scratch, segment);
+    let end = close(out, segment, end);
+    scratch.truncate(end);
     scratch
 }
 
@@ -66,7 +71,7 @@ pub(crate) fn locate(target: &[u8]) -> Range<usize> {
         0 => 0,
         scheme => scheme + authority_len(&target[scheme..]),
     };
-    let end = target[start..].iter().position(|b| matches!(b, b'?' | b'#'));
+    let end = memchr2(b'?', b'#', &target[start..]);
     start..end.map_or(target.len(), |end| start + end)
 }
 
@@ -85,34 +90,64 @@ pub(crate) fn authority_of(url: &[u8]) -> usize {
 
 /// How long the authority is at the start of what follows a scheme.
 pub(crate) fn authority_len(rest: &[u8]) -> usize {
-    rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len())
+    memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len())
 }
 
-/// Writes `text` to `out` with one percent-encoding undone, and returns whether there was any; without,
-/// `out` has no meaning. A malformed escape stays as it is.
-pub(crate) fn decode_into(text: &[u8], out: &mut Vec<u8>) -> bool {
-    let (mut done, mut from) = (0, 0);
+/// What [`decode_into`] has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    /// Nothing was encoded, and `out` has no meaning.
+    Nothing,
+    /// Something was, and nothing can be any more.
+    All,
+    /// Something was, and there may be more below it.
+    More,
+}
+
+/// Writes `text` to `out` with one percent-encoding undone. A malformed escape stays as it is.
+pub(crate) fn decode_into(text: &[u8], out: &mut Vec<u8>) -> Decoded {
+    // It never gets longer.
     out.clear();
-    while let Some(percent) = text[from..].iter().position(|b| *b == b'%').map(|len| from + len) {
-        from = percent + 1;
-        if let Some(byte) = escape(&text[from..]) {
-            out.extend_from_slice(&text[done..percent]);
-            out.push(byte);
-            from += 2;
-            done = from;
+    out.extend_from_slice(text);
+    let (mut at, mut end, mut percents) = (0, 0, 0);
+    while let Some(mut byte) = text.get(at).copied() {
+        at += 1;
+        if byte == b'%' {
+            if let Some(decoded) = escape(&text[at..]) {
+                byte = decoded;
+                at += 2;
+            }
+            percents += usize::from(byte == b'%');
         }
+        out[end] = byte;
+        end += 1;
     }
-    if done > 0 {
-        out.extend_from_slice(&text[done..]);
+    out.truncate(end);
+    match percents {
+        _ if end == text.len() => Decoded::Nothing,
+        0 => Decoded::All,
+        _ => Decoded::More,
     }
-    done > 0
 }
 
 /// The byte that is encoded, given what follows its `%`.
 fn escape(digits: &[u8]) -> Option<u8> {
     let [high, low, ..] = digits else { return None };
-    Some(hex(Some(*high))? << 4 | hex(Some(*low))?)
+    let (high, low) = (HEX[usize::from(*high)], HEX[usize::from(*low)]);
+    (high | low < 16).then_some(high << 4 | low)
 }
+
+/// The values of hexadecimal digits; of other bytes 255.
+static HEX: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        values[b"0123456789abcdef"[digit] as usize] = digit as u8;
+        values[b"0123456789ABCDEF"[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    values
+};
 
 /// Undoes one percent-encoding; a malformed escape stays as it is.
 pub fn decode(mut bytes: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item = u8> + Clone {
@@ -145,44 +180,55 @@ pub(crate) fn decode_with_places(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
 }
 
 fn hex(digit: Option<u8>) -> Option<u8> {
-    match digit? {
-        digit @ b'0'..=b'9' => Some(digit - b'0'),
-        digit @ (b'a'..=b'f' | b'A'..=b'F') => Some((digit | 0x20) - b'a' + 10),
-        _ => None,
-    }
+    Some(HEX[usize::from(digit?)]).filter(|value| *value < 16)
 }
 
 /// Whether a path that begins with a slash is what [`normalize`] makes of it.
 fn is_normal(path: &[u8]) -> bool {
-    let mut at = 0;
-    while let Some(len) = path[at..].iter().position(|b| matches!(b, b'/' | b'%')) {
-        let byte = path[at + len];
-        at += len + 1;
-        let after = &path[at..];
-        let is_normal = match byte {
-            b'/' => !matches!(
-                after,
-                [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]
-            ),
-            _ => escape(after).is_none(),
-        };
-        if !is_normal {
-            return false;
-        }
+    may_be_normal(path) || {
+        let dots = |segment: &[u8]| matches!(segment, b"." | b"..");
+        let mut segments = path[1..].split(|b| *b == b'/').peekable();
+        let mut all = iter::from_fn(|| Some((segments.next()?, segments.peek().is_none())));
+        all.all(|(segment, is_last)| {
+            let is_whole = !dots(segment) && (is_last || !segment.is_empty());
+            is_whole
+                && memchr::memchr_iter(b'%', segment).all(|at| escape(&segment[at + 1..]).is_none())
+        })
     }
-    true
 }
 
-/// Resolves the last segment of `path`, which begins at `segment`, if it is a dot segment.
-fn close(path: &mut Vec<u8>, segment: usize) {
-    match &path[segment..] {
-        b"." => path.truncate(segment),
-        b".." => {
-            let above = &path[..segment - 1];
-            let parent = above.iter().rposition(|b| *b == b'/').map_or(1, |slash| slash + 1);
-            path.truncate(parent);
-        }
-        _ => {}
+/// Whether there is no `%`, `//` or `/.` in a path.
+fn may_be_normal(path: &[u8]) -> bool {
+    let odd = path.iter().zip(path.iter().skip(1)).fold(0, |odd, (byte, next)| {
+        odd | ODD[usize::from(*byte)] & ODD_BEHIND[usize::from(*next)]
+    });
+    odd == 0
+}
+
+const ESCAPE: u8 = 1;
+const SLASH: u8 = 2;
+
+static ODD: [u8; 256] = {
+    let mut odd = [0; 256];
+    odd[b'%' as usize] = ESCAPE;
+    odd[b'/' as usize] = SLASH;
+    odd
+};
+
+static ODD_BEHIND: [u8; 256] = {
+    let mut odd = [ESCAPE; 256];
+    odd[b'/' as usize] = ESCAPE | SLASH;
+    odd[b'.' as usize] = ESCAPE | SLASH;
+    odd
+};
+
+/// Resolves the last segment of `path[..end]`, which begins at `segment`, if it is a dot segment. Returns
+/// the new end.
+fn close(path: &[u8], segment: usize, end: usize) -> usize {
+    match &path[segment..end] {
+        b"." => segment,
+        b".." => path[..segment - 1].iter().rposition(|b| *b == b'/').map_or(1, |slash| slash + 1),
+        _ => end,
     }
 }
 

@@ -11,15 +11,24 @@
 
 use std::ops::Range;
 
+use memchr::{memchr, memchr2, memchr3};
+
 use crate::capture::path;
 use crate::capture::rules::{Methods, Pattern, Rules};
-use crate::capture::secret_name::Folded;
+use crate::capture::secret_name::{Folded, may_be_secret};
 
 /// What stands in the place of a secret.
 const MASK: &[u8] = b"***";
 
 /// How many arguments and names in their values are looked at in one URL. From there on it is hidden.
-pub const MAX_ARGUMENTS: usize = 256;
+pub const MAX_ARGUMENTS: usize = 160;
+
+/// The longest name or value that is looked at, in bytes; a longer one is hidden. Tirreno takes no longer
+/// URL.
+pub const MAX_VALUE: usize = 2047;
+
+/// How many paths in its arguments are looked at.
+const MAX_PATHS: usize = 64;
 
 /// How often a value may be percent-encoded. One that is more often is hidden.
 const MAX_LAYERS: usize = 4;
@@ -194,15 +203,24 @@ impl Redaction {
             }
             None => url,
         };
-        if !(self.on || paths.nested.is_some()) || !has_any(url, is_mark) {
+        if !(self.on || paths.nested.is_some()) {
             return url;
         }
-        let look = Look { redaction: self, nested: paths.nested, left: MAX_ARGUMENTS, text };
-        look.hide_arguments(url, out)
+        let path_end = memchr2(b'?', b'#', url).unwrap_or(url.len());
+        let start = if has_mark(&url[..path_end]) { 0 } else { path_end + 1 };
+        if start >= url.len() {
+            return url;
+        }
+        let (nested, left) = (paths.nested, MAX_ARGUMENTS);
+        let look = Look { redaction: self, nested, left, left_paths: MAX_PATHS, text };
+        look.hide_arguments(url, start, path_end, out)
     }
 
     /// Whether a decoded name, or a part of one like `user[password]` or `token[]`, is a secret's.
     fn is_secret(&self, name: &[u8]) -> bool {
+        if self.hidden.is_empty() && !may_be_secret(name) {
+            return false;
+        }
         let Some(name) = Folded::new(name) else { return true };
         let is_in = |list: &[Box<[u8]>], part: &[u8]| {
             list.binary_search_by(|known| known.as_ref().cmp(part)).is_ok()
@@ -212,23 +230,10 @@ impl Redaction {
     }
 }
 
-/// Whether there may be more than a path without secrets: an argument, something encoded, a user, JSON,
-/// a JSON Web Token.
-fn is_mark(byte: u8) -> bool {
-    (byte == b'=')
-        | (byte == b'%')
-        | (byte == b'@')
-        | (byte == b'{')
-        | (byte == b'J')
-        | (byte == b'?')
-        | (byte == b'#')
-}
-
-/// Whether a byte is one of those; in steps of 16 bytes, for which the compiler has instructions.
-fn has_any(text: &[u8], is_wanted: impl Fn(u8) -> bool) -> bool {
-    let (chunks, rest) = text.as_chunks::<16>();
-    chunks.iter().any(|chunk| chunk.iter().fold(0, |found, b| found | u8::from(is_wanted(*b))) != 0)
-        || rest.iter().any(|b| is_wanted(*b))
+/// Whether there may be more in a path than a path: an argument, something encoded, a user, JSON, a JSON
+/// Web Token.
+fn has_mark(path: &[u8]) -> bool {
+    path.iter().fold(0, |seen, byte| seen | CLASSES[usize::from(*byte)]) & MARK != 0
 }
 
 /// The search for secrets in the arguments of one URL.
@@ -237,6 +242,8 @@ struct Look<'r, 's> {
     nested: Option<&'r FindSegments<'r>>,
     /// How many arguments and names may still be looked at.
     left: usize,
+    /// How many paths in arguments may.
+    left_paths: usize,
     text: &'s mut TextScratch,
 }
 
@@ -253,31 +260,36 @@ enum Found {
 impl Look<'_, '_> {
     /// Masks the values of secret arguments: in the query, in the fragment, and in the path, where
     /// they follow a `;` or, in a link that is broken, a `&`.
-    fn hide_arguments<'a>(mut self, url: &'a [u8], out: &'a mut Vec<u8>) -> &'a [u8] {
-        let path_end = url.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(url.len());
-        let mut done = 0;
+    fn hide_arguments<'a>(
+        mut self,
+        url: &'a [u8],
+        start: usize,
+        path_end: usize,
+        out: &'a mut Vec<u8>,
+    ) -> &'a [u8] {
+        let (mut start, mut done) = (start, 0);
         out.clear();
-        let mut start = if has_any(&url[..path_end], is_mark) { 0 } else { path_end + 1 };
         while start < url.len() {
-            let (mut end, equals) = argument(url, start, path_end);
+            let mut argument = Argument::at(url, start, path_end);
             let secret = match self.left.checked_sub(1) {
                 Some(left) => {
                     self.left = left;
-                    self.secret_in(&url[start..end], equals)
+                    self.secret_in(&url[start..argument.end], &argument)
                 }
                 None => {
-                    end = url.len();
+                    argument.end = url.len();
                     Some(0)
                 }
             };
+            let mut end = argument.end;
             if let Some(secret) = secret {
                 // What follows a `;` and has no name belongs to the value.
                 while url.get(end) == Some(&b';') {
-                    let (next, equals) = argument(url, end + 1, path_end);
-                    if equals.is_some() {
+                    let next = Argument::at(url, end + 1, path_end);
+                    if next.equals.is_some() {
                         break;
                     }
-                    end = next;
+                    end = next.end;
                 }
                 if &url[start + secret..end] != MASK {
                     out.extend_from_slice(&url[done..start + secret]);
@@ -296,38 +308,49 @@ impl Look<'_, '_> {
 
     /// Where the secret begins in an argument: at its value, or at its start if its name holds one, as
     /// `/login%3Ftoken%3Dabc` does.
-    fn secret_in(&mut self, argument: &[u8], equals: Option<usize>) -> Option<usize> {
-        let Some(equals) = equals else {
-            return (self.read(argument, false) == Found::Inside).then_some(0);
+    fn secret_in(&mut self, text: &[u8], argument: &Argument) -> Option<usize> {
+        let Some(equals) = argument.equals else {
+            return (self.read(text, argument.name, false) == Found::Inside).then_some(0);
         };
-        match self.read(&argument[..equals], true) {
+        match self.read(&text[..equals], argument.name, true) {
             Found::Inside => Some(0),
             Found::Behind => Some(equals + 1),
             Found::Nothing => {
-                let value = &argument[equals + 1..];
-                (self.read(value, false) == Found::Inside).then_some(equals + 1)
+                let found = self.read(&text[equals + 1..], argument.value, false);
+                (found == Found::Inside).then_some(equals + 1)
             }
         }
     }
 
-    /// Looks at a name or a value, decoded. `is_named` says that a `=` follows it.
-    fn read(&mut self, raw: &[u8], is_named: bool) -> Found {
+    /// Looks at a name or a value whose bytes are of these classes, decoded. `is_named` says that a `=`
+    /// follows it.
+    fn read(&mut self, raw: &[u8], seen: u8, is_named: bool) -> Found {
         let TextScratch { decoded, plain, path, normalized, ranges } = &mut *self.text;
-        let Some(mut text) = decode_all(raw, decoded) else { return Found::Inside };
-        if text.contains(&b'\\') {
+        let (mut text, mut seen) = (raw, seen);
+        if self.redaction.on && raw.len() > MAX_VALUE {
+            return Found::Inside;
+        }
+        if seen & PERCENT != 0 {
+            match decode_all(raw, decoded) {
+                Some(decoded) => text = decoded,
+                None => return Found::Inside,
+            }
+            seen = text.iter().fold(0, |seen, byte| seen | CLASSES[usize::from(*byte)]);
+        }
+        if seen & BACKSLASH != 0 {
             text = unescape(text, plain);
         }
         let mut last_name = 0;
-        if self.redaction.on {
+        if self.redaction.on && seen & SPECIAL != 0 {
             let mut scan = Scan { redaction: self.redaction, left: &mut self.left, name: 0 };
             if scan.has_secret(text) {
                 return Found::Inside;
             }
             last_name = scan.name;
         }
-        if let Some(find) = self.nested
-            && text.contains(&b'/')
-            && has_secret_path(text, find, &mut self.left, path, normalized, ranges)
+        if seen & SLASH != 0
+            && let Some(find) = self.nested
+            && has_secret_path(text, find, &mut self.left_paths, path, normalized, ranges)
         {
             return Found::Inside;
         }
@@ -338,38 +361,121 @@ impl Look<'_, '_> {
     }
 }
 
-/// Where the argument ends that begins at `start`, and where in it its first `=` is. In the path a
-/// segment's end is one, too.
-fn argument(url: &[u8], start: usize, path_end: usize) -> (usize, Option<usize>) {
-    let mut equals = None;
-    let in_path = start <= path_end;
-    let ends = |at: &usize| match url[*at] {
-        b'=' => {
-            equals = equals.or(Some(at - start));
-            false
-        }
-        b'&' | b';' | b'#' => true,
-        b'/' | b'?' => in_path,
-        _ => false,
-    };
-    let end = (start..url.len()).find(ends).unwrap_or(url.len());
-    (end, equals)
+/// An argument; in the path a segment's end ends one, too.
+struct Argument {
+    /// Where it ends.
+    end: usize,
+    /// Where in it its first `=` is.
+    equals: Option<usize>,
+    /// The classes of the bytes before that, and of those behind it.
+    name: u8,
+    value: u8,
 }
+
+impl Argument {
+    /// The one that begins there.
+    fn at(url: &[u8], start: usize, path_end: usize) -> Self {
+        let ends = if start <= path_end { IN_PATH } else { IN_QUERY };
+        let until = |start: usize, stop: u8| {
+            let (mut at, mut seen) = (start, 0);
+            while let Some(byte) = url.get(at) {
+                let class = CLASSES[usize::from(*byte)];
+                if class & stop != 0 {
+                    break;
+                }
+                seen |= class;
+                at += 1;
+            }
+            (at, seen)
+        };
+        let (mut end, mut name) = until(start, ends | EQUALS | PERCENT);
+        if url.get(end) == Some(&b'%') {
+            name |= PERCENT;
+            end = match ends {
+                IN_QUERY => {
+                    let most = end_of_argument(url, end);
+                    memchr(b'=', &url[end..most]).map_or(most, |len| end + len)
+                }
+                _ => until(end, ends | EQUALS).0,
+            };
+        }
+        if url.get(end) != Some(&b'=') {
+            return Self { end, equals: None, name, value: 0 };
+        }
+        let equals = Some(end - start);
+        let mut value;
+        (end, value) = until(end + 1, ends | PERCENT);
+        if url.get(end) == Some(&b'%') {
+            // What else is in it will be seen when it is decoded.
+            value |= PERCENT;
+            end = match ends {
+                IN_QUERY => end_of_argument(url, end),
+                _ => until(end, ends).0,
+            };
+        }
+        Self { end, equals, name, value }
+    }
+}
+
+/// Where an argument of a query ends.
+fn end_of_argument(url: &[u8], start: usize) -> usize {
+    memchr3(b'&', b';', b'#', &url[start..]).map_or(url.len(), |len| start + len)
+}
+
+/// Bytes that end an argument in a query, and in a path; and the one between its name and its value.
+const IN_QUERY: u8 = 1;
+const IN_PATH: u8 = 2;
+const EQUALS: u8 = 4;
+/// Bytes that ask for more than a look at a name.
+const PERCENT: u8 = 8;
+const SLASH: u8 = 16;
+const BACKSLASH: u8 = 32;
+/// Whatever ends a word of any kind, or begins what [`Scan`] looks for.
+const SPECIAL: u8 = 64;
+/// Whatever a path without secrets seldom has.
+const MARK: u8 = 128;
+
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        let b = byte as u8;
+        let is_plain = (b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            && !matches!(b, b'J' | b'B' | b'b');
+        let own = match b {
+            b'&' | b';' | b'#' => IN_QUERY | IN_PATH,
+            b'/' => IN_PATH | SLASH,
+            b'?' => IN_PATH,
+            b'=' => EQUALS,
+            b'%' => PERCENT,
+            b'\\' => BACKSLASH,
+            _ => 0,
+        };
+        let special = if is_plain { 0 } else { SPECIAL };
+        let mark = if matches!(b, b'=' | b'%' | b'@' | b'{' | b'J') { MARK } else { 0 };
+        classes[byte] = own | special | mark;
+        byte += 1;
+    }
+    classes
+};
 
 /// `text`, decoded until nothing in it is encoded; nothing where that takes too long.
 fn decode_all<'t>(text: &'t [u8], memory: &'t mut [Vec<u8>; 2]) -> Option<&'t [u8]> {
     let [one, other] = memory;
     let (mut now, mut next) = (one, other);
-    if !path::decode_into(text, now) {
-        return Some(text);
+    match path::decode_into(text, now) {
+        path::Decoded::Nothing => return Some(text),
+        path::Decoded::All => return Some(now),
+        path::Decoded::More => {}
     }
     for _ in 1..MAX_LAYERS {
-        if !path::decode_into(now, next) {
-            return Some(now);
+        match path::decode_into(now, next) {
+            path::Decoded::Nothing => return Some(now),
+            path::Decoded::All => return Some(next),
+            path::Decoded::More => (now, next) = (next, now),
         }
-        (now, next) = (next, now);
     }
-    (!path::decode_into(now, next)).then_some(now)
+    (path::decode_into(now, next) == path::Decoded::Nothing).then_some(now)
 }
 
 /// JSON may write `\/` for a slash, and JSON in JSON has `\"` for its quotes.
@@ -394,19 +500,6 @@ struct Scan<'r, 'l> {
     name: usize,
 }
 
-/// Whether a byte ends no word of any kind, and begins nothing that is looked for.
-static IS_PLAIN: [bool; 256] = {
-    let mut plain = [true; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        let b = byte as u8;
-        plain[byte] = (b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
-            && !matches!(b, b'J' | b'B' | b'b');
-        byte += 1;
-    }
-    plain
-};
-
 impl Scan<'_, '_> {
     fn has_secret(&mut self, text: &[u8]) -> bool {
         // Of `user:password@`: where it begins, its first colon, how many there are, and whether it
@@ -416,19 +509,25 @@ impl Scan<'_, '_> {
         let mut dots = None;
         let mut in_json = false;
         for (i, byte) in text.iter().enumerate() {
-            if IS_PLAIN[usize::from(*byte)] {
+            if CLASSES[usize::from(*byte)] & SPECIAL == 0 {
+                continue;
+            }
+            // The last of several: behind it is the value.
+            if *byte == b'=' && text.get(i + 1) == Some(&b'=') {
+                dots = None;
                 continue;
             }
             match byte {
                 b'J' => {
-                    let start = i.wrapping_sub(2);
-                    if text[..i].ends_with(b"ey") && is_word_start(text, start) {
+                    let is_next = i >= 2 && text[i - 2] == b'e' && text[i - 1] == b'y';
+                    if is_next && is_word_start(text, i - 2) {
                         dots = dots.or(Some(0));
                     }
                     continue;
                 }
                 b'B' | b'b' => {
-                    if is_word_start(text, i) && is_authorization(&text[i..]) {
+                    let is_next = matches!(text.get(i + 1), Some(b'e' | b'E' | b'a' | b'A'));
+                    if is_next && is_word_start(text, i) && is_authorization(&text[i..]) {
                         return true;
                     }
                     continue;
@@ -443,9 +542,9 @@ impl Scan<'_, '_> {
                 _ => dots = None,
             }
             match byte {
-                // The last of several: behind it is the value. At the end there is none.
+                // At the end there is no value.
                 b'=' => {
-                    if !matches!(text.get(i + 1), None | Some(b'=')) {
+                    if i + 1 < text.len() {
                         if self.is_secret(&text[self.name..i]) {
                             return true;
                         }
@@ -522,21 +621,32 @@ fn is_scheme_of_address(text: &[u8]) -> bool {
 fn is_authorization(text: &[u8]) -> bool {
     let after = |scheme: &[u8]| {
         let (name, rest) = text.split_at_checked(scheme.len())?;
-        let blanks = rest.iter().take_while(|b| matches!(b, b' ' | b'+' | b'\t')).count();
-        let is_here = blanks > 0 && name.eq_ignore_ascii_case(scheme);
-        Some(&rest[blanks..]).filter(|credentials| is_here && !credentials.is_empty())
+        if !name.eq_ignore_ascii_case(scheme) || !matches!(rest.first(), Some(b' ' | b'+' | b'\t'))
+        {
+            return None;
+        }
+        let start = rest.iter().position(|b| !matches!(b, b' ' | b'+' | b'\t'))?;
+        Some(&rest[start..])
     };
     after(b"bearer").is_some() || after(b"basic").is_some_and(is_base64)
 }
 
 /// Whether `text` begins with base64 rather than with a word, as in `basic training`.
 fn is_base64(text: &[u8]) -> bool {
-    let is_in = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'=');
-    let len = text.iter().take(64).take_while(is_in).count();
-    let has = |is: fn(&u8) -> bool| text[..len].iter().skip(1).any(is);
-    let mixed = has(u8::is_ascii_uppercase) && has(u8::is_ascii_lowercase)
-        || has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
-    len >= 4 && (mixed || has(|b| *b == b'='))
+    let (mut len, mut upper, mut lower, mut digit, mut mark) = (0, false, false, false, false);
+    for byte in text.iter().take(64) {
+        match byte {
+            // A word may begin with one.
+            b'A'..=b'Z' => upper |= len > 0,
+            b'a'..=b'z' => lower = true,
+            b'0'..=b'9' => digit = true,
+            b'/' => {}
+            b'=' => mark = true,
+            _ => break,
+        }
+        len += 1;
+    }
+    len >= 4 && (upper && lower || digit && (upper || lower) || mark)
 }
 
 /// Whether a path that stands in a decoded text holds a secret: `/hooks/abc`, `https://host/hooks/abc`,
@@ -969,8 +1079,15 @@ mod tests {
         assert_eq!(show(&format!("/?{most}&c=d")), format!("/?{most}&c=d"));
         assert_eq!(show(&format!("/?{most}&c=d&e=f&token=x")), format!("/?{most}&c=d&***"));
         assert_eq!(show(&format!("/?{most}&c=d&***")), format!("/?{most}&c=d&***"));
-        assert_eq!(show(&format!("/?a={}", "b%3D".repeat(2000))), "/?a=***");
-        assert_eq!(show(&format!("/?{}", "%3D".repeat(2600))), format!("/?{}", "%3D".repeat(2600)));
+        assert_eq!(show(&format!("/?a={}", "b%3Dc,".repeat(MAX_ARGUMENTS + 1))), "/?a=***");
+        let marks = "%3D".repeat(MAX_VALUE / 3);
+        assert_eq!(show(&format!("/?{marks}")), format!("/?{marks}"));
+        let longest = "a".repeat(MAX_VALUE);
+        assert_eq!(show(&format!("/?q={longest}")), format!("/?q={longest}"));
+        assert_eq!(show(&format!("/?q={longest}a&p=1")), "/?q=***&p=1");
+        let urls = |many| format!("/?q={}", "h/a,/b,".repeat(many));
+        assert_eq!(show(&urls(MAX_PATHS / 2)), urls(MAX_PATHS / 2));
+        assert_eq!(show(&urls(MAX_PATHS / 2 + 1)), "/?q=***");
         let deep = "/%61".repeat(MAX_ARGUMENTS);
         assert!(show(&format!("{deep}/x?token=5ecr3t")).ends_with("/%61/***"));
         // Encoded four times, and once more.

@@ -238,7 +238,7 @@ impl Part {
 
 /// The first segment of `path`, which does not begin with its slash, and what follows the next slash.
 fn split_segment(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().position(|b| *b == b'/') {
+    match memchr::memchr(b'/', path) {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (path, &[]),
     }
