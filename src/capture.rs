@@ -318,8 +318,18 @@ impl<'e> Encoder<'e, '_, '_> {
         });
         let find = find.as_ref().map(|find| find as &FindSegments<'_>);
         let (target, referer) = (request.target(), request.referer());
-        let paths = Paths { own: find, nested: find, normalized: None };
+        let of_all = self
+            .main
+            .secret_segments
+            .as_ref()
+            .map(|segments| |path: &[u8], out: &mut Vec<_>| segments.find(path, out));
+        let of_all = of_all.as_ref().map(|find| find as &FindSegments<'_>);
+        // It is the whole path where no prefix was taken off.
+        let is_whole = own_url.is_none() && location.event_prefix().is_empty();
+        let normalized = self.exchange.path.filter(|_| is_whole);
+        let paths = Paths { own: find, nested: of_all, normalized };
         let url = redaction.url(own_url.unwrap_or(target), paths, &mut scratch.url);
+        let paths = Paths { own: of_all, nested: of_all, normalized: None };
         let referer =
             redaction.referer(own_referer.unwrap_or(referer), paths, &mut scratch.referer);
         left_out |= event.set(Param::Url, url).is_err();

@@ -3,6 +3,7 @@
 use core::ffi::c_char;
 use core::ptr;
 use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use nginx_sys::{
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
 use ngx::http::{HttpModuleMainConf as _, HttpModuleServerConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::decision::{Settings, Verify};
-use tirreno_pipeline::capture::redact::Redaction;
+use tirreno_pipeline::capture::redact::{Redaction, SecretSegments};
 use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
@@ -73,6 +74,10 @@ pub(crate) struct MainConf {
     pub(crate) lookup_mark: String,
     /// The realms of the servers.
     pub(crate) realms: Vec<ServerRealm>,
+    /// Those with secret segments, and the path above them.
+    redacting: Vec<(ngx_str_t, Rc<RuleSet>)>,
+    /// The secret segments of all of them: a Referer may be of any server.
+    pub(crate) secret_segments: Option<SecretSegments>,
     /// Indexes of nginx's variables.
     pub(crate) request_id: usize,
     pub(crate) accept_language: usize,
@@ -95,6 +100,8 @@ impl Default for MainConf {
             unrealmed: Vec::new(),
             binds: false,
             known: Known::default(),
+            redacting: Vec::new(),
+            secret_segments: None,
             state: None,
             state_file: None,
             keys: None,
@@ -412,6 +419,15 @@ impl LocationConf {
         }
         let outer = parent.rule_set().filter(|_| !self.cut_rules);
         self.rules = OnceCell::from(main.known.set(cf, &self.own_rules, outer));
+        if let Some(set) = self.rule_set().filter(|set| set.is_redacting()) {
+            let prefix = self.event_prefix.unwrap_or_default();
+            let is_it = |(above, known): &(ngx_str_t, Rc<RuleSet>)| {
+                Rc::ptr_eq(known, set) && above.as_bytes() == prefix.as_bytes()
+            };
+            if !main.redacting.iter().any(is_it) {
+                main.redacting.push((prefix, set.clone()));
+            }
+        }
     }
 
     fn inherit_secrets(&mut self, parent: &Self) {
@@ -460,6 +476,22 @@ impl MainConf {
             }
             Some(_) => {}
         }
+    }
+
+    /// Puts the secret segments of all rules together.
+    pub(crate) fn gather_secret_segments(&mut self) {
+        // Levels share the rules of their outer ones.
+        let mut seen = HashSet::new();
+        let rules = self.redacting.iter().flat_map(|(prefix, set)| {
+            set.iter().map(move |(_, pattern, rule)| (prefix.as_bytes(), pattern, rule))
+        });
+        let rules = rules
+            .filter(|(prefix, _, rule)| {
+                !rule.redact.is_empty() && seen.insert((*prefix, ptr::from_ref(*rule)))
+            })
+            .map(|(prefix, pattern, rule)| (pattern.clone(), rule.redact.clone(), prefix));
+        let rules: Vec<_> = rules.collect();
+        self.secret_segments = (!rules.is_empty()).then(|| SecretSegments::new(rules));
     }
 
     /// Checks what all locations together must fulfil.

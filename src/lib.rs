@@ -11,6 +11,7 @@
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
 //! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
+//! - [`explain`] says for `ci/explain` what would become of a request,
 //! - [`status`] answers `tirreno_status`.
 
 use core::ffi::{c_char, c_void};
@@ -30,6 +31,7 @@ use crate::directives::COMMANDS;
 mod capture;
 mod conf;
 mod directives;
+mod explain;
 mod filters;
 mod identity;
 mod lookup;
@@ -161,6 +163,7 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
             return Status::NGX_OK.into();
         }
         main.realms = conf::realm::of_servers(cf);
+        main.gather_secret_segments();
         let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
         done.map_or_else(Into::into, |()| Status::NGX_OK.into())
     })
@@ -173,6 +176,8 @@ extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         if let Some(main) = TirrenoModule::main_conf(cycle) {
             zone::announce(cycle.log, main);
         }
+        // SAFETY: nginx has read the configuration, and has not begun to serve.
+        unsafe { explain::run(cycle) };
         Status::NGX_OK.into()
     })
 }
