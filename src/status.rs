@@ -69,6 +69,7 @@ fn account(zone: Zone, target: &TargetConfig) -> Value {
         "delivered": totals.delivered,
         "rejected": totals.rejected,
         "dropped": totals.all_dropped(),
+        "merged": totals.merged,
         "withdrawn": totals.withdrawn,
         "pending": totals.pending,
         "retries": totals.retries,

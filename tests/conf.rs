@@ -164,6 +164,12 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
              it must be \"auto\" or a rate like \"10r/s\" or \"300r/m\""
         )
     };
+    let repeat = |value: &str| {
+        format!(
+            "invalid value \"{value}\" in \"repeat\" directive, it must be \"off\" or a number a minute \
+             like \"20/m\""
+        )
+    };
     let spool = |value: &str, must: &str| {
         format!("invalid parameter \"{value}\" in \"spool\" directive, it must be {must}")
     };
@@ -225,6 +231,11 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("shutdown_timeout 1.5s;", time("shutdown_timeout", "1.5s", "")),
         ("timeout 0;", time("timeout", "0", " above 0")),
         ("timeout 5sec;", time("timeout", "5sec", " above 0")),
+        // What is repeated.
+        ("repeat 0/m;", repeat("0/m")),
+        ("repeat 20;", repeat("20")),
+        ("repeat 20/s;", repeat("20/s")),
+        ("repeat -1/m;", repeat("-1/m")),
         // Rates.
         ("rate 10;", rate("10")),
         ("rate 0r/s;", rate("0r/s")),
@@ -750,6 +761,9 @@ fn values_in_nginxs_syntax_are_accepted() {
         "interval 0;",
         "shutdown_timeout 0;",
         "shutdown_timeout 2s;",
+        "repeat 20/m;",
+        "repeat off;",
+        "type console; repeat 5/m;",
         "timeout 1ms;",
         "timeout 1h;",
         "batch_size 1;",

@@ -53,6 +53,8 @@ pub struct TargetConfig {
     pub interval: Duration,
     /// How many events are worth collecting before that.
     pub batch_size: usize,
+    /// Of what an attack repeats so many events a minute go singly; nothing: all.
+    pub repeat: Option<u32>,
     /// How long a stopping process tries to deliver what it holds.
     pub shutdown_timeout: Duration,
     /// Where what is not delivered is kept.

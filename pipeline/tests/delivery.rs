@@ -84,6 +84,7 @@ impl Bench {
             queue_bytes: 16 << 20,
             interval: Duration::from_millis(1),
             batch_size: 64,
+            repeat: None,
             shutdown_timeout: Duration::from_secs(30),
             spool: None,
             privacy: Privacy::default(),

@@ -26,6 +26,8 @@ mod privacy;
 mod tirreno;
 
 const MAX_QUEUE: usize = 10_000_000;
+/// Of a target of type `tirreno`.
+const DEFAULT_REPEAT: u32 = 20;
 const DEFAULT_QUEUE: (usize, usize) = (10_000, 16 << 20);
 
 /// The types of targets, a bit each.
@@ -42,7 +44,7 @@ const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
 /// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
-const PARAMETERS: [(&str, usize, usize, u8); 38] = [
+const PARAMETERS: [(&str, usize, usize, u8); 39] = [
     ("include", 1, 1, ANY),
     ("type", 1, 1, ANY),
     ("events", 1, usize::MAX, ANY),
@@ -50,6 +52,7 @@ const PARAMETERS: [(&str, usize, usize, u8); 38] = [
     ("interval", 1, 1, ANY),
     ("batch_size", 1, 1, ANY),
     ("shutdown_timeout", 1, 1, ANY),
+    ("repeat", 1, 1, ANY),
     ("ip_mask", 2, 2, ANY),
     ("hash_user", 1, 1, ANY),
     ("omit", 1, usize::MAX, ANY),
@@ -95,6 +98,7 @@ struct Draft {
     interval: Option<Duration>,
     batch_size: Option<usize>,
     shutdown_timeout: Option<Duration>,
+    repeat: Option<Option<u32>>,
     privacy: Privacy,
     tls: Tls,
     tirreno: tirreno::Draft,
@@ -285,6 +289,7 @@ impl Draft {
             "interval" => self.interval = Some(value.time(0)?),
             "batch_size" => self.batch_size = Some(value.count(MAX_QUEUE)?),
             "shutdown_timeout" => self.shutdown_timeout = Some(value.time(0)?),
+            "repeat" => self.repeat = Some(read_repeat(&value)?),
             "ssl_trusted_certificate" => self.tls.trusted = Some(read_roots(cf, name, value.text)?),
             "ssl_verify" => self.tls.verify = Some(value.flag()?),
             "ssl_certificate" | "ssl_certificate_key" => {
@@ -331,11 +336,23 @@ impl Draft {
             interval: self.interval.unwrap_or(Duration::from_secs(1)),
             batch_size: self.batch_size.unwrap_or(512),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
+            repeat: self.repeat.unwrap_or_else(|| (bit == TIRRENO).then_some(DEFAULT_REPEAT)),
             spool,
             privacy: self.privacy,
             destination,
         }))
     }
+}
+
+/// `20/m`, or `off`.
+fn read_repeat(value: &Argument<'_>) -> Result<Option<u32>, String> {
+    if value.text.as_bytes() == b"off" {
+        return Ok(None);
+    }
+    let text = value.text.to_str().unwrap_or_default();
+    let number = text.strip_suffix("/m").and_then(|number| number.parse().ok());
+    let must = "\"off\" or a number a minute like \"20/m\"";
+    number.filter(|number| *number > 0).map(Some).ok_or_else(|| value.invalid(must))
 }
 
 fn read_events(args: &[ngx_str_t]) -> Result<Routing, String> {

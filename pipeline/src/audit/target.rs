@@ -390,6 +390,7 @@ mod tests {
             queue_bytes: 1 << 20,
             interval: Duration::ZERO,
             batch_size: 64,
+            repeat: None,
             shutdown_timeout: Duration::ZERO,
             spool: None,
             privacy: Privacy::default(),

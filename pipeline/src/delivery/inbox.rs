@@ -4,14 +4,17 @@
 //! makes last (a spool, a file) stays in the ring until it has: the inbox then knows where it lies. A
 //! target that is late gets its share in memory, so that the ring serves the others.
 
+use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::audit::format::Drops;
+use crate::capture::rank::Rank;
 use crate::clock::monotonic_ns;
 use crate::config::TargetConfig;
 use crate::delivery::queue::{Entry, Moved, Queue};
+use crate::delivery::repeat::{Repeat, Repeats, UNKNOWN_MANY};
 use crate::delivery::spool::database::SpoolTotals;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::record::Record;
@@ -25,6 +28,9 @@ const LATE_NS: u64 = 1_000_000_000;
 const HALF: f64 = 0.5;
 /// From this share on, what has no room is dropped.
 const NEARLY_FULL: f64 = 0.75;
+/// So many events that stand for others wait at a time. Where more accounts and addresses are attacked, one
+/// more stands for all of them.
+const MAX_MERGES: usize = 1024;
 /// The same thing is said once in this time.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -51,6 +57,8 @@ pub struct Inbox {
     interval_ns: u64,
     batch_size: usize,
     shutdown_timeout: Duration,
+    /// What an attack repeats is merged here, but for a target with a spool, which does it itself.
+    repeats: Option<Repeats>,
     /// Whether the target makes events last.
     durable: bool,
     /// Whether the target tells of what was dropped.
@@ -60,8 +68,20 @@ pub struct Inbox {
     on_close: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
+/// An event that stands for others, until its minute is over.
+struct Merged {
+    /// The first of them, …
+    bytes: Arc<[u8]>,
+    /// … whose user it has, or this one.
+    user: Option<&'static [u8]>,
+    count: u32,
+    until_ns: u64,
+}
+
 struct State {
     queue: Queue,
+    /// Held, and not yet in the queue.
+    merges: HashMap<u64, Merged>,
     /// Events that the target holds outside the queue.
     in_hand: usize,
     /// Something happened that the target's thread has not seen.
@@ -91,6 +111,8 @@ impl Inbox {
         (zone, ledger): (Zone, Ledger),
         log: &LogQueue,
     ) -> Self {
+        let repeats = Repeats::new(config.repeat, config.slot, zone.repeat_counters());
+        let merges_here = config.repeat.is_some() && config.spool.is_none();
         Self {
             zone,
             ledger,
@@ -100,10 +122,13 @@ impl Inbox {
             interval_ns: config.interval.as_nanos() as u64,
             batch_size: config.batch_size,
             shutdown_timeout: config.shutdown_timeout,
-            durable,
+            repeats: merges_here.then_some(repeats),
+            // What waits for its minute is in memory, and what comes behind it with it.
+            durable: durable && !merges_here,
             reports,
             state: Mutex::new(State {
                 queue: Queue::new(config.queue_events, config.queue_bytes),
+                merges: HashMap::new(),
                 in_hand: 0,
                 woken: false,
                 hurry: false,
@@ -166,15 +191,73 @@ impl Inbox {
             self.ledger.collected(self.slot, 1);
             self.zone.took(self.slot, taken.place);
             self.report_drops_in(&mut state.queue);
-            if state.closed || !state.queue.offer(&taken.bytes, record) {
-                self.ledger.dropped(self.slot, 1, DropReason::QueueFull);
-                self.leave_unreported(&Drops::one(record.time_ms()));
+            if state.closed {
+                self.drop_full(Drops::one(record.time_ms()));
+            } else if !self.merge(&mut state, &taken.bytes, record)
+                && let Some(drops) = state.queue.offer(&taken.bytes, record)
+            {
+                self.drop_full(drops);
             }
         }
         if !had_new || state.queue.new_entries() >= self.batch_size {
             state.woken = true;
             self.changed.notify_all();
         }
+    }
+
+    /// There was no room for these.
+    fn drop_full(&self, drops: Drops) {
+        self.ledger.dropped(self.slot, drops.count as u32, DropReason::QueueFull);
+        self.leave_unreported(&drops);
+    }
+
+    /// Keeps a record that is one of many until their minute is over, or counts it with them.
+    fn merge(&self, state: &mut State, bytes: &Arc<[u8]>, record: &Record<'_>) -> bool {
+        let Some(repeats) = &self.repeats else { return false };
+        let Repeat::Merged { key, until_ns, user } = repeats.decide(record) else { return false };
+        let is_known = state.merges.contains_key(&key) || state.merges.len() < MAX_MERGES;
+        let (key, user) = if is_known { (key, user) } else { (0, Some(UNKNOWN_MANY)) };
+        // What a collector before this one had counted of them is said with the next.
+        let count = repeats.count_merged(key, record);
+        match state.merges.get_mut(&key) {
+            Some(merged) => {
+                merged.count = count.max(merged.count + 1);
+                self.ledger.merged(self.slot, 1);
+            }
+            None => {
+                let bytes = bytes.clone();
+                state.merges.insert(key, Merged { bytes, user, count, until_ns });
+            }
+        }
+        true
+    }
+
+    /// Queues the events that stand for others and whose minute is over, or where time is short, all.
+    fn release_merged(&self, state: &mut State) {
+        if state.merges.is_empty() {
+            return;
+        }
+        let all = state.deadline.is_some() || state.leaving;
+        let now = monotonic_ns();
+        let due: Vec<_> =
+            state.merges.extract_if(|_, merged| all || merged.until_ns <= now).collect();
+        for (key, Merged { bytes, user, count, .. }) in due {
+            let Some(record) = Record::parse(&bytes) else { continue };
+            if let Some(repeats) = &self.repeats {
+                repeats.clear_merged(key);
+            }
+            let many: Arc<[u8]> = record.standing_for(count, user).into();
+            let Some(record) = Record::parse(&many) else { continue };
+            if let Some(drops) = state.queue.offer(&many, &record) {
+                self.drop_full(drops);
+            }
+        }
+    }
+
+    /// In what time the next such event is due.
+    fn merged_due_in(state: &State) -> Option<Duration> {
+        let next = state.merges.values().map(|merged| merged.until_ns).min()?;
+        Some(Duration::from_nanos(next.saturating_sub(monotonic_ns())))
     }
 
     /// Whether the ring keeps records for this target, by the segment's number.
@@ -281,7 +364,8 @@ impl Inbox {
         let mut state = self.state();
         // There may be room since the last one.
         self.report_drops_in(&mut state.queue);
-        state.queue.is_empty()
+        self.release_merged(&mut state);
+        state.queue.is_empty() && state.merges.is_empty()
     }
 
     /// How long a stopping process tries to deliver what it holds.
@@ -361,17 +445,20 @@ impl Inbox {
     /// interval, or time is short. Nothing: none waits.
     pub fn due_in(&self) -> Option<Duration> {
         let mut state = self.state();
+        self.release_merged(&mut state);
         self.report_drops_in(&mut state.queue);
+        let merged = Self::merged_due_in(&state);
         if !state.queue.has_new() {
             state.hurry = false;
-            return None;
+            return merged;
         }
         let now_or_never = state.hurry || state.deadline.is_some() || state.leaving;
         if now_or_never || state.queue.new_entries() >= self.batch_size {
             return Some(Duration::ZERO);
         }
         let due = state.queue.oldest_new().map_or(0, |record| record.stamp() + self.interval_ns);
-        Some(Duration::from_nanos(due.saturating_sub(monotonic_ns())))
+        let due = Duration::from_nanos(due.saturating_sub(monotonic_ns()));
+        Some(merged.map_or(due, |merged| merged.min(due)))
     }
 
     /// The next entries, at most `most` and a batch. They stay here until they are settled.
@@ -425,14 +512,14 @@ impl Inbox {
         memory + backed
     }
 
-    /// Gives away the next events that are in memory only, at most `most`: the target holds them, and
+    /// Gives away events that are in memory only, in their order, of each rank at most so many: the target holds them, and
     /// counts each that is done with.
-    pub fn lend(&self, most: usize) -> Vec<Arc<[u8]>> {
+    pub fn lend(&self, room: [usize; Rank::ALL.len()]) -> Vec<Arc<[u8]>> {
         let mut state = self.state();
         if state.closed {
             return Vec::new();
         }
-        let lent = state.queue.lend(most);
+        let lent = state.queue.lend(room);
         state.in_hand += lent.len();
         lent
     }
@@ -481,6 +568,7 @@ impl Inbox {
     /// Whether anything waits that is not being sent.
     pub fn has_new(&self) -> bool {
         let mut state = self.state();
+        self.release_merged(&mut state);
         self.report_drops_in(&mut state.queue);
         state.queue.has_new()
     }

@@ -1,19 +1,28 @@
 //! The bounded queue of a target: records in the order of capture, and behind those that came before
 //! some found no room, how many found none.
 //!
-//! What is taken out to be sent stays in the queue until it is settled, so that it can be sent again.
+//! When it is full, the lowest rank makes room, and within a rank the user who has most.
+//!
+//! What is taken out to be sent stays in the queue until it is settled, so that it can be sent again; that
+//! is in the order of capture. What is lent goes in the order of ranks and turns.
 //! The last entries may be *backed*: the ring keeps their records until the target has made them last.
 //! The ring bounds them, and they count against the queue's bounds only once they are in memory only.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::audit::format::Drops;
+use crate::capture::rank::Rank;
+use crate::delivery::priority_queue::BEFORE;
+use crate::delivery::turns::Turns;
+use crate::event::Param;
+use crate::hash::stable_hash;
 use crate::record::Record;
 use crate::shm::ring::Place;
+use crate::tirreno::form::parse_ip;
 
-/// Above this share of the queue, `page_*` events are refused, so that logins find room.
-const PAGES_UP_TO: f64 = 0.8;
+/// Above this share of the queue, events of the lowest rank are refused, so that others find room.
+const LOWEST_UP_TO: f64 = 0.8;
 /// Below this share, there is room again: what was dropped is told of once, not after each event that
 /// just fits.
 const ROOM_BELOW: f64 = 0.7;
@@ -60,6 +69,34 @@ impl Entry {
 struct Waiting {
     entry: Entry,
     place: Option<Place>,
+    /// Of a record in memory: its rank, its user, and its turn.
+    rank: Rank,
+    user: u64,
+    turn: i64,
+}
+
+impl Waiting {
+    fn drops(drops: Drops) -> Self {
+        Self { entry: Entry::Drops(drops), place: None, rank: Rank::One, user: 0, turn: 0 }
+    }
+
+    fn time_ms(&self) -> i64 {
+        match &self.entry {
+            Entry::Record(bytes) => Record::parse(bytes).map_or(0, |record| record.time_ms()),
+            Entry::Drops(drops) => drops.last_ms,
+        }
+    }
+}
+
+/// Tells users apart; without a name, addresses.
+fn user_of(record: &Record<'_>) -> u64 {
+    match record.get(Param::UserName) {
+        Some(name) => stable_hash([name]),
+        None => {
+            let address = record.get(Param::IpAddress).and_then(parse_ip).or(record.ip());
+            stable_hash([b"", address.map(|ip| ip.to_string()).unwrap_or_default().as_bytes()])
+        }
+    }
 }
 
 /// What was settled, or is in memory only from now on.
@@ -92,12 +129,20 @@ impl Moved {
 /// See the module.
 #[derive(Debug)]
 pub struct Queue {
-    entries: VecDeque<Waiting>,
+    /// In the order in which they came.
+    entries: BTreeMap<u64, Waiting>,
+    /// The number of the next entry, and of the first that is not being sent.
+    next: u64,
+    first_new: u64,
+    /// How many are being sent.
+    taken: usize,
+    /// Of the records in memory that are not being sent: in turn, by rank, and each user's.
+    in_turn: [BTreeMap<i64, u64>; Rank::ALL.len()],
+    users: HashMap<u64, BTreeSet<u64>>,
+    turns: Turns,
     /// Of the entries that are in memory only: how many, and their bytes.
     events: usize,
     bytes: usize,
-    /// The first entries, which are being sent.
-    taken: usize,
     /// How many of a segment's records are backed, by its number.
     backed: Vec<u32>,
     all_backed: usize,
@@ -109,10 +154,15 @@ impl Queue {
     /// An empty queue for so many events and bytes of records.
     pub fn new(most_events: usize, most_bytes: usize) -> Self {
         Self {
-            entries: VecDeque::new(),
+            entries: BTreeMap::new(),
+            next: 0,
+            first_new: 0,
+            taken: 0,
+            in_turn: Default::default(),
+            users: HashMap::new(),
+            turns: Turns::default(),
             events: 0,
             bytes: 0,
-            taken: 0,
             backed: Vec::new(),
             all_backed: 0,
             most_events,
@@ -120,15 +170,77 @@ impl Queue {
         }
     }
 
-    /// Adds a record; `false`: there is no room for it.
-    pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) -> bool {
-        if !self.has_room_for(bytes.len(), record) {
-            return false;
+    /// Adds a record. Returns what was dropped for it, or the record itself where nothing counts less.
+    pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) -> Option<Drops> {
+        let (rank, user) = (record.rank(), user_of(record));
+        let (has_room, mut dropped) = self.make_room(bytes.len(), rank, user);
+        if !has_room {
+            let own = Drops::one(record.time_ms());
+            dropped.get_or_insert(Drops { count: 0, ..own }).add(&own);
+            return dropped;
         }
         self.events += 1;
         self.bytes += bytes.len();
-        self.entries.push_back(Waiting { entry: Entry::Record(bytes.clone()), place: None });
-        true
+        let (turn, _) = self.turns.give(rank, user);
+        let entry = Entry::Record(bytes.clone());
+        let number = self.push(Waiting { entry, place: None, rank, user, turn });
+        self.enter(number);
+        dropped
+    }
+
+    fn push(&mut self, waiting: Waiting) -> u64 {
+        self.next += 1;
+        self.entries.insert(self.next, waiting);
+        self.next
+    }
+
+    /// A record in memory is not being sent: it may make room, or be lent.
+    fn enter(&mut self, number: u64) {
+        if let Some(waiting) = self.entries.get(&number).filter(|waiting| waiting.turn > 0) {
+            self.in_turn[waiting.rank.place()].insert(waiting.turn, number);
+            self.users.entry(waiting.user).or_default().insert(number);
+        }
+    }
+
+    /// The reverse of [`enter`](Self::enter).
+    fn withdraw(&mut self, number: u64) {
+        if let Some(waiting) = self.entries.get(&number).filter(|waiting| waiting.turn > 0) {
+            self.in_turn[waiting.rank.place()].remove(&waiting.turn);
+            if let Some(numbers) = self.users.get_mut(&waiting.user) {
+                numbers.remove(&number);
+                if numbers.is_empty() {
+                    self.users.remove(&waiting.user);
+                }
+            }
+        }
+    }
+
+    /// Makes room for a record: the lowest ranks go first, and within its own rank the newest of the user
+    /// who has most. Returns whether there is room, and what was dropped.
+    fn make_room(&mut self, bytes: usize, rank: Rank, user: u64) -> (bool, Option<Drops>) {
+        let mut dropped: Option<Drops> = None;
+        while !self.has_room_for(bytes, rank) {
+            let Some(number) = self.least(rank, user) else { return (false, dropped) };
+            self.withdraw(number);
+            if let Some(waiting) = self.entries.remove(&number) {
+                self.events -= 1;
+                self.bytes -= waiting.entry.size();
+                let drops = Drops::one(waiting.time_ms());
+                dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
+            }
+        }
+        (true, dropped)
+    }
+
+    /// The record that counts least, if it counts less than one of that rank and user.
+    fn least(&self, rank: Rank, user: u64) -> Option<u64> {
+        let lower = Rank::ALL.into_iter().rev().take_while(|lower| *lower >= rank);
+        let last = |lower: Rank| Some((lower, self.in_turn[lower.place()].last_key_value()?));
+        let (lower, (turn, number)) = lower.filter_map(last).next()?;
+        let is_own = lower == rank
+            && (self.entries.get(number).is_some_and(|waiting| waiting.user == user)
+                || self.turns.is_last(rank, user, *turn));
+        (!is_own).then_some(*number)
     }
 
     /// Adds a record that the ring keeps.
@@ -140,7 +252,8 @@ impl Queue {
         self.backed[segment] += 1;
         self.all_backed += 1;
         let entry = Entry::Record(bytes.clone());
-        self.entries.push_back(Waiting { entry, place: Some(place) });
+        let place = Some(place);
+        self.push(Waiting { entry, place, rank: Rank::Four, user: 0, turn: 0 });
     }
 
     /// Whether the ring keeps a record of this segment for the queue.
@@ -154,45 +267,62 @@ impl Queue {
     }
 
     /// Keeps in memory what the ring kept, as far as there is room: the rest stays backed, or where
-    /// `all` is to leave the ring, is dropped. Returns what left the ring, and what of that was dropped.
+    /// `all` is to leave the ring, is dropped. Returns what left the ring, and what was dropped for it.
     pub fn detach(&mut self, all: bool) -> (Moved, Option<Drops>) {
         let mut moved = Moved::default();
         let mut dropped: Option<Drops> = None;
-        let first = self.entries.iter().position(|waiting| waiting.place.is_some());
-        let mut rest = self.entries.split_off(first.unwrap_or(self.entries.len()));
-        while let Some(mut waiting) = rest.pop_front() {
-            let at = self.entries.len();
-            if let (Entry::Record(bytes), Some(place)) = (&waiting.entry, waiting.place) {
-                let record = Record::parse(bytes);
-                // What is being sent may be where it belongs already.
-                let stays = at < self.taken
-                    || record.is_some_and(|record| self.has_room_for(bytes.len(), &record));
-                if !stays && !all {
-                    self.entries.push_back(waiting);
-                    self.entries.append(&mut rest);
-                    break;
-                }
-                moved.count(&waiting);
-                self.backed[place.segment as usize] -= 1;
-                self.all_backed -= 1;
-                if !stays {
-                    let drops = Drops::one(record.map_or(0, |record| record.time_ms()));
-                    dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
-                    continue;
-                }
-                self.events += 1;
-                self.bytes += bytes.len();
-                waiting.place = None;
+        for number in self.backed_numbers() {
+            let Some(waiting) = self.entries.get(&number) else { continue };
+            let (Entry::Record(bytes), Some(place)) = (&waiting.entry, waiting.place) else {
+                continue;
+            };
+            let bytes = bytes.clone();
+            let Some(record) = Record::parse(&bytes) else { continue };
+            let (rank, user) = (record.rank(), user_of(&record));
+            // What is being sent may be where it belongs already.
+            let is_taken = number < self.first_new;
+            let (stays, gone) = match is_taken {
+                true => (true, None),
+                false => self.make_room(bytes.len(), rank, user),
+            };
+            if let Some(gone) = gone {
+                dropped.get_or_insert(Drops { count: 0, ..gone }).add(&gone);
             }
-            self.entries.push_back(waiting);
+            if !stays && !all {
+                break;
+            }
+            moved.count(waiting_at(&self.entries, number));
+            self.backed[place.segment as usize] -= 1;
+            self.all_backed -= 1;
+            if !stays {
+                let drops = Drops::one(record.time_ms());
+                dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
+                self.entries.remove(&number);
+                continue;
+            }
+            self.events += 1;
+            self.bytes += bytes.len();
+            let (turn, _) = self.turns.give(rank, user);
+            if let Some(waiting) = self.entries.get_mut(&number) {
+                (waiting.place, waiting.rank, waiting.user, waiting.turn) =
+                    (None, rank, user, turn);
+            }
+            if !is_taken {
+                self.enter(number);
+            }
         }
         (moved, dropped)
+    }
+
+    fn backed_numbers(&self) -> Vec<u64> {
+        let backed = self.entries.iter().filter(|(_, waiting)| waiting.place.is_some());
+        backed.map(|(number, _)| *number).collect()
     }
 
     /// Counts what the ring still keeps as if it were in memory, whatever room there is.
     pub fn take_rest(&mut self) -> Moved {
         let mut moved = Moved::default();
-        for waiting in self.entries.iter_mut().filter(|waiting| waiting.place.is_some()) {
+        for waiting in self.entries.values_mut().filter(|waiting| waiting.place.is_some()) {
             moved.count(waiting);
             waiting.place = None;
             self.events += 1;
@@ -205,22 +335,16 @@ impl Queue {
 
     /// Forgets what the ring keeps and is not being sent: the next collector reads it.
     pub fn leave_backed(&mut self) {
-        let taken = self.taken;
-        let mut at = 0;
-        let (backed, all) = (&mut self.backed, &mut self.all_backed);
-        self.entries.retain(|waiting| {
-            at += 1;
-            let leaves = waiting.place.filter(|_| at > taken);
-            if let Some(place) = leaves {
-                backed[place.segment as usize] -= 1;
-                *all -= 1;
+        for number in self.backed_numbers().into_iter().filter(|number| *number >= self.first_new) {
+            if let Some(place) = self.entries.remove(&number).and_then(|waiting| waiting.place) {
+                self.backed[place.segment as usize] -= 1;
+                self.all_backed -= 1;
             }
-            leaves.is_none()
-        });
+        }
     }
 
-    fn has_room_for(&self, bytes: usize, record: &Record<'_>) -> bool {
-        self.fits(bytes, if record.kind().is_page() { PAGES_UP_TO } else { 1.0 })
+    fn has_room_for(&self, bytes: usize, rank: Rank) -> bool {
+        self.fits(bytes, if rank == Rank::Four { LOWEST_UP_TO } else { 1.0 })
     }
 
     fn fits(&self, bytes: usize, share: f64) -> bool {
@@ -240,19 +364,23 @@ impl Queue {
 
     /// Adds, behind the last record, what was dropped.
     pub fn report(&mut self, drops: Drops) {
-        let is_new = self.has_new();
-        match self.entries.back_mut() {
-            Some(Waiting { entry: Entry::Drops(last), .. }) if is_new => last.add(&drops),
-            _ => {
-                self.events += 1;
-                self.entries.push_back(Waiting { entry: Entry::Drops(drops), place: None });
+        let first_new = self.first_new;
+        match self.entries.last_entry() {
+            Some(mut last) if *last.key() >= first_new => {
+                if let Entry::Drops(known) = &mut last.get_mut().entry {
+                    known.add(&drops);
+                    return;
+                }
             }
+            _ => {}
         }
+        self.events += 1;
+        self.push(Waiting::drops(drops));
     }
 
     /// What would be lost with the queue: its records, and the drops that it was to tell of.
     pub fn left(&self) -> Option<Drops> {
-        let drops = self.entries.iter().filter_map(|waiting| match &waiting.entry {
+        let drops = self.entries.values().filter_map(|waiting| match &waiting.entry {
             Entry::Record(bytes) => Record::parse(bytes).map(|record| Drops::one(record.time_ms())),
             Entry::Drops(drops) => Some(*drops),
         });
@@ -269,22 +397,53 @@ impl Queue {
 
     /// The same, and where each lies in the ring while that keeps it.
     pub fn take_placed(&mut self, most: usize) -> Vec<(Entry, Option<Place>)> {
-        let new = self.entries.iter().skip(self.taken).take(most);
-        let new: Vec<_> = new.map(|waiting| (waiting.entry.clone(), waiting.place)).collect();
-        self.taken += new.len();
-        new
+        let new = self.entries.range(self.first_new..).take(most);
+        let numbers: Vec<_> = new.map(|(number, _)| *number).collect();
+        let mut entries = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            self.withdraw(number);
+            let waiting = waiting_at(&self.entries, number);
+            if waiting.turn > 0 {
+                self.turns.serve(waiting.rank, waiting.turn);
+            }
+            entries.push((waiting.entry.clone(), waiting.place));
+            self.first_new = number + 1;
+        }
+        self.taken += entries.len();
+        entries
     }
 
-    /// Gives away the next records that are in memory only, at most `most`. Each keeps its room until
+    /// Gives away records that are in memory only, of each rank at most so many, the highest first; before
+    /// one of a higher rank go the last of its user. Each keeps its room until
     /// [`returned`](Self::returned).
-    pub fn lend(&mut self, most: usize) -> Vec<Arc<[u8]>> {
+    pub fn lend(&mut self, room: [usize; Rank::ALL.len()]) -> Vec<Arc<[u8]>> {
         let mut lent = Vec::new();
-        while lent.len() < most
-            && self.taken == 0
-            && let Some(Waiting { entry: Entry::Record(_), place: None }) = self.entries.front()
-            && let Some(Waiting { entry: Entry::Record(bytes), .. }) = self.entries.pop_front()
-        {
-            lent.push(bytes);
+        if self.taken > 0 {
+            return lent;
+        }
+        for (rank, room) in Rank::ALL.into_iter().zip(room) {
+            for _ in 0..room {
+                let Some((turn, number)) = self.in_turn[rank.place()].first_key_value() else {
+                    break;
+                };
+                let (turn, number) = (*turn, *number);
+                self.turns.serve(rank, turn);
+                let user = waiting_at(&self.entries, number).user;
+                let before = match (rank, self.users.get(&user)) {
+                    (Rank::One | Rank::Two | Rank::Three, Some(numbers)) => {
+                        numbers.range(..number).rev().take(BEFORE).copied().collect()
+                    }
+                    _ => Vec::new(),
+                };
+                for number in before.into_iter().rev().chain([number]) {
+                    self.withdraw(number);
+                    if let Some(Waiting { entry: Entry::Record(bytes), .. }) =
+                        self.entries.remove(&number)
+                    {
+                        lent.push(bytes);
+                    }
+                }
+            }
         }
         lent
     }
@@ -293,18 +452,29 @@ impl Queue {
     pub fn returned(&mut self, bytes: usize) {
         self.events -= 1;
         self.bytes -= bytes;
+        self.forget_turns();
+    }
+
+    fn forget_turns(&mut self) {
+        if self.events == 0 {
+            self.turns.clear();
+        }
     }
 
     /// What is being sent will be sent again.
     pub fn put_back(&mut self) {
-        self.taken = 0;
+        let taken: Vec<_> =
+            self.entries.range(..self.first_new).map(|(number, _)| *number).collect();
+        (self.taken, self.first_new) = (0, 0);
+        taken.into_iter().for_each(|number| self.enter(number));
     }
 
     /// The first `count` of what is being sent are done with.
     pub fn settle(&mut self, count: usize) -> Moved {
         let mut moved = Moved::default();
         let count = count.min(self.taken);
-        for waiting in self.entries.drain(..count) {
+        for _ in 0..count {
+            let Some((_, waiting)) = self.entries.pop_first() else { break };
             moved.count(&waiting);
             match waiting.place {
                 Some(place) => {
@@ -318,6 +488,7 @@ impl Queue {
             }
         }
         self.taken -= count;
+        self.forget_turns();
         moved
     }
 
@@ -348,12 +519,12 @@ impl Queue {
 
     /// The oldest record.
     pub fn oldest(&self) -> Option<Record<'_>> {
-        Self::first_record(self.entries.iter())
+        Self::first_record(self.entries.values())
     }
 
     /// The oldest record that is not being sent.
     pub fn oldest_new(&self) -> Option<Record<'_>> {
-        Self::first_record(self.entries.iter().skip(self.taken))
+        Self::first_record(self.entries.range(self.first_new..).map(|(_, waiting)| waiting))
     }
 
     fn first_record<'e>(mut entries: impl Iterator<Item = &'e Waiting>) -> Option<Record<'e>> {
@@ -364,15 +535,22 @@ impl Queue {
     }
 }
 
+/// An entry that is there.
+fn waiting_at(entries: &BTreeMap<u64, Waiting>, number: u64) -> &Waiting {
+    &entries[&number]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::identity::Identity;
     use crate::event::EventType;
     use crate::record::Capture;
 
     fn record(kind: EventType, time_ms: i64) -> Arc<[u8]> {
         let mut capture = Capture::new(time_ms);
         capture.kind = kind;
+        capture.rank = Rank::of(kind, Identity::Claim);
         let mut bytes = vec![0; capture.record_len()];
         capture.write(0, &mut bytes);
         bytes.into()
@@ -380,7 +558,9 @@ mod tests {
 
     fn offer(queue: &mut Queue, kind: EventType, time_ms: i64) -> bool {
         let bytes = record(kind, time_ms);
-        queue.offer(&bytes, &Record::parse(&bytes).unwrap())
+        let dropped = queue.offer(&bytes, &Record::parse(&bytes).unwrap());
+        assert!(dropped.is_none_or(|dropped| dropped == Drops::one(time_ms)), "{dropped:?}");
+        dropped.is_none()
     }
 
     fn drops(count: u64, first_ms: i64, last_ms: i64) -> Drops {
@@ -404,7 +584,8 @@ mod tests {
         assert!(!offer(&mut queue, EventType::PageView, 9));
         assert!(offer(&mut queue, EventType::AccountLogin, 10));
         assert!(offer(&mut queue, EventType::AccountLogin, 11));
-        assert!(!offer(&mut queue, EventType::AccountLogin, 12));
+        let bytes = record(EventType::AccountLogin, 12);
+        assert_eq!(queue.offer(&bytes, &Record::parse(&bytes).unwrap()), Some(drops(1, 8, 8)));
         assert_eq!(queue.take(3).len(), 3);
         assert_eq!(queue.settle(3).memory, 3);
         assert!(!queue.has_room());
@@ -413,7 +594,7 @@ mod tests {
         assert!(queue.has_room());
         queue.report(drops(3, 9, 13));
         assert!(offer(&mut queue, EventType::PageView, 14));
-        assert_eq!(times(&queue.take(10)), [5, 6, 7, 8, 10, 11, -3, 14]);
+        assert_eq!(times(&queue.take(10)), [5, 6, 7, 10, 11, 12, -3, 14]);
         assert!(!queue.has_new());
         assert_eq!(queue.settle(8).memory, 7);
         assert!(queue.is_empty());
@@ -529,5 +710,76 @@ mod tests {
         let moved = queue.settle(2);
         assert_eq!((moved.memory, moved.backed), (1, 1));
         assert!(queue.is_empty() && !queue.has_backed());
+    }
+
+    fn of(rank: Rank, user: &str, time_ms: i64) -> Arc<[u8]> {
+        let mut capture = Capture::new(time_ms);
+        capture.rank = rank;
+        capture.set(Param::UserName, user.as_bytes()).unwrap();
+        let mut bytes = vec![0; capture.record_len()];
+        capture.write(0, &mut bytes);
+        bytes.into()
+    }
+
+    fn offer_of(queue: &mut Queue, rank: Rank, user: &str, time_ms: i64) -> Option<Drops> {
+        let bytes = of(rank, user, time_ms);
+        queue.offer(&bytes, &Record::parse(&bytes).unwrap())
+    }
+
+    fn lent(queue: &mut Queue, room: [usize; 4]) -> Vec<i64> {
+        let lent = queue.lend(room);
+        lent.iter().map(|bytes| Record::parse(bytes).unwrap().time_ms()).collect()
+    }
+
+    #[test]
+    fn lower_ranks_make_room() {
+        let mut queue = Queue::new(10, 1 << 20);
+        for time in 1..=10 {
+            let rank = if time <= 8 { Rank::Four } else { Rank::Three };
+            assert_eq!(offer_of(&mut queue, rank, "u", time), None);
+        }
+        assert_eq!(offer_of(&mut queue, Rank::One, "v", 11), Some(drops(1, 8, 8)));
+        assert_eq!(offer_of(&mut queue, Rank::Two, "v", 12), Some(drops(1, 7, 7)));
+        // What is being sent stays.
+        assert_eq!(times(&queue.take(6)), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(offer_of(&mut queue, Rank::Two, "v", 13), Some(drops(1, 10, 10)));
+        assert_eq!(offer_of(&mut queue, Rank::Two, "v", 14), Some(drops(1, 9, 9)));
+        assert_eq!(offer_of(&mut queue, Rank::Two, "v", 15), Some(drops(1, 15, 15)));
+        queue.put_back();
+        assert_eq!(offer_of(&mut queue, Rank::Two, "v", 16), Some(drops(1, 6, 6)));
+        assert_eq!(times(&queue.take(20)), [1, 2, 3, 4, 5, 11, 12, 13, 14, 16]);
+        assert_eq!(queue.settle(20).memory, 10);
+        assert!(queue.is_empty() && queue.users.is_empty());
+    }
+
+    #[test]
+    fn nobody_fills_the_queue_alone() {
+        let mut queue = Queue::new(100, 1 << 20);
+        (1..=80).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "many", time), None));
+        assert_eq!(offer_of(&mut queue, Rank::Four, "many", 81), Some(drops(1, 81, 81)));
+        for time in 100..120 {
+            let few = offer_of(&mut queue, Rank::Four, &format!("u{time}"), time);
+            assert!(few.is_some_and(|dropped| dropped.first_ms <= 80), "{few:?}");
+        }
+        assert!(offer_of(&mut queue, Rank::Four, "many", 121).is_some());
+        let left = times(&queue.take(100));
+        assert_eq!(left, (1..=60).chain(100..120).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_lent_goes_by_rank_and_turn_and_takes_the_last_ones_along() {
+        let mut queue = Queue::new(1000, 1 << 20);
+        (1..=40).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "u", time), None));
+        assert_eq!(offer_of(&mut queue, Rank::Four, "v", 41), None);
+        assert_eq!(offer_of(&mut queue, Rank::One, "u", 42), None);
+        assert_eq!(offer_of(&mut queue, Rank::Four, "u", 43), None);
+        assert_eq!(lent(&mut queue, [0, 9, 9, 2]), [1, 2]);
+        assert_eq!(lent(&mut queue, [1, 0, 0, 0]), (16..=40).chain([42]).collect::<Vec<_>>());
+        let rest = lent(&mut queue, [9, 9, 9, 100]);
+        let place = rest.iter().position(|time| *time == 41).unwrap();
+        assert!(place <= 8, "{rest:?}");
+        assert_eq!(rest.len(), 15);
+        (0..43).for_each(|_| queue.returned(0));
+        assert!(queue.is_empty() && queue.in_memory() == 0);
     }
 }

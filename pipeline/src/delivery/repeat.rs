@@ -122,6 +122,21 @@ impl Repeats {
         Repeat::Single
     }
 
+    /// Counts one of those that are merged under that key. Returns how many they are, also those that a
+    /// collector counted that died before it could say so.
+    pub fn count_merged(&self, key: u64, record: &Record<'_>) -> u32 {
+        let (key, minute) = (self.key(b"merged", &key.to_le_bytes()), record.stamp() / MINUTE_NS);
+        self.add(key, minute);
+        self.count(key, minute).max(1)
+    }
+
+    /// The event that stands for these is on its way.
+    pub fn clear_merged(&self, key: u64) {
+        if let Some(counter) = self.find(self.key(b"merged", &key.to_le_bytes())) {
+            counter.set(0, 0);
+        }
+    }
+
     fn key(&self, kind: &[u8], name: &[u8]) -> u64 {
         stable_hash([kind, &self.slot.to_le_bytes(), name]).max(1)
     }
@@ -288,5 +303,23 @@ mod tests {
             single += u32::from(repeat == Repeat::Single);
         }
         assert!(single <= 2 * 20 * 20, "{single}");
+    }
+
+    #[test]
+    fn the_number_survives_its_collector() {
+        let counters = counters(1024);
+        let count = |repeats: &Repeats, second: u64| {
+            let mut capture = Capture::new(0);
+            capture.kind = EventType::AccountLoginFail;
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(second * 1_000_000_000, &mut bytes);
+            repeats.count_merged(77, &Record::parse(&bytes).unwrap())
+        };
+        let first = Repeats::new(Some(1), 0, counters);
+        assert_eq!([1, 2, 3].map(|second| count(&first, second)), [1, 2, 3]);
+        let next = Repeats::new(Some(1), 0, counters);
+        assert_eq!(count(&next, 4), 4);
+        next.clear_merged(77);
+        assert_eq!((count(&next, 5), count(&next, 61)), (1, 1));
     }
 }

@@ -14,6 +14,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
+use crate::capture::rank::Rank;
 use crate::clock::monotonic_ns;
 use crate::record::{Capture, MAX_RECORD, Record};
 use crate::shm::zone::{Segment, Stage, Zone, alive};
@@ -31,7 +32,8 @@ pub struct Producer {
     pid: u32,
     current: Option<usize>,
     last_stamp: u64,
-    search_after: u64,
+    /// By rank.
+    search_after: [u64; Rank::ALL.len()],
 }
 
 /// Why a record was not written.
@@ -46,7 +48,7 @@ pub enum PushError {
 impl Producer {
     /// The end of the process `pid`, which must be the calling one.
     pub fn new(zone: Zone, pid: u32) -> Self {
-        Self { zone, pid, current: None, last_stamp: 0, search_after: 0 }
+        Self { zone, pid, current: None, last_stamp: 0, search_after: [0; Rank::ALL.len()] }
     }
 
     /// Publishes one record and counts it.
@@ -59,7 +61,7 @@ impl Producer {
             return Err(PushError::TooLong);
         }
         let stamp = monotonic_ns().max(self.last_stamp + 1);
-        let Some(segment) = self.segment_for(len, stamp) else {
+        let Some(segment) = self.segment_for(len, capture.rank, stamp) else {
             self.zone.count_zone_full(capture.targets);
             return Err(PushError::Full);
         };
@@ -75,9 +77,10 @@ impl Producer {
         Ok(())
     }
 
-    fn segment_for(&mut self, len: usize, now: u64) -> Option<&'static Segment> {
+    fn segment_for(&mut self, len: usize, rank: Rank, now: u64) -> Option<&'static Segment> {
         let segments = self.zone.segments();
-        if let Some(current) = self.current {
+        let end = segments.len() - reserved(segments.len(), rank);
+        if let Some(current) = self.current.filter(|current| *current < end) {
             let segment = &segments[current];
             if segment.written.load(Relaxed) as usize + len <= Segment::ROOM {
                 return Some(segment);
@@ -85,14 +88,29 @@ impl Producer {
             segment.close(self.pid);
             self.current = None;
         }
-        if now < self.search_after {
+        let search_after = &mut self.search_after[rank.place()];
+        if now < *search_after {
             return None;
         }
-        self.current = segments.iter().position(|s| s.claim(self.pid));
-        if self.current.is_none() {
-            self.search_after = now + SEARCH_PAUSE_NS;
+        let Some(found) = segments[..end].iter().position(|s| s.claim(self.pid)) else {
+            *search_after = now + SEARCH_PAUSE_NS;
+            return None;
+        };
+        // One that is kept for higher ranks.
+        if let Some(current) = self.current.replace(found) {
+            segments[current].close(self.pid);
         }
-        self.current.map(|i| &segments[i])
+        Some(&segments[found])
+    }
+}
+
+/// How many of the last segments are kept for ranks above this one: an eighth for those above what is
+/// only looked at, half of it for those above what nobody has proven.
+fn reserved(segments: usize, rank: Rank) -> usize {
+    match rank {
+        Rank::One | Rank::Two => 0,
+        Rank::Three => segments / 16,
+        Rank::Four => segments / 8,
     }
 }
 
@@ -344,7 +362,7 @@ mod tests {
         assert_eq!(totals.pending, stored);
         let batch = take(zone, ALL, usize::MAX);
         assert_eq!(batch.records.len() as u64, stored);
-        worker.search_after = 0;
+        worker.search_after.fill(0);
         worker.push(&capture(&url)).unwrap();
     }
 
@@ -380,5 +398,28 @@ mod tests {
         let batch = take(zone, ALL, 10);
         assert_eq!((urls(&batch), batch.damaged), (vec!["/before".into(), "/other".into()], 1));
         assert_eq!(take(zone, ALL, 10).damaged, 0);
+    }
+
+    #[test]
+    fn the_last_eighth_is_for_higher_ranks() {
+        let zone = anonymous(4 << 20).unwrap();
+        let segments = zone.segments().len();
+        let mut worker = Producer::new(zone, std::process::id());
+        let url = [b'/'; 2047];
+        let mut fill = |rank| {
+            let mut capture = capture(&url);
+            capture.rank = rank;
+            while worker.push(&capture).is_ok() {}
+            zone.segments().iter().filter(|segment| segment.stage() == Stage::Free).count()
+        };
+        assert_eq!(fill(Rank::Four), segments / 8);
+        assert_eq!(fill(Rank::Three), segments / 16);
+        assert_eq!(
+            fill(Rank::Four),
+            segments / 16,
+            "it does not go into what a higher rank opened"
+        );
+        assert_eq!(fill(Rank::One), 0);
+        assert!(segments / 16 > 0);
     }
 }

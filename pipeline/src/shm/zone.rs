@@ -33,6 +33,7 @@ use crate::audit::format::Drops;
 use crate::capture::identity::Identity;
 use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
+use crate::delivery::repeat::Counter;
 use crate::delivery::spool::database::SpoolTotals;
 pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
@@ -51,6 +52,8 @@ const MAX_COURIERS: usize = 64;
 /// The most workers, of all configurations, that are known at one time. One that is not known captures
 /// all the same; the others then take it for one that stays.
 const MAX_WORKERS: usize = 1024;
+/// How many counters of what is repeated there are: of 200 addresses, and of as many accounts as come.
+const COUNTERS: usize = 4096;
 /// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
 /// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
 const SEGMENT: usize = 64 * 1024;
@@ -191,6 +194,7 @@ struct Head {
     /// The targets of the configuration in force, a bit each.
     configured: AtomicU32,
     targets: [TargetCounters; MAX_TARGETS],
+    repeats: [Counter; COUNTERS],
     couriers: [Courier; MAX_COURIERS],
     workers: [WorkerRow; MAX_WORKERS],
 }
@@ -592,6 +596,11 @@ impl Zone {
             word.store(u64::from_ne_bytes(*bytes), Relaxed);
         }
         self.bindings.clear();
+    }
+
+    /// What of failed logins and new users went singly, by account and address.
+    pub fn repeat_counters(&self) -> &'static [Counter] {
+        &self.head.repeats
     }
 
     /// What is known of accounts.

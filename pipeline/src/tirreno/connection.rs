@@ -9,13 +9,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
-
 use crate::log_queue::{Level, LogQueue};
 use crate::shm::zone::DropReason;
 use crate::tirreno::http::Outbound;
 use crate::tirreno::policy::{Attempt, Pause, Permit, Verdict};
-use crate::tirreno::target::{Connect, Event, Shared};
+use crate::tirreno::target::{Closed, Connect, Event, Shared};
 
 /// The longest time without a look at the state, while nothing is kept: an event wakes it …
 const IDLE: Duration = Duration::from_secs(3600);
@@ -36,7 +34,8 @@ struct Kept {
 /// One connection's thread.
 pub struct Connection {
     shared: Arc<Shared>,
-    queue: Receiver<Event>,
+    /// Its number among the target's.
+    number: usize,
     connect: Arc<Connect>,
     log: LogQueue,
     /// The event to be sent now.
@@ -48,16 +47,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that reads `queue`.
-    pub fn new(
-        shared: Arc<Shared>,
-        queue: Receiver<Event>,
-        connect: Arc<Connect>,
-        log: LogQueue,
-    ) -> Self {
+    /// The connection of that number.
+    pub fn new(shared: Arc<Shared>, number: usize, connect: Arc<Connect>, log: LogQueue) -> Self {
         Self {
             shared,
-            queue,
+            number,
             connect,
             log,
             head: None,
@@ -123,7 +117,7 @@ impl Connection {
             id: event.id,
             user: event.user,
             sent,
-            waiting: !self.queue.is_empty() || !self.kept.is_empty(),
+            waiting: self.shared.has_next(self.number) || !self.kept.is_empty(),
             crowded: self.shared.is_crowded(),
         };
         let mut verdict = self.shared.policy().answered(attempt, answer, Instant::now());
@@ -183,13 +177,13 @@ impl Connection {
 
     fn next_new(&mut self) -> Option<Event> {
         loop {
-            match self.queue.try_recv() {
-                Ok(event) => match self.kept.get_mut(&event.user) {
+            match self.shared.next(self.number) {
+                Ok(Some(event)) => match self.kept.get_mut(&event.user) {
                     Some(kept) => kept.events.push_back(event),
                     None => return Some(event),
                 },
-                Err(TryRecvError::Empty) => return None,
-                Err(TryRecvError::Disconnected) => {
+                Ok(None) => return None,
+                Err(Closed) => {
                     self.ended = self.kept.is_empty();
                     return None;
                 }
@@ -203,13 +197,6 @@ impl Connection {
         let due = kept.chain(self.shared.policy().key_due_in(now)).min();
         let most = if self.kept.is_empty() { IDLE } else { KEPT };
         let limit = due.map_or(most, |due| due.min(most)).max(Duration::from_millis(1));
-        match self.queue.recv_timeout(limit) {
-            Ok(event) => match self.kept.get_mut(&event.user) {
-                Some(kept) => kept.events.push_back(event),
-                None => self.head = Some(event),
-            },
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.shared.wait(limit),
-        }
+        self.shared.wait_next(self.number, limit);
     }
 }

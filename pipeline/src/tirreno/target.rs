@@ -7,28 +7,31 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-use crossbeam_channel::{Sender, unbounded};
-
 use crate::capture::login::Attempt;
+use crate::capture::rank::Rank;
 use crate::config::{TargetConfig, TirrenoConfig};
 use crate::delivery::http::Addresses;
 use crate::delivery::inbox::{Inbox, Outcome};
+use crate::delivery::priority_queue::PriorityQueue;
 use crate::delivery::queue::Entry;
-use crate::delivery::spool::{Intake, Spool, Stored};
+use crate::delivery::repeat::{Repeat, Repeats};
+use crate::delivery::spool::{Intake, Merge, Spool, Stored};
 use crate::delivery::target::{Running, Target};
 use crate::delivery::thread::{NICE_SENDING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::Record;
+use crate::shm::ring::Place;
 use crate::shm::zone::{DropReason, Ledger, Zone};
 use crate::tirreno::connection::Connection;
 use crate::tirreno::form;
 use crate::tirreno::http::{Outbound, Post, Tirreno};
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
 
-/// So many events, and bytes of a spool's, are on their way to the connections, …
-const WINDOW: usize = 2048;
+/// So many events of each rank, and bytes of a spool's, are on their way to the connections, …
+const WINDOW: [usize; Rank::ALL.len()] = [256, 256, 512, 1024];
 const WINDOW_BYTES: usize = 4 << 20;
+const RESERVED_BYTES: usize = 64 << 10;
 /// … handed over so many at a time.
 const CHUNK: usize = 512;
 /// How often the thread looks for more to hand over while events are on their way, and while they do
@@ -50,8 +53,6 @@ const COMMIT: Duration = Duration::from_secs(1);
 const UNREAD: Duration = Duration::from_secs(3);
 /// Of the queue in memory so great a part may be failed logins that wait: one of that many.
 const FAILED: usize = 4;
-/// So many more there may be of those that waited, or came late.
-const DUE: usize = 512;
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_secs(1);
 /// Over this time a rate of events is measured …
@@ -66,6 +67,8 @@ pub struct Event {
     pub id: EventId,
     /// Tells users apart.
     pub user: u64,
+    /// Its rank.
+    pub rank: Rank,
     /// What it is.
     pub content: Content,
 }
@@ -116,12 +119,16 @@ impl Event {
 /// Makes a target's connections; tests put scripted ones in their place.
 pub type Connect = dyn Fn() -> Box<dyn Outbound> + Send + Sync;
 
+/// No event comes any more.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed;
+
 /// What a target's connections share.
 pub struct Shared {
     policy: Mutex<Policy>,
     policy_changed: Condvar,
     /// The events that are on their way or kept, with the time they were captured.
-    held: Mutex<BTreeMap<EventId, i64>>,
+    held: Mutex<BTreeMap<EventId, (i64, Rank)>>,
     /// Bytes of those that came from the spool.
     stored_bytes: AtomicUsize,
     closed: AtomicBool,
@@ -133,8 +140,17 @@ pub struct Shared {
     privacy: Privacy,
     store: Option<Arc<Spool>>,
     inbox: Arc<Inbox>,
-    /// The connections' ends, while they are to go on.
-    queues: Mutex<Vec<Sender<Event>>>,
+    /// What each connection is to send.
+    lanes: Mutex<Lanes>,
+    lanes_changed: Condvar,
+}
+
+/// What each connection is to send, each user's over one of them.
+#[derive(Default)]
+struct Lanes {
+    queues: Vec<PriorityQueue<Event>>,
+    /// No event comes any more.
+    closed: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,7 +199,7 @@ impl Shared {
     /// Whether so many events are held that others may soon find no room.
     pub fn is_crowded(&self) -> bool {
         match self.store {
-            Some(_) => self.len() * 2 >= WINDOW,
+            Some(_) => self.len() * 2 >= WINDOW.iter().sum(),
             None => self.inbox.is_crowded(),
         }
     }
@@ -221,6 +237,26 @@ impl Shared {
         }
     }
 
+    /// The next event for that connection; an error when none comes any more.
+    pub fn next(&self, connection: usize) -> Result<Option<Event>, Closed> {
+        let mut lanes = lock(&self.lanes);
+        let event = lanes.queues.get_mut(connection).and_then(PriorityQueue::pop);
+        if event.is_none() && lanes.closed { Err(Closed) } else { Ok(event) }
+    }
+
+    /// Whether there are events for that connection.
+    pub fn has_next(&self, connection: usize) -> bool {
+        lock(&self.lanes).queues.get(connection).is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// Waits for an event for that connection, or until none comes any more, at most `limit`.
+    pub fn wait_next(&self, connection: usize, limit: Duration) {
+        let is_idle = |lanes: &mut Lanes| {
+            !lanes.closed && lanes.queues.get(connection).is_none_or(PriorityQueue::is_empty)
+        };
+        let _ = self.lanes_changed.wait_timeout_while(lock(&self.lanes), limit, is_idle);
+    }
+
     /// How many events are held.
     pub fn len(&self) -> usize {
         lock(&self.held).len()
@@ -236,7 +272,8 @@ impl Shared {
         self.policy().close();
         self.closed.store(true, Relaxed);
         // One that waits for an answer ends by itself when that, or its time-out, comes.
-        lock(&self.queues).clear();
+        lock(&self.lanes).closed = true;
+        self.lanes_changed.notify_all();
         self.wake();
     }
 }
@@ -277,7 +314,8 @@ pub fn new(
         privacy: config.privacy.clone(),
         store: store.clone(),
         inbox: inbox.clone(),
-        queues: Mutex::default(),
+        lanes: Mutex::default(),
+        lanes_changed: Condvar::new(),
     });
     inbox.on_close({
         let shared = Arc::downgrade(&shared);
@@ -300,6 +338,8 @@ pub fn new(
         store,
         connections,
         connect,
+        started: 0,
+        repeats: Repeats::new(config.repeat, config.slot, zone.repeat_counters()),
         next_id: 0,
         failed: VecDeque::new(),
         failed_bytes: 0,
@@ -321,6 +361,13 @@ pub fn new(
     Running::new(target, inbox, "tirreno-target")
 }
 
+/// A record on its way into the spool.
+struct Decided {
+    bytes: Arc<[u8]>,
+    ring: Option<u64>,
+    merge: Option<Merge>,
+}
+
 /// What the target's thread works with.
 struct TirrenoTarget {
     config: TargetConfig,
@@ -330,6 +377,9 @@ struct TirrenoTarget {
     /// How many connections there shall be, and what makes them.
     connections: usize,
     connect: Arc<Connect>,
+    /// How many run.
+    started: usize,
+    repeats: Repeats,
     next_id: u64,
     /// Failed logins in memory, until when each waits for a good one, and which. They are held.
     failed: VecDeque<(Instant, u64, Event)>,
@@ -382,19 +432,17 @@ impl Target for TirrenoTarget {
 
 impl TirrenoTarget {
     fn start_connections(&mut self) -> io::Result<()> {
-        let mut queues = lock(&self.shared.queues);
-        while queues.len() < self.connections && !self.shared.is_closed() {
-            // Bounded by what the target holds.
-            let (sender, receiver) = unbounded();
+        while self.started < self.connections && !self.shared.is_closed() {
+            lock(&self.shared.lanes).queues.resize_with(self.connections, Default::default);
             let connection = Connection::new(
                 self.shared.clone(),
-                receiver,
+                self.started,
                 self.connect.clone(),
                 self.log.clone(),
             );
-            let name = format!("tirreno-{}", queues.len());
+            let name = format!("tirreno-{}", self.started);
             spawn(&name, NICE_SENDING, move || connection.run())?;
-            queues.push(sender);
+            self.started += 1;
         }
         Ok(())
     }
@@ -427,9 +475,14 @@ impl TirrenoTarget {
         pauses.into_iter().flatten().min()
     }
 
-    /// How many events may go on their way now, where `more` than the window are allowed.
-    fn room(&self, more: usize) -> usize {
-        (WINDOW + more).saturating_sub(self.shared.len()).min(CHUNK)
+    /// How many events of each rank may go on their way now.
+    fn room(&self) -> [usize; Rank::ALL.len()] {
+        let mut room = WINDOW;
+        for (_, rank) in lock(&self.shared.held).values() {
+            let left = &mut room[rank.place()];
+            *left = left.saturating_sub(1);
+        }
+        room.map(|left| left.min(CHUNK))
     }
 
     /// Sends what is due and only in memory.
@@ -448,15 +501,16 @@ impl TirrenoTarget {
 
     /// Sends events that are only in memory, as there is room; returns how many.
     fn send_memory(&mut self, inbox: &Inbox) -> usize {
-        let lent = inbox.lend(self.room(0));
+        let lent = inbox.lend(self.room());
         for bytes in &lent {
             self.next_id += 1;
             let id = EventId::Memory(self.next_id);
             // It was parsed when it was read from the ring.
             let Some(record) = Record::parse(bytes) else { continue };
-            lock(&self.shared.held).insert(id, record.time_ms());
+            let rank = record.rank();
+            lock(&self.shared.held).insert(id, (record.time_ms(), rank));
             let user = self.config.privacy.view(record).user_key();
-            let event = Event { id, user, content: Content::Record(bytes.clone()) };
+            let event = Event { id, user, rank, content: Content::Record(bytes.clone()) };
             let delay = self.login_fail_delay;
             match Attempt::of(&record) {
                 Some(Attempt::Failed(attempt)) if !delay.is_zero() && !self.stopping => {
@@ -488,7 +542,7 @@ impl TirrenoTarget {
     /// other events.
     fn send_failed(&mut self, now: Instant) {
         let Self { config, .. } = self;
-        let most = config.queue_events.min(WINDOW) / FAILED;
+        let most = config.queue_events.min(WINDOW[Rank::Three.place()]) / FAILED;
         let most_bytes = config.queue_bytes / FAILED;
         while let Some((due, ..)) = self.failed.front()
             && (*due <= now
@@ -504,19 +558,20 @@ impl TirrenoTarget {
 
     /// Hands a held event to its user's connection.
     fn send(&mut self, event: Event) {
-        let sent = {
-            let queues = lock(&self.shared.queues);
-            let count = queues.len().max(1) as u64;
-            match queues.get((event.user % count) as usize) {
-                Some(queue) => queue.send(event).map_err(|error| error.into_inner()),
-                None => Err(event),
+        {
+            let mut lanes = lock(&self.shared.lanes);
+            let count = lanes.queues.len().max(1) as u64;
+            let lane = (event.user % count) as usize;
+            if !lanes.closed
+                && let Some(queue) = lanes.queues.get_mut(lane)
+            {
+                queue.push(event.rank, event.user, event);
+                self.shared.lanes_changed.notify_all();
+                return;
             }
-        };
-        // It is closed.
-        if let Err(event) = sent {
-            self.shared.policy().give_up(event.id, DropReason::Internal);
-            self.shared.release(&event);
         }
+        self.shared.policy().give_up(event.id, DropReason::Internal);
+        self.shared.release(&event);
     }
 
     /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
@@ -527,17 +582,9 @@ impl TirrenoTarget {
             later => return later,
         }
         let entries = inbox.take_placed(usize::MAX);
-        let intake: Vec<_> = entries
-            .iter()
-            .filter_map(|(entry, place)| match entry {
-                Entry::Record(bytes) => Some((Record::parse(bytes)?, place)),
-                Entry::Drops(_) => None,
-            })
-            .map(|(record, place)| Intake {
-                ring: place.map(|place| u64::from(place.segment)),
-                ..Intake::from(self.config.privacy.view(record))
-            })
-            .collect();
+        let decided: Vec<_> =
+            entries.iter().filter_map(|(entry, place)| self.decide(entry, *place)).collect();
+        let intake: Vec<_> = decided.iter().filter_map(|decided| self.intake(decided)).collect();
         let Some(appended) = store.append(&intake, self.login_fail_delay) else {
             inbox.put_back();
             return Some(RETRY);
@@ -547,6 +594,31 @@ impl TirrenoTarget {
         self.look_at = Some(Instant::now());
         // One batch, then it is the connections' turn.
         inbox.due_in()
+    }
+
+    /// A record on its way into the spool: its bytes, its ring, and which events it is one of.
+    fn decide(&self, entry: &Entry, place: Option<Place>) -> Option<Decided> {
+        let Entry::Record(bytes) = entry else { return None };
+        let record = Record::parse(bytes)?;
+        let ring = place.map(|place| u64::from(place.segment));
+        // A record that says for how many it stands is decided.
+        let repeat =
+            if record.repeated() > 1 { Repeat::Single } else { self.repeats.decide(&record) };
+        Some(match repeat {
+            Repeat::Single => Decided { bytes: bytes.clone(), ring, merge: None },
+            Repeat::Merged { key, until_ns, user } => {
+                let bytes = match user {
+                    Some(_) => record.standing_for(1, user).into(),
+                    None => bytes.clone(),
+                };
+                Decided { bytes, ring, merge: Some(Merge { key, until_ns }) }
+            }
+        })
+    }
+
+    fn intake<'a>(&'a self, decided: &'a Decided) -> Option<Intake<'a>> {
+        let view = self.config.privacy.view(Record::parse(&decided.bytes)?);
+        Some(Intake { view, ring: decided.ring, merge: decided.merge })
     }
 
     /// Hands over what is in the spool, as there is room, and what is in memory behind it. Returns when
@@ -605,18 +677,23 @@ impl TirrenoTarget {
     /// it cannot be read.
     fn read_spool(&mut self, store: &Spool) -> Option<bool> {
         loop {
-            let room = self.room(0);
-            let bytes = WINDOW_BYTES.saturating_sub(self.shared.stored_bytes.load(Relaxed));
-            if room == 0 || bytes == 0 && !self.shared.is_empty() {
+            let mut room = self.room();
+            let mut bytes = WINDOW_BYTES.saturating_sub(self.shared.stored_bytes.load(Relaxed));
+            if bytes == 0 && !self.shared.is_empty() {
+                // The highest ranks always find some room.
+                room[Rank::Three.place()..].fill(0);
+                bytes = RESERVED_BYTES;
+            }
+            if room == [0; Rank::ALL.len()] {
                 return Some(false);
             }
             let span = self.config.interval + COMMIT;
-            // The highest rank always finds some room.
-            let events = store.take([DUE, room, room, room], bytes, span)?;
+            let events = store.take(room, bytes, span)?;
             let is_all = events.is_empty();
             events.into_iter().for_each(|stored| self.send_stored(stored));
             if is_all {
-                return Some(true);
+                // Unless it is the room that is missing.
+                return Some(room.iter().all(|left| *left > 0));
             }
         }
     }
@@ -624,10 +701,10 @@ impl TirrenoTarget {
     fn send_stored(&mut self, stored: Stored) {
         let id = EventId::Stored(stored.id);
         let content = Content::Stored { trace: stored.trace, body: stored.body };
-        lock(&self.shared.held).insert(id, stored.time_ms);
+        lock(&self.shared.held).insert(id, (stored.time_ms, stored.rank));
         self.shared.inbox.hold(1);
         self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
-        self.send(Event { id, user: stored.user, content });
+        self.send(Event { id, user: stored.user, rank: stored.rank, content });
     }
 
     /// No event comes any more.
@@ -649,7 +726,7 @@ impl TirrenoTarget {
         }
         self.ticked = now;
         let slot = self.config.slot;
-        let oldest = lock(&self.shared.held).values().min().copied();
+        let oldest = lock(&self.shared.held).values().map(|(time_ms, _)| *time_ms).min();
         if let Some(oldest) = oldest {
             self.ledger.show_oldest(slot, oldest);
         }

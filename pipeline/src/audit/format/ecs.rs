@@ -17,7 +17,7 @@ pub(super) fn document(entry: &Entry<'_>) -> Value {
     let target = entry.segment("user_id").or(entry.segment("remove_user_id"));
     let target = target.or(field("user.id").map(|value| &**value));
     let given = |name| entry.given.iter().find(|(known, _)| *known == name).map(|(_, value)| value);
-    let drops: Map<_, _> = entry.drop_values().map(|(name, v)| (name.into(), json!(v))).collect();
+    let drops: Map<_, _> = entry.counts().map(|(name, v)| (name.into(), json!(v))).collect();
     let mut document = json!({
         "@timestamp": rfc3339(entry.time),
         "ecs": {"version": VERSION},
@@ -104,7 +104,9 @@ fn labels(entry: &Entry<'_>, drops: &Map<String, Value>) -> Map<String, Value> {
     labels.extend(entry.session.as_ref().map(|id| ("session_id".into(), json!(id))));
     labels.extend(entry.pinned().map(|pinned| ("pinned".into(), json!(pinned))));
     labels.extend(entry.cluster_id.map(|id| ("cluster_id".into(), json!(id))));
-    labels.extend(drops.get("dropped").map(|count| ("dropped".into(), count.clone())));
+    for name in ["dropped", "repeated"] {
+        labels.extend(drops.get(name).map(|count| (name.into(), count.clone())));
+    }
     labels
 }
 

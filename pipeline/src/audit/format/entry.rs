@@ -69,6 +69,8 @@ pub(super) struct Entry<'a> {
     pub(super) referer: Option<String>,
     pub(super) language: Option<Cow<'a, str>>,
     pub(super) trace: Option<&'a str>,
+    /// For how many events it stands.
+    pub(super) repeated: u32,
     pub(super) segments: Vec<(&'a str, Cow<'a, str>)>,
     /// What the rule adds; a dot in a name separates a thing from what is told of it.
     pub(super) fields: Vec<(&'a str, Cow<'a, str>)>,
@@ -96,7 +98,7 @@ const GIVEN: [(Param, &str); 9] = [
 ];
 
 /// Names that a segment of a path cannot have as a field: `user_id` is who acts, `target_user_id` to whom.
-const TAKEN: [&str; 33] = [
+const TAKEN: [&str; 34] = [
     "timestamp",
     "level",
     "msg",
@@ -114,6 +116,7 @@ const TAKEN: [&str; 33] = [
     "referer",
     "language",
     "trace_id",
+    "repeated",
     "cluster_id",
     "pinned",
     // Of Mattermost's.
@@ -232,6 +235,7 @@ impl<'a> Entry<'a> {
             referer: url(Param::HttpReferer),
             language: text(Param::BrowserLanguage),
             trace: Some(record.trace()),
+            repeated: record.repeated(),
             segments: segments.collect(),
             fields: view.fields().map(|(name, value)| (name, fit(value, usize::MAX))).collect(),
             identity: Some(record.identity().name()),
@@ -261,6 +265,7 @@ impl<'a> Entry<'a> {
             referer: None,
             language: None,
             trace: None,
+            repeated: 1,
             segments: Vec::new(),
             fields: Vec::new(),
             identity: None,
@@ -299,8 +304,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// How many events were dropped, and when.
-    pub(super) fn drop_values(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
+    /// How many events were dropped, and when; or for how many the record stands.
+    pub(super) fn counts(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
         let values = self.drops.map(|drops| {
             [
                 ("dropped", Value::Number(drops.count)),
@@ -308,7 +313,8 @@ impl<'a> Entry<'a> {
                 ("dropped_last", rfc3339(from_ms(drops.last_ms)).into()),
             ]
         });
-        values.into_iter().flatten()
+        let many = (self.repeated > 1).then(|| ("repeated", Value::Number(self.repeated.into())));
+        values.into_iter().flatten().chain(many)
     }
 
     /// All but time, level and message, under the names of the format `json`.
@@ -336,7 +342,7 @@ impl<'a> Entry<'a> {
         let pinned = self.pinned().map(|pinned| ("pinned", Value::Flag(pinned)));
         let given = self.given.iter().map(|(name, value)| (*name, Value::from(&**value)));
         let cluster_id = self.cluster_id.map(|id| ("cluster_id", id.into()));
-        let tail = pinned.into_iter().chain(given).chain(cluster_id).chain(self.drop_values());
+        let tail = pinned.into_iter().chain(given).chain(cluster_id).chain(self.counts());
         let head = head.into_iter().filter_map(|(name, value)| Some((name.into(), value?)));
         head.chain(segments)
             .chain(own)

@@ -35,7 +35,7 @@ pub(super) struct Legacy<'a> {
 impl<'a> Legacy<'a> {
     pub(super) fn new(entry: &'a Entry<'a>) -> Self {
         let mut own = BTreeMap::new();
-        let values = entry.drop_values().map(|(name, value)| (name.to_owned(), json!(value)));
+        let values = entry.counts().map(|(name, value)| (name.to_owned(), json!(value)));
         own.extend(values);
         own.extend(entry.api_path().map(|path| ("api_path".to_owned(), json!(path))));
         let code = entry.code.filter(|_| entry.outcome == Outcome::Fail);
@@ -163,7 +163,7 @@ impl<'a> Standard<'a> {
         let mut parameters = BTreeMap::new();
         parameters.extend(entry.segments.iter().map(|(name, v)| ((*name).to_owned(), json!(v))));
         parameters.extend(entry.pinned().map(|pinned| ("pinned".to_owned(), json!(pinned))));
-        parameters.extend(entry.drop_values().map(|(name, v)| (name.to_owned(), json!(v))));
+        parameters.extend(entry.counts().map(|(name, v)| (name.to_owned(), json!(v))));
         parameters.extend(entry.identity.map(|word| ("identity".to_owned(), json!(word))));
         let claimed = entry.claimed.as_ref();
         parameters.extend(claimed.map(|name| ("claimed_user_id".to_owned(), json!(name))));
