@@ -1,18 +1,16 @@
-//! The handler `tirreno_status`: the accounts as JSON. It reads shared memory only.
+//! The handler `tirreno_status`: the counters as JSON, as Prometheus text or as a page. It reads shared
+//! memory only; how they look is `tirreno_pipeline::status`.
 
 use core::ptr;
 
-use chrono::{DateTime, SecondsFormat};
 use nginx_sys::{
-    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED, NGX_HTTP_OK,
-    NGX_OK, ngx_buf_t, ngx_chain_t, ngx_create_temp_buf, ngx_http_discard_request_body,
-    ngx_http_output_filter, ngx_http_request_t, ngx_http_send_header, ngx_int_t,
+    NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED,
+    NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, NGX_OK, ngx_buf_t, ngx_chain_t, ngx_create_temp_buf,
+    ngx_http_arg, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
+    ngx_http_send_header, ngx_int_t, ngx_str_t,
 };
-use ngx::http::HttpModuleMainConf;
-use ngx::ngx_string;
-use serde_json::{Map, Value, json};
-use tirreno_pipeline::config::TargetConfig;
-use tirreno_pipeline::shm::zone::Zone;
+use ngx::http::{HttpModuleMainConf, Request};
+use tirreno_pipeline::status::{self, Format, SECURITY_POLICY, Snapshot, Target};
 
 use crate::conf::MainConf;
 use crate::{TirrenoModule, guarded};
@@ -33,67 +31,56 @@ pub(crate) unsafe extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t
         let Some(main) = TirrenoModule::main_conf(request) else {
             return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
         };
+        let snapshot = snapshot(main);
+        let Some(format) = format(request) else {
+            return NGX_HTTP_NOT_FOUND as ngx_int_t;
+        };
+        let body = match format {
+            Format::Json => status::json(&snapshot),
+            Format::Prometheus => status::prometheus(&snapshot),
+            Format::Html => status::page(&snapshot),
+        };
         // SAFETY: as above.
-        unsafe { send(r, &json(main)) }
+        unsafe { send(r, format, &body) }
     })
 }
 
-fn json(main: &MainConf) -> String {
-    let mut targets = Map::new();
-    let mut skipped = Map::new();
-    let mut identity = Map::new();
-    if let Some(zone) = main.zone {
-        for target in &main.targets {
-            targets.insert(target.name.clone(), account(zone, target));
-        }
-        for (reason, count) in zone.skipped() {
-            skipped.insert(reason.into(), count.into());
-        }
-        for (evidence, count) in zone.identified() {
-            identity.insert(evidence.into(), count.into());
-        }
-    }
+fn snapshot(main: &MainConf) -> Snapshot {
     let version = env!("CARGO_PKG_VERSION");
-    let status =
-        json!({ "version": version, "targets": targets, "skipped": skipped, "identity": identity });
-    format!("{status:#}\n")
+    // Without a target there is no zone.
+    let Some(zone) = main.zone else {
+        return Snapshot::empty(version);
+    };
+    let targets = main.targets.iter().map(|target| {
+        let kind = target.destination.type_name();
+        Target::read(zone, target.slot, &target.name, kind, target.spool.is_some())
+    });
+    Snapshot::read(zone, version, targets.collect())
 }
 
-fn account(zone: Zone, target: &TargetConfig) -> Value {
-    let totals = zone.totals(target.slot);
-    let fault = totals.last_fault;
-    let mut account = json!({
-        "type": target.destination.type_name(),
-        "state": totals.state.name(),
-        "captured": totals.captured,
-        "delivered": totals.delivered,
-        "rejected": totals.rejected,
-        "dropped": totals.all_dropped(),
-        "merged": totals.merged,
-        "withdrawn": totals.withdrawn,
-        "pending": totals.pending,
-        "retries": totals.retries,
-        "last_error": fault.map(|(fault, _)| fault.to_string()),
-        "last_error_time": fault.and_then(|(_, ms)| DateTime::from_timestamp_millis(ms))
-            .map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)),
-        "oldest_pending_seconds": totals.oldest_pending_ms / 1000,
-    });
-    if target.spool.is_some() {
-        let set_aside: Map<_, _> =
-            totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
-        account["spool"] = json!({
-            "events": totals.stored.pending,
-            "bytes": totals.stored.bytes,
-            "drain_seconds": totals.drain_seconds,
-            "set_aside": set_aside,
-        });
-    }
-    account
+/// What the client wants. What is included into another response (SSI, `add_after_body`) has that one's
+/// headers: there only the argument tells.
+fn format(request: &mut ngx_http_request_t) -> Option<Format> {
+    let mut value = ngx_str_t::empty();
+    // SAFETY: the request is nginx's; the name is not changed.
+    let has_argument = unsafe {
+        ngx_http_arg(request, c"format".as_ptr().cast_mut().cast(), 6, &mut value)
+            == NGX_OK as ngx_int_t
+    };
+    let is_main = ptr::eq(request, request.main);
+    // SAFETY: the request is nginx's.
+    let request = unsafe { Request::from_ngx_http_request(request) };
+    let headers = request.headers_in_iterator();
+    let accept = headers
+        .filter(|(name, _)| is_main && name.as_bytes().eq_ignore_ascii_case(b"accept"))
+        .map(|(_, value)| value.as_bytes())
+        .next();
+    Format::wanted(has_argument.then(|| value.as_bytes()), accept.unwrap_or_default())
 }
 
 /// # Safety
 /// `r` is a request that nginx is processing.
-unsafe fn send(r: *mut ngx_http_request_t, body: &str) -> ngx_int_t {
+unsafe fn send(r: *mut ngx_http_request_t, format: Format, body: &str) -> ngx_int_t {
     // SAFETY: the caller's promise; nginx owns the buffer, which has room for the body.
     unsafe {
         let buf: *mut ngx_buf_t = ngx_create_temp_buf((*r).pool, body.len());
@@ -102,14 +89,23 @@ unsafe fn send(r: *mut ngx_http_request_t, body: &str) -> ngx_int_t {
         };
         ptr::copy_nonoverlapping(body.as_ptr(), buf.pos, body.len());
         buf.last = buf.pos.add(body.len());
-        buf.set_last_buf(1);
+        // A subrequest's last buffer is not the response's.
+        buf.set_last_buf(u32::from(ptr::eq(r, (*r).main)));
         buf.set_last_in_chain(1);
 
         let out = &mut (*r).headers_out;
         out.status = NGX_HTTP_OK as usize;
         out.content_length_n = body.len() as i64;
-        out.content_type = ngx_string!("application/json");
+        let kind = format.content_type();
+        out.content_type = ngx_str_t { len: kind.len(), data: kind.as_ptr().cast_mut() };
         out.content_type_len = out.content_type.len;
+        out.content_type_lowcase = ptr::null_mut();
+        let request = Request::from_ngx_http_request(r);
+        for (name, value) in headers(format) {
+            if request.add_header_out(name, value).is_none() {
+                return NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t;
+            }
+        }
         let rc = ngx_http_send_header(r);
         if rc != NGX_OK as ngx_int_t || (*r).header_only() == 1 {
             return rc;
@@ -117,4 +113,14 @@ unsafe fn send(r: *mut ngx_http_request_t, body: &str) -> ngx_int_t {
         let mut chain = ngx_chain_t { buf, next: ptr::null_mut() };
         ngx_http_output_filter(r, &mut chain)
     }
+}
+
+fn headers(format: Format) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let page = [
+        ("Content-Security-Policy", SECURITY_POLICY.as_str()),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+    ];
+    let page = page.into_iter().filter(move |_| format == Format::Html);
+    [("Cache-Control", "no-store"), ("Vary", "Accept")].into_iter().chain(page)
 }

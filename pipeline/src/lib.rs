@@ -14,6 +14,7 @@
 //! - [`delivery`] collects from the rings and hands over to the targets; the spool is on its way.
 //! - [`privacy`] is a record as one target sees it.
 //! - [`tirreno`] posts events to a Tirreno server, [`audit`] writes audit records.
+//! - [`status`] shows the counters as JSON, as metrics and as a page.
 //! - [`config`] is what a target is configured to do, [`log_queue`] carries messages to nginx's error log.
 
 pub mod audit;
@@ -29,4 +30,5 @@ pub mod log_queue;
 pub mod privacy;
 pub mod record;
 pub mod shm;
+pub mod status;
 pub mod tirreno;

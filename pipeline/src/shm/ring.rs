@@ -73,6 +73,7 @@ impl Producer {
         let written = segment.written.load(Relaxed);
         segment.written.store(written + len as u32, Release);
         self.zone.count_captured(capture.targets);
+        self.zone.metrics().event(capture.kind, capture.identity);
         segment.prefetch(len);
         Ok(())
     }

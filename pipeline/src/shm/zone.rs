@@ -39,6 +39,7 @@ pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
 use crate::record::Record;
 use crate::shm::bindings::Bindings;
+use crate::shm::metrics::Metrics;
 use crate::shm::ring::Place;
 
 /// The most targets of one zone, over all configurations that used it.
@@ -196,6 +197,7 @@ struct Head {
     targets: [TargetCounters; MAX_TARGETS],
     repeats: [Counter; COUNTERS],
     couriers: [Courier; MAX_COURIERS],
+    metrics: Metrics,
     workers: [WorkerRow; MAX_WORKERS],
 }
 
@@ -639,6 +641,11 @@ impl Zone {
     pub fn fill(&self) -> f64 {
         let used = self.segments.iter().filter(|s| s.stage() != Stage::Free).count();
         used as f64 / self.segments.len() as f64
+    }
+
+    /// What only the status reads.
+    pub fn metrics(&self) -> &'static Metrics {
+        &self.head.metrics
     }
 
     /// Who delivers.
