@@ -20,7 +20,8 @@ die() {
 # Prints the comment at the top of the calling script.
 usage() { sed -n '2,/^[^#]*$/s/^# \{0,1\}//p' "$0"; }
 
-# step WHAT COMMAND...: runs the command and says every 15 seconds that it still does.
+# step WHAT COMMAND...: runs the command and says every 15 seconds that it still does. The time that it took
+# is added to the file $STEP_TIMES, if that is set.
 step() {
     local what=$1 start=$SECONDS status=0 result=finished
     shift
@@ -31,6 +32,7 @@ step() {
     exec 9>&-
     ((status == 0)) || result=failed
     say "    $what: $result after $((SECONDS - start)) s"
+    [[ ! ${STEP_TIMES-} ]] || printf '%5d  %s\n' "$((SECONDS - start))" "$what" >>"$STEP_TIMES"
     return "$status"
 }
 
@@ -249,15 +251,14 @@ unpack_debian_nginx() {
     echo "$directory/usr/sbin/nginx"
 }
 
-# Prints a directory with receivers for the tests, unpacked from Debian's packages.
-debian_receivers() {
-    local directory=$CARGO_TARGET_DIR/debian-receivers
-    local packages=(rsyslog rsyslog-openssl libestr0 libfastjson4 logrotate libpopt0)
-    if ! unpack "$directory" "${packages[@]}"; then
-        ((EUID == 0)) || die "rsyslog and logrotate cannot be downloaded. Run
+# debian_tools NAME PACKAGE...: prints a directory with what the tests use of these packages, unpacked.
+debian_tools() {
+    local directory=$CARGO_TARGET_DIR/debian-$1
+    if ! unpack "$directory" "${@:2}"; then
+        ((EUID == 0)) || die "Debian's packages ${*:2} cannot be downloaded. Run
   sudo apt-get update"
         apt_update || die "apt-get update failed"
-        unpack "$directory" "${packages[@]}" || die "rsyslog and logrotate cannot be downloaded"
+        unpack "$directory" "${@:2}" || die "Debian's packages ${*:2} cannot be downloaded"
     fi
     echo "$directory"
 }
