@@ -16,7 +16,8 @@ use nginx_sys::{
 use ngx::http::{HttpModuleLocationConf as _, HttpModuleMainConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::decision::{Exchange, Session, decide};
 use tirreno_pipeline::capture::extract::{
-    AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Field, Found, Head, Reads, Room, Wanted,
+    AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Field, Found, Head, Reads, Room, Text,
+    Wanted,
 };
 use tirreno_pipeline::capture::redact;
 use tirreno_pipeline::capture::rule::{Rule, is_off};
@@ -24,7 +25,6 @@ use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
 use tirreno_pipeline::capture::value::Name;
 use tirreno_pipeline::event::EventType;
 
-use crate::TirrenoModule;
 use crate::capture::path_for_rules;
 use crate::conf::LocationConf;
 use crate::conf::value::ComplexValue;
@@ -384,19 +384,19 @@ impl Exchange for Explained<'_, '_> {
         reader.push(body);
         reader.finish();
         let values = keep(reader).values();
-        if is_name { values.name(field) } else { values.get(field) }
+        if is_name { values.name(field.as_str()) } else { values.get(field.as_str()) }
     }
 
     fn answer(&self, field: &Field) -> Found<'_> {
         let wanted = Wanted::new(BodyFormat::Json, [field]);
         let reads = Reads { answer: Some(wanted), ..Reads::default() };
-        self.read_answer(&reads).map_or(Found::Unread, |reader| reader.get(field))
+        self.read_answer(&reads).map_or(Found::Unread, |reader| reader.get(field.as_str()))
     }
 
     fn answer_has(&self, text: &[u8]) -> bool {
-        let Ok(text) = tirreno_pipeline::capture::extract::Text::new(text) else { return false };
-        let reads = Reads { texts: vec![text.clone()], ..Reads::default() };
-        self.read_answer(&reads).is_some_and(|reader| reader.has(&text) == Some(true))
+        let Ok(wanted) = Text::new(text) else { return false };
+        let reads = Reads { texts: vec![wanted], ..Reads::default() };
+        self.read_answer(&reads).is_some_and(|reader| reader.has(text) == Some(true))
     }
 
     fn status(&self) -> u16 {
@@ -417,6 +417,10 @@ impl Exchange for Explained<'_, '_> {
 
     fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
         self.http.set_cookie(name)
+    }
+
+    fn clears_cookie(&self, name: &Name) -> bool {
+        self.http.clears_cookie(name)
     }
 
     fn is_applications(&self) -> bool {

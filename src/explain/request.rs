@@ -261,7 +261,7 @@ impl Made {
         unsafe {
             let uri = (*self.r).uri;
             let mut uri = core::slice::from_raw_parts(uri.data, uri.len);
-            let mut enter = |location: *const ngx_http_core_loc_conf_t| {
+            let enter = |location: *const ngx_http_core_loc_conf_t| {
                 (*self.r).loc_conf = (*location).loc_conf;
             };
             while let Some(here) = node.as_ref() {

@@ -42,6 +42,15 @@ impl fmt::Display for MethodsError {
     }
 }
 
+impl fmt::Display for Methods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            None => f.write_str("*"),
+            Some(names) => f.write_str(&names.join(",")),
+        }
+    }
+}
+
 impl Methods {
     /// Reads `*`, every method, or a list like `POST,PUT`.
     ///

@@ -3,7 +3,7 @@ use crate::shm::zone::{Fault, anonymous};
 
 fn snapshot() -> Snapshot {
     let zone = anonymous(1 << 20).unwrap();
-    let slot = zone.target_slot("a\"<b").unwrap();
+    let slot = zone.target_slot("a\"<b", 0).unwrap();
     (0..3).for_each(|_| zone.count_captured(1 << slot));
     zone.count_zone_full(1 << slot);
     let ledger = zone.enlist(std::process::id()).unwrap();
