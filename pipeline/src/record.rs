@@ -289,7 +289,8 @@ impl<'a> Capture<'a> {
         out[48..80].copy_from_slice(&self.trace);
         out[80] = self.identity as u8;
         out[81] = self.rank as u8;
-        out[82] = u8::from(self.is_attempt) * ATTEMPT | u8::from(self.is_first_step) * FIRST_STEP;
+        out[82] =
+            (u8::from(self.is_attempt) * ATTEMPT) | (u8::from(self.is_first_step) * FIRST_STEP);
         out[83..88].fill(0);
     }
 }

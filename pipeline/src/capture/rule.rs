@@ -367,11 +367,14 @@ impl Key<'_> {
     }
 }
 
+/// Reads a key.
+type SetKey<T> = fn(&mut Draft<T>, &Key<'_>, &Pattern, &mut Compile<'_, T>) -> Result<(), String>;
+
 /// The keys, how often each may stand, and what reads it.
 struct KeyRow<T: 'static> {
     name: &'static str,
     repeats: bool,
-    set: fn(&mut Draft<T>, &Key<'_>, &Pattern, &mut Compile<'_, T>) -> Result<(), String>,
+    set: SetKey<T>,
 }
 
 impl<T: Text> Draft<T> {

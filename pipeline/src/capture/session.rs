@@ -12,9 +12,9 @@ pub type SessionDigest = [u8; 32];
 
 /// Calls `f` with the parts of each token that a request carries by the values of `tirreno_session` that are
 /// joined, until it has enough.
-pub fn request_tokens<'e, T: Text, X: Exchange<Text = T>>(
+pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
     values: &[Value<T>],
-    exchange: &'e X,
+    exchange: &X,
     mut f: impl FnMut(&[&[u8]]) -> bool,
 ) {
     if let [one] = values {

@@ -307,7 +307,7 @@ impl Bindings {
 
     /// Its user is kept: requests that began before are still that user's.
     fn put_end(&self, keys: &Keys, known: &Bound, now_ms: i64) {
-        let kind = known.words[3] & (1 << TIME_AT) - 1 | ENDED;
+        let kind = (known.words[3] & ((1 << TIME_AT) - 1)) | ENDED;
         let mut words = self.new_entry(known.key(), kind, Some(known), now_ms);
         words[4..WORDS - 1].copy_from_slice(&known.words[4..WORDS - 1]);
         self.put_entry(keys, &mut words, Some(known.slot), use_time(now_ms));
@@ -402,7 +402,7 @@ impl Bindings {
     /// The two buckets where a key may lie, never the same one twice.
     fn homes(&self, key: TokenKey) -> [usize; 2] {
         // The upper half of a product is a fair choice, without a division.
-        let of = |hash: u64, n: usize| ((hash & 0xffff_ffff) * n as u64 >> 32) as usize;
+        let of = |hash: u64, n: usize| (((hash & 0xffff_ffff) * n as u64) >> 32) as usize;
         let n = self.buckets.len();
         let first = of(key.0[0], n);
         let second = first + 1 + of(key.0[0] >> 32, n - 1);

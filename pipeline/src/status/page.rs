@@ -302,9 +302,9 @@ fn requests(out: &mut String, snapshot: &Snapshot) {
         );
     }
     let class = if snapshot.fill > 0.5 { "bad" } else { "soft" };
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "</table><p class=\"{class}\">Shared memory for records: {:.0} % in use{}</p></section>\n",
+        "</table><p class=\"{class}\">Shared memory for records: {:.0} % in use{}</p></section>",
         snapshot.fill * 100.0,
         if snapshot.fill > 0.5 { ". Nobody collects, or tirreno_zone is too small" } else { "" },
     );
@@ -326,7 +326,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push('\u{202f}');
         }
         text.push(digit);

@@ -5,13 +5,16 @@ use std::fmt::{Display, Write};
 use super::{BY_STRENGTH, STATES, Snapshot, Target};
 use crate::shm::metrics::LATENCY_BOUNDS_MS;
 
+/// A metric of a target: its name, what it is, and its value.
+type Row<N> = (&'static str, &'static str, fn(&Target) -> N);
+
 /// The snapshot as metrics, one family after the other.
 pub fn prometheus(snapshot: &Snapshot) -> String {
     let mut text = Text(String::new());
     text.family("tirreno_build_info", "gauge", "The version of the module.");
     text.sample("tirreno_build_info", &[("version", snapshot.version)], 1);
 
-    let counters: [(&str, &str, fn(&Target) -> u64); 6] = [
+    let counters: [Row<u64>; 6] = [
         ("captured_events", "Events captured for the target.", |t| t.totals.captured),
         ("delivered_events", "Events that the target has taken.", |t| t.totals.delivered),
         ("rejected_events", "Events that the target refused.", |t| t.totals.rejected),
@@ -33,7 +36,7 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
             text.sample("tirreno_dropped_events_total", &labels, n);
         }
     }
-    let gauges: [(&str, &str, fn(&Target) -> f64); 2] = [
+    let gauges: [Row<f64>; 2] = [
         ("pending_events", "Events on their way to the target.", |t| t.totals.pending as f64),
         ("oldest_pending_seconds", "Age of the oldest of them.", |t| {
             t.totals.oldest_pending_ms as f64 / 1000.0

@@ -124,7 +124,7 @@ impl Kind {
     fn new(format: BodyFormat, head: &Head<'_>, values: &Values) -> Option<Self> {
         let media_type = |ends: fn(&u8) -> bool| {
             let text: &[u8] = head.content_types.first().copied().unwrap_or_default();
-            text.split(|b| ends(b)).next().unwrap_or_default()
+            text.split(&ends).next().unwrap_or_default()
         };
         // Of several, some applications take the first, and some all of them, joined.
         let is_one = head.content_types.windows(2).all(|pair| pair[0] == pair[1]);
