@@ -371,3 +371,114 @@ fn bound_sessions_stay_bound_over_restart_reload_and_kill() {
     let seen = site.send("GET", "/action/1", &headers, "");
     assert!(seen.user.starts_with("session-"), "{seen:?}");
 }
+
+/// Asks the application itself whose a token is.
+const LOOKUP: &str = "
+    tirreno_identity chat {
+        url http://%BACKEND%/users/me;
+        send bearer;
+        token_format [a-z0-9-]+;
+        map id userName;
+    }";
+
+#[test]
+fn the_application_is_asked_whose_token_it_has_accepted() {
+    let server = format!("tirreno_lookup chat; {SERVER}");
+    let site = Site::start(&server, |builder| builder.http(LOOKUP));
+    let token = site.unbound("ann-id");
+    let headers = [("Cookie", &*format!("MMUSERID={VICTIM}; MMAUTHTOKEN={token}"))];
+    let users = |site: &Site| {
+        let text = fs::read_to_string(site.nginx.prefix().join("audit.json")).unwrap_or_default();
+        let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let user = |record: serde_json::Value| {
+            (record["user_id"].clone(), record["identity"].as_str().unwrap_or("").to_owned())
+        };
+        records.map(user).collect::<Vec<_>>()
+    };
+    // The event waits until it is known whose it is.
+    site.send("GET", "/action/1", &headers, "");
+    wait_until(SOON, "the event", || users(&site).len() == 1);
+    assert_eq!(users(&site), [("ann-id".into(), "lookup".to_owned())]);
+    let seen = site.send("GET", "/action/2", &headers, "");
+    assert!(seen.is("page_view", "ann-id", "lookup") && seen.claimed == VICTIM, "{seen:?}");
+    // Only tokens that the application has accepted are asked about, and never twice in a row.
+    for _ in 0..3 {
+        site.send("GET", "/action/3", &[("Cookie", &cookie("garbage"))], "");
+        site.send("GET", "/action/4", &headers, "");
+    }
+    let asked = site._backend.requests();
+    let asked = asked.iter().filter(|request| request.header("X-Tirreno-Lookup").is_some());
+    assert_eq!(asked.count(), 1);
+    assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
+}
+
+#[test]
+fn an_event_waits_no_longer_than_its_answer_can_come() {
+    let server = format!("tirreno_lookup chat; {SERVER}");
+    let lookup = LOOKUP.replace("/users/me", "/nobody-knows").replace("map id", "map none");
+    let site = Site::start(&server, |builder| builder.http(&lookup));
+    let token = site.unbound("ann-id");
+    let headers = [("Cookie", &*cookie(&token))];
+    for _ in 0..2 {
+        let seen = site.send("GET", "/action/1", &headers, "");
+        assert!(seen.user.starts_with("session-"), "{seen:?}");
+    }
+    wait_until(SOON, "both events", || site.status()["identity"]["none"].as_u64() == Some(2));
+}
+
+#[test]
+fn what_cannot_work_is_an_error_of_the_configuration() {
+    let server = |text: &str| format!("server {{ listen 127.0.0.1:%PORT8%; {text} }}");
+    let on = "tirreno_target { url http://127.0.0.1:1/sensor/; api_key k; } ";
+    for (http, error) in [
+        (server("tirreno on; tirreno_verify session;"), "needs \"tirreno_session\""),
+        (
+            server("tirreno on; tirreno_verify session; tirreno_session cookie:a;"),
+            "needs a rule with \"bind=\"",
+        ),
+        (server("tirreno on; tirreno_lookup x; tirreno_session cookie:a;"), "unknown name \"x\""),
+        (
+            format!(
+                "tirreno_identity x {{ url http://a/; map id userName; }} {}",
+                server("tirreno on; tirreno_lookup x;")
+            ),
+            "needs \"tirreno_session\"",
+        ),
+        ("tirreno_identity x { map id userName; }".into(), "has no \"url\""),
+        ("tirreno_identity x { url ftp://a/; map id userName; }".into(), "must be like"),
+        ("tirreno_identity x { url http://a/; }".into(), "map FIELD userName"),
+        ("tirreno_identity x { url http://a/; send x; }".into(), "\"bearer\" or \"cookie:NAME\""),
+        ("tirreno_state %PREFIX%/nowhere/state;".into(), "does not exist, make it"),
+    ] {
+        let nginx = Nginx::builder().http(on).http(&http).build();
+        let (good, output) = nginx.test();
+        assert!(!good && output.contains(error), "{http}: {output}");
+        assert!(output.contains("nginx.conf:"), "{http}: {output}");
+    }
+    for (http, warning) in [
+        (server("tirreno on; tirreno_user $cookie_id;"), "what any client can write"),
+        (server("tirreno on; tirreno_user header:X-User;"), "what any client can write"),
+        (
+            server(
+                "tirreno on; tirreno_user x; location /a { tirreno_session cookie:a; }
+                 location /b { tirreno_session cookie:b; }",
+            ),
+            "add \"tirreno_realm\"",
+        ),
+    ] {
+        let nginx = Nginx::builder().http(on).http(&http).build();
+        let (good, output) = nginx.test();
+        assert!(good && output.contains(warning), "{http}: {output}");
+    }
+    for http in [
+        server("tirreno on; tirreno_user verified $cookie_id;"),
+        server("tirreno on; tirreno_user $cookie_id; tirreno_verify answer;"),
+        server(
+            "tirreno on; tirreno_user x; location /a { tirreno_realm a; tirreno_session cookie:a; }
+             location /b { tirreno_realm b; tirreno_session cookie:b; }",
+        ),
+    ] {
+        let (good, output) = Nginx::builder().http(on).http(&http).build().test();
+        assert!(good && !output.contains("warn"), "{http}: {output}");
+    }
+}
