@@ -187,8 +187,8 @@ impl Case {
 #[derive(Default)]
 struct World {
     made: u32,
-    /// The token of each user's browser, each user's telephone, and of each named token.
-    tokens: HashMap<String, String>,
+    /// The tokens of each user's browser and telephone, the latest session's last, and each named token.
+    tokens: HashMap<String, Vec<String>>,
 }
 
 impl World {
@@ -200,12 +200,17 @@ impl World {
     fn new_token(&mut self, holder: String) -> String {
         self.made += 1;
         let token = format!("t{SECRET}{:0>18}0", self.made);
-        self.tokens.insert(holder, token.clone());
+        self.tokens.entry(holder).or_default().push(token.clone());
         token
     }
 
+    /// The holder's latest session has ended.
+    fn end(&mut self, holder: &str) {
+        self.tokens.get_mut(holder).and_then(Vec::pop);
+    }
+
     fn token(&mut self, holder: &str) -> String {
-        match self.tokens.get(holder) {
+        match self.tokens.get(holder).and_then(|tokens| tokens.last()) {
             Some(token) => token.clone(),
             None => self.new_token(holder.to_owned()),
         }
@@ -421,6 +426,12 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
             });
             answer.headers.push((name.clone(), filled));
         }
+    }
+    let clears = |(name, value): &(String, String)| {
+        name == "Set-Cookie" && value.starts_with("MMAUTHTOKEN=;")
+    };
+    if answer.headers.iter().any(clears) {
+        world.end(&client);
     }
     answer.body = match &case.0["response_body"] {
         Value::Null => Vec::new(),
