@@ -108,9 +108,11 @@ pub(crate) type Token = Box<[Value]>;
 /// What is wrong with it.
 pub(crate) fn read_token(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Token, ValueError> {
     let mut compile = |text: &'static [u8]| compile(cf, text);
-    value::split_joined(text(argument))
-        .map(|part| Value::parse(part, Purpose::Look, None, &mut compile))
-        .collect()
+    let values = value::split_joined(text(argument))
+        .map(|part| Value::parse(part, Purpose::Look, None, &mut compile));
+    let mut token = values.collect::<Result<Token, _>>()?;
+    value::tell_apart(&mut token);
+    Ok(token)
 }
 
 fn compile(cf: &mut ngx_conf_t, text: &'static [u8]) -> Option<ComplexValue> {

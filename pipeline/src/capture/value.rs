@@ -113,18 +113,26 @@ pub struct Name {
     pub text: Box<str>,
     /// Whether it is the beginning of a name.
     pub is_prefix: bool,
+    /// Cookies that begin so and are others.
+    except: Box<[Box<str>]>,
 }
 
 impl Name {
     fn parse(text: &str) -> Option<Self> {
         let (name, is_prefix) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
-        is_token(name).then(|| Self { text: name.into(), is_prefix })
+        is_token(name).then(|| Self { text: name.into(), is_prefix, except: Box::default() })
     }
 
     /// Whether it is a cookie of that name.
     pub fn matches(&self, name: &[u8]) -> bool {
         let own = self.text.as_bytes();
-        if self.is_prefix { name.starts_with(own) } else { name == own }
+        match self.is_prefix {
+            true => {
+                let is_other = || self.except.iter().any(|other| other.as_bytes() == name);
+                name.starts_with(own) && !is_other()
+            }
+            false => name == own,
+        }
     }
 }
 
@@ -406,6 +414,21 @@ fn first_field<'e>(fields: &[Field], mut get: impl FnMut(&Field) -> Read<'e>) ->
         }
     }
     hindered
+}
+
+/// Of joined values each is another one: a cookie that one of them names is not meant by what another's name
+/// begins with.
+pub fn tell_apart<T>(values: &mut [Value<T>]) {
+    let exact = values.iter().filter_map(|value| match &value.source {
+        Source::Cookie(name) if !name.is_prefix => Some(name.text.clone()),
+        _ => None,
+    });
+    let exact: Box<[Box<str>]> = exact.collect();
+    for value in values {
+        if let Source::Cookie(name) = &mut value.source {
+            name.except = exact.clone();
+        }
+    }
 }
 
 /// The parts of values that `+` joins: it stands before a source or a variable.
