@@ -6,7 +6,7 @@ require "rack"
 require "stringio"
 
 STDIN.each_line do |line|
-  field, type, body = line.chomp.split(" ", -1).map { |part| Base64.decode64(part) }
+  field, type, body = line.chomp.split(/ /, -1).map { |part| Base64.decode64(part) }
   env = Rack::MockRequest.env_for("/", method: "POST", input: body, "CONTENT_TYPE" => type)
   env.delete("CONTENT_TYPE") if type.empty?
   found = begin

@@ -615,7 +615,7 @@ mod tests {
         };
         let both = |found: &str| (found.to_owned(), found.to_owned());
         let ann = part("name=\"log\"", "ann");
-        let file = part("name=\"log\"; filename=\"log\"", "no\r\n--\r\r\n-X\n");
+        let file = part("name=\"f\"; filename=\"log\"", "no\r\n--\r\r\n-X\n");
         let form = format!("{}{file}{ann}--X--\r\n", part("name=\"pwd\"", "5ecret\r\n--Y"));
         for content_type in [
             TYPE,
@@ -627,6 +627,10 @@ mod tests {
         let twice = format!("{ann}{}--X--", part("name=\"log\"", "bob"));
         assert_eq!(read_as(TYPE, &twice), ("=bob".to_owned(), "Unreadable".to_owned()));
         assert_eq!(read_as(TYPE, "--X--"), both("Absent"));
+        let file = format!("{}{ann}--X--", part("name=\"log\"; filename=\"x\"", "no"));
+        assert_eq!(read_as(TYPE, &file), ("=ann".to_owned(), "Unreadable".to_owned()));
+        let inside = format!("{}--X--", part("name=\"log\"", "a---X--"));
+        assert_eq!(read_as(TYPE, &inside), ("=a---X--".to_owned(), "Unreadable".to_owned()));
         let empty = format!("{}--X--", part("name=\"log\"", ""));
         assert_eq!(read_as(TYPE, &empty), both("="));
         for body in [

@@ -14,6 +14,9 @@ const MAX_PHP_FIELDS: usize = 1000;
 /// How many fields the strictest Rack reads at most.
 const MAX_RACK_FIELDS: usize = 4096;
 
+/// How long all names together may be for Rack before 3.1 (`key_space_limit`), in bytes.
+const MAX_RACK_NAMES: usize = 65_536;
+
 /// How deep PHP nests (`max_input_nesting_level`).
 const MAX_PHP_NESTING: usize = 64;
 
@@ -141,7 +144,7 @@ enum Relation {
 /// Puts the fields of a form where they are wanted, in the order in which they come.
 #[derive(Debug)]
 pub(super) struct Fields {
-    rules: Rules,
+    pub(super) rules: Rules,
     count: usize,
     /// The place of the field whose value comes.
     target: Option<usize>,
@@ -211,6 +214,11 @@ impl Fields {
             self.seen |= bit;
         }
         Ok(self.target.is_some())
+    }
+
+    /// The field that was named last has no value of its own.
+    pub(super) fn skip_value(&mut self) {
+        self.target = None;
     }
 
     /// More of the value of the field that was named last.
@@ -310,6 +318,8 @@ pub(super) struct UrlEncoded {
     fields: Fields,
     name: Kept,
     is_cut: bool,
+    /// How long all names were together.
+    names: usize,
     place: Place,
     /// A `%` whose digits have not come: the first of them, or `%` itself.
     escape: Option<u8>,
@@ -329,6 +339,7 @@ impl UrlEncoded {
             fields: Fields::new(rules),
             name: Kept::default(),
             is_cut: false,
+            names: 0,
             place: Place::Name,
             escape: None,
         }
@@ -433,9 +444,11 @@ impl UrlEncoded {
                     false => 0,
                 };
                 let bytes = &bytes[skip..];
+                self.names += bytes.len();
                 let room = MAX_NAME - self.name.bytes().len();
                 let kept = &bytes[..bytes.len().min(room)];
-                self.is_cut |= kept.len() < bytes.len() || self.name.push(kept, share).is_err();
+                let is_kept = self.name.push(kept, share).is_ok();
+                self.is_cut |= !is_kept || kept.len() < bytes.len();
             }
             Place::Value => self.fields.value(bytes, values, share),
             Place::Skipped => {}
@@ -443,6 +456,9 @@ impl UrlEncoded {
     }
 
     fn end_name(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
+        if self.fields.rules == Rules::Rails && self.names > MAX_RACK_NAMES {
+            return Err(Unclear);
+        }
         let wanted = self.fields.name(self.name.bytes(), self.is_cut, values, share)?;
         self.place = if wanted { Place::Value } else { Place::Skipped };
         Ok(())
@@ -453,7 +469,7 @@ impl UrlEncoded {
             self.end_name(values, share)?;
             if self.fields.rules == Rules::Rails {
                 // Without `=` it has no value, not even an empty one.
-                self.fields.target = None;
+                self.fields.skip_value();
             }
         }
         self.fields.end_value(values);

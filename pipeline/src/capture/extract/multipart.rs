@@ -4,7 +4,7 @@
 //! after the last, Rack undoes encodings in names. Read here is what all of them read alike, which is
 //! what browsers, curl and HTTP libraries send; anything else is unreadable.
 
-use memchr::memchr2;
+use memchr::{memchr2, memchr3};
 
 use super::Values;
 use super::form::{Fields, MAX_NAME, Rules, Unclear};
@@ -36,10 +36,10 @@ enum Place {
     /// After a delimiter: what came of `\r\n` or `--`.
     AfterDelimiter(Option<u8>),
     Header,
-    /// In a part's content, of whose delimiter so much has come; where not `has_cr`, without its `\r`.
+    /// In a part's content, of whose delimiter so much has come, from the byte `start` on.
     Content {
         matched: usize,
-        has_cr: bool,
+        start: usize,
     },
     /// After the last delimiter: what came of `\r\n`.
     End(usize),
@@ -55,7 +55,14 @@ struct Disposition {
 impl Multipart {
     /// Nothing where readers differ on the boundary that the `Content-Type` names.
     pub(super) fn new(content_type: &[u8], rules: Rules) -> Option<Self> {
-        let delimiter = [b"\r\n--", boundary(content_type)?].concat();
+        let boundary = boundary(content_type)?;
+        // Rack takes a boundary for one also where no line begins. It is found there, however many dashes
+        // stand before it, if it has none but in front.
+        let first = boundary.iter().position(|b| *b != b'-')?;
+        if rules == Rules::Rails && boundary[first..].contains(&b'-') {
+            return None;
+        }
+        let delimiter = [b"\r\n--", boundary].concat();
         Some(Self {
             fields: Fields::new(rules),
             delimiter,
@@ -94,8 +101,8 @@ impl Multipart {
             chunk = match self.place {
                 Place::Header => self.read_line(chunk, values, share)?,
                 Place::Content { matched: 0, .. } => self.read_content(chunk, values, share),
-                Place::Content { matched, has_cr } => {
-                    self.read_delimiter(chunk, matched, has_cr, values, share)?
+                Place::Content { matched, start } => {
+                    self.read_delimiter(chunk, matched, start, values, share)?
                 }
                 Place::First(matched) => {
                     if self.delimiter[matched] != byte {
@@ -135,13 +142,17 @@ impl Multipart {
         values: &mut Values,
         share: &mut Share,
     ) -> &'c [u8] {
-        let end = memchr2(b'\r', b'\n', chunk).unwrap_or(chunk.len());
-        let (content, rest) = chunk.split_at(end);
+        let end = match self.fields.rules {
+            Rules::Php => memchr2(b'\r', b'\n', chunk),
+            Rules::Rails => memchr3(b'\r', b'\n', b'-', chunk),
+        };
+        let (content, rest) = chunk.split_at(end.unwrap_or(chunk.len()));
         self.fields.value(content, values, share);
         let Some((byte, rest)) = rest.split_first() else { return rest };
         self.place = match byte {
-            b'\r' => Place::Content { matched: 1, has_cr: true },
-            _ => Place::Content { matched: 2, has_cr: false },
+            b'\r' => Place::Content { matched: 1, start: 0 },
+            b'\n' => Place::Content { matched: 2, start: 1 },
+            _ => Place::Content { matched: 3, start: 2 },
         };
         rest
     }
@@ -152,21 +163,29 @@ impl Multipart {
         &mut self,
         chunk: &'c [u8],
         matched: usize,
-        has_cr: bool,
+        start: usize,
         values: &mut Values,
         share: &mut Share,
     ) -> Result<&'c [u8], Unclear> {
         if chunk[0] != self.delimiter[matched] {
-            let begun = &self.delimiter[usize::from(!has_cr)..matched];
+            let begun = &self.delimiter[start..matched];
+            let is_dashes = matched > 2 && self.delimiter[2..matched].iter().all(|b| *b == b'-');
+            if self.fields.rules == Rules::Rails && chunk[0] == b'-' && is_dashes {
+                // One dash more in front of it.
+                self.fields.value(&self.delimiter[start..2], values, share);
+                self.fields.value(b"-", values, share);
+                self.place = Place::Content { matched, start: 2 };
+                return Ok(&chunk[1..]);
+            }
             self.fields.value(begun, values, share);
-            self.place = Place::Content { matched: 0, has_cr: false };
+            self.place = Place::Content { matched: 0, start: 0 };
             return Ok(chunk);
         }
         let matched = matched + 1;
-        self.place = Place::Content { matched, has_cr };
+        self.place = Place::Content { matched, start };
         if matched == self.delimiter.len() {
-            // Without its `\r`, it is one for PHP.
-            if !has_cr {
+            // Without its `\r` it is one for PHP, without a line's end for Rack.
+            if start > 0 {
                 return Err(Unclear);
             }
             self.fields.end_value(values);
@@ -216,15 +235,19 @@ impl Multipart {
         self.line.clear();
         let mut part = self.disposition.take().ok_or(Unclear)?;
         let has_type = std::mem::take(&mut self.has_type);
-        if !part.is_file {
+        // PHP puts files elsewhere, Rack among the fields.
+        if !part.is_file || self.fields.rules == Rules::Rails {
             let wanted = self.fields.name(part.name.bytes(), false, values, share)?;
             // A type may say how the text is encoded.
-            if wanted && has_type {
+            if wanted && has_type && !part.is_file {
                 return Err(Unclear);
+            }
+            if part.is_file {
+                self.fields.skip_value();
             }
         }
         part.name.release(share);
-        self.place = Place::Content { matched: 0, has_cr: false };
+        self.place = Place::Content { matched: 0, start: 0 };
         Ok(rest)
     }
 }
