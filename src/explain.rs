@@ -28,6 +28,7 @@ use tirreno_pipeline::event::EventType;
 use crate::capture::path_for_rules;
 use crate::conf::LocationConf;
 use crate::conf::value::ComplexValue;
+use crate::identity;
 use crate::request::{HttpExchange, Request};
 use asked::Asked;
 use request::{Made, NoMemory};
@@ -116,7 +117,10 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
     };
     let http = HttpExchange { request, path, status: request.status() };
     let exchange = Explained { http, asked };
-    let decision = decide(&exchange, &location.settings(), None);
+    let mut settings = location.settings();
+    settings.has_session =
+        request.main_conf().is_some_and(|main| identity::has_sessions(location, main));
+    let decision = decide(&exchange, &settings, None);
     let matched = decision.as_ref().and_then(|decision| decision.rule());
     // A rule of the type "off" decides, too, and is none of an event.
     let mut found = None;
@@ -421,6 +425,10 @@ impl Exchange for Explained<'_, '_> {
 
     fn clears_cookie(&self, name: &Name) -> bool {
         self.http.clears_cookie(name)
+    }
+
+    fn is_exact(&self) -> bool {
+        self.http.is_exact()
     }
 
     fn is_applications(&self) -> bool {
