@@ -290,9 +290,9 @@ impl<'c> Servers<'c> {
 /// # Safety
 /// The array holds elements of that type.
 unsafe fn elements<T>(array: &ngx_array_t) -> &[T] {
-    // SAFETY: the caller's promise.
     match array.elts.cast::<T>() {
         elts if elts.is_null() => &[],
+        // SAFETY: the caller's promise.
         elts => unsafe { slice::from_raw_parts(elts, array.nelts) },
     }
 }

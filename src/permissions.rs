@@ -169,7 +169,7 @@ fn workers_id(core: Option<&ngx_core_conf_t>) -> Option<u32> {
         return Some(own);
     }
     match core.filter(|core| !core.username.is_null()) {
-        Some(core) => u32::try_from(core.user).ok(),
+        Some(core) => Some(core.user),
         None => {
             // SAFETY: the name ends with NUL; what is found is copied before the next call.
             unsafe { libc::getpwnam(NGX_USER.as_ptr()).as_ref() }.map(|user| user.pw_uid)

@@ -375,7 +375,7 @@ impl Browser<'_> {
         let text = self.get("-", page).text().replace("&#038;", "&").replace("&amp;", "&");
         let links =
             text.split(['"', '\'']).filter(|part| part.contains(has) && part.contains("_wpnonce"));
-        let link = links.last().unwrap_or_else(|| panic!("no {has} on {page}")).to_owned();
+        let link = links.next_back().unwrap_or_else(|| panic!("no {has} on {page}")).to_owned();
         let path = link.split_once(HOST).map_or(link.clone(), |(_, path)| path.to_owned());
         if path.starts_with('/') { path } else { format!("/wp-admin/{path}") }
     }

@@ -487,8 +487,11 @@ impl Inbox {
         if state.closed {
             return 0;
         }
-        let Moved { memory, backed, places } = state.queue.settle(count);
         let (ledger, slot) = (self.ledger, self.slot);
+        if matches!(outcome, Outcome::Delivered) {
+            state.queue.taken_times(count).for_each(|time_ms| ledger.observe(slot, time_ms));
+        }
+        let Moved { memory, backed, places } = state.queue.settle(count);
         match outcome {
             Outcome::Delivered => {
                 ledger.delivered(slot, memory);

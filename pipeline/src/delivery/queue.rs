@@ -469,6 +469,15 @@ impl Queue {
         taken.into_iter().for_each(|number| self.enter(number));
     }
 
+    /// When the first `count` taken records were captured, in milliseconds since the epoch.
+    pub fn taken_times(&self, count: usize) -> impl Iterator<Item = i64> {
+        let taken = self.entries.values().take(count.min(self.taken));
+        taken.filter_map(|waiting| match &waiting.entry {
+            Entry::Record(bytes) => Record::parse(bytes).map(|record| record.time_ms()),
+            Entry::Drops(_) => None,
+        })
+    }
+
     /// The first `count` of what is being sent are done with.
     pub fn settle(&mut self, count: usize) -> Moved {
         let mut moved = Moved::default();

@@ -50,7 +50,7 @@ fn account(target: &Target) -> Value {
         "delivered": totals.delivered,
         "rejected": totals.rejected,
         "dropped": totals.all_dropped(),
-        "merged": totals.stored.merged,
+        "merged": totals.merged,
         "withdrawn": totals.withdrawn,
         "pending": totals.pending,
         "retries": totals.retries,

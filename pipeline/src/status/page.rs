@@ -114,7 +114,7 @@ fn numbers(out: &mut String, target: &Target) {
         ("delivered", "delivered", totals.delivered, false),
         ("dropped", "dropped", totals.all_dropped(), true),
         ("rejected", "rejected", totals.rejected, true),
-        ("merged", "merged", totals.stored.merged, false),
+        ("merged", "merged", totals.merged, false),
         ("withdrawn", "withdrawn", totals.withdrawn, false),
         ("retries", "attempts repeated", totals.retries, false),
     ];

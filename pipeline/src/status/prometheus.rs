@@ -18,7 +18,7 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
         ("captured_events", "Events captured for the target.", |t| t.totals.captured),
         ("delivered_events", "Events that the target has taken.", |t| t.totals.delivered),
         ("rejected_events", "Events that the target refused.", |t| t.totals.rejected),
-        ("merged_events", "Events that another one stands for.", |t| t.totals.stored.merged),
+        ("merged_events", "Events that another one stands for.", |t| t.totals.merged),
         ("withdrawn_events", "Failed logins that were half of a good one.", |t| t.totals.withdrawn),
         ("delivery_retries", "Attempts after which events were kept.", |t| t.totals.retries),
     ];

@@ -117,6 +117,7 @@ impl Connection {
             id: event.id,
             user: event.user,
             sent,
+            captured_ms: self.shared.captured_ms(event),
             waiting: self.shared.has_next(self.number) || !self.kept.is_empty(),
             crowded: self.shared.is_crowded(),
         };

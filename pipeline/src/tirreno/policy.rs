@@ -158,6 +158,8 @@ pub struct Attempt {
     pub waiting: bool,
     /// Whether there is little room left for them.
     pub crowded: bool,
+    /// When it was captured, in milliseconds since the epoch.
+    pub captured_ms: i64,
 }
 
 /// The settings that decide what answers mean.
@@ -458,6 +460,7 @@ impl Policy {
             self.recoveries += 1;
         }
         self.pacer.accepted(now, waiting);
+        self.book.ledger.observe(self.book.slot, attempt.captured_ms);
         self.book.delivered(id);
         let complained = std::mem::take(&mut self.complained);
         if self.accepted == 1 {
@@ -715,7 +718,14 @@ mod tests {
 
     /// The user has the event's number.
     fn attempt(id: u64, sent: Instant) -> Attempt {
-        Attempt { id: EventId::Memory(id), user: id, sent, waiting: true, crowded: false }
+        Attempt {
+            id: EventId::Memory(id),
+            user: id,
+            sent,
+            captured_ms: 0,
+            waiting: true,
+            crowded: false,
+        }
     }
 
     use Answer::Status;

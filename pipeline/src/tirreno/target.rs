@@ -216,6 +216,11 @@ impl Shared {
         left.map_or(self.timeout, |left| left.min(self.timeout))
     }
 
+    /// When a held event was captured, in milliseconds since the epoch.
+    pub fn captured_ms(&self, event: &Event) -> i64 {
+        lock(&self.held).get(&event.id).map_or(0, |(time_ms, _)| *time_ms)
+    }
+
     /// An event's fate is decided and counted.
     pub fn release(&self, event: &Event) {
         let left = {
