@@ -373,7 +373,7 @@ impl Browser<'_> {
     #[track_caller]
     fn link(&mut self, page: &str, has: &str) -> String {
         let text = self.get("-", page).text().replace("&#038;", "&").replace("&amp;", "&");
-        let links =
+        let mut links =
             text.split(['"', '\'']).filter(|part| part.contains(has) && part.contains("_wpnonce"));
         let link = links.next_back().unwrap_or_else(|| panic!("no {has} on {page}")).to_owned();
         let path = link.split_once(HOST).map_or(link.clone(), |(_, path)| path.to_owned());

@@ -4,7 +4,7 @@ use crate::capture::decision::{Exchange, Session};
 use crate::capture::extract::{BodyFormat, Field, Found};
 use crate::capture::value::{Name, Text, Value, cookie_pairs};
 
-/// A text of nginx in which `$NAME` alone is a variable.
+/// A text of nginx in which `$NAME` or `${NAME}` alone is a variable.
 #[derive(Clone, Debug)]
 pub(crate) struct Template(pub(crate) &'static str);
 
@@ -93,6 +93,7 @@ impl Exchange for Facts {
 
     fn text(&self, text: &Template) -> &[u8] {
         let Some(name) = text.0.strip_prefix('$') else { return text.0.as_bytes() };
+        let name = name.trim_matches(['{', '}']);
         let found = self.variables.iter().find(|(known, _)| *known == name);
         found.map_or(&[], |(_, value)| value.as_bytes())
     }
