@@ -171,13 +171,8 @@ impl Pacer {
         self.refused_in_a_row = 0;
         let may_grow = waiting && self.ceiling.is_none_or(|c| self.rate().is_none_or(|r| r < c));
         match &mut self.phase {
-            Phase::Start { rate } => {
-                if may_grow {
-                    rate.grow(rate.value * START_GROWTH, now);
-                } else {
-                    rate.grown = Some(now);
-                }
-            }
+            // Nothing is known of a limit yet: what is not tried is never found.
+            Phase::Start { rate } => rate.grow(rate.value * START_GROWTH, now),
             Phase::Free => {}
             Phase::Full { since } => {
                 let window = now.saturating_duration_since(*since).max(WINDOW);
