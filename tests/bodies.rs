@@ -172,7 +172,7 @@ fn padding_and_pieces_hide_nobody() {
 
 /// The answer names the user, and the text marks it.
 const ANSWERS: &str = "
-    tirreno_event page_view * /{*path} user=answer:user.id user=none anonymous=on;";
+    tirreno_event page_view * \"/{*path}\" user=answer:user.id user=none anonymous=on;";
 
 const BODY: &str = r#"{"user":{"id":"u1","name":"ann"},"pad":"<!-- ssi -->"}"#;
 

@@ -590,7 +590,8 @@ fn a_prefix_stands_before_the_rules_paths() {
 fn a_rule_can_be_for_some_responses_only() {
     let site = Site::start(
         &format!("{ON} tirreno_default_event off; map $arg_x $flag {{ default $arg_x; }}"),
-        r#"proxy_hide_header X-Hidden;
+        r#"tirreno_redact off;
+           proxy_hide_header X-Hidden;
            proxy_hide_header Set-Cookie;
            tirreno_event page_view * /one status=401;
            tirreno_event page_view * /class status=2xx;
@@ -1662,7 +1663,8 @@ fn a_rule_that_no_request_reaches_is_warned_of() {
 fn a_cookie_expires_as_browsers_have_it() {
     let site = Site::start(
         ON,
-        "tirreno_event account_login * /cookie status=set_cookie:SID;
+        "tirreno_redact off;
+         tirreno_event account_login * /cookie status=set_cookie:SID;
          location / { proxy_pass http://%BACKEND%; }",
     );
     let cookies = [
