@@ -19,8 +19,8 @@ const SERVER: &str = "
     tirreno_user $arg_user;
     location / { return 200; }
     location /login {
-        tirreno_event account_login_fail POST /login;
-        tirreno_param ipAddress $http_x_address;
+        tirreno_event account_login_fail POST /login audit=login;
+        tirreno_ip $http_x_address;
         return 401;
     }
     location = /status { tirreno off; tirreno_status; }

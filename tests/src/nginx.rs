@@ -599,7 +599,10 @@ impl Nginx {
         }
         if builder.load_module {
             let module = builder.module.clone().unwrap_or_else(|| from_env("TEST_NGINX_MODULE"));
-            line(&format!("load_module {}", module.display()));
+            // "static": nginx was built with the module inside.
+            if module.as_os_str() != "static" {
+                line(&format!("load_module {}", module.display()));
+            }
         }
         add(&mut text, &builder.main);
         add(&mut text, "events {");
