@@ -777,7 +777,7 @@ fn the_cache_manager_and_the_loader_get_no_threads() {
     bench.get_many(10);
     bench.wait_stored(10);
     let worker = bench.nginx.workers()[0];
-    assert_eq!(bench.nginx.threads(worker), 3);
+    assert_eq!(bench.nginx.threads(worker), 4);
     let others: Vec<u32> =
         bench.nginx.children().into_iter().filter(|&pid| pid != worker).collect();
     assert_eq!(others.len(), 2, "the manager and the loader");
@@ -811,7 +811,7 @@ fn ten_reloads_leak_no_thread_no_descriptor_and_no_memory() {
     };
     reload(&bench);
     let before = counts(&bench);
-    assert_eq!(before.0, ["nginx", "tirreno", "tirreno-0"]);
+    assert_eq!(before.0, ["nginx", "tirreno", "tirreno-target", "tirreno-0"]);
     assert!(before.2 > 0, "no shared memory");
     (0..10).for_each(|_| reload(&bench));
     wait_for(SOON, "the counts from before", || match counts(&bench) {
@@ -985,7 +985,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
 
 #[test]
 fn a_full_zone_drops_and_counts_and_never_delays_a_request() {
-    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 512k;"));
+    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 768k;"));
     let deliverer = bench.deliverer();
     // A connection to the other worker: what the stopped one accepts would wait.
     let port = bench.nginx.port_n(1);
