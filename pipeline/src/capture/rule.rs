@@ -619,13 +619,12 @@ impl<T: Text> Draft<T> {
             repeats: false,
             set: |draft, key, _, _| {
                 let text = key.utf8()?;
-                let (number, seconds) = match text.split_at(text.len().saturating_sub(1)) {
-                    (number, "s") => (number, 1),
-                    (number, "m") => (number, 60),
-                    (number, "h") => (number, 3600),
-                    _ => ("", 0),
+                let units = [('s', 1), ('m', 60), ('h', 3600)];
+                let read = |(unit, seconds): (char, u64)| {
+                    let number = text.strip_suffix(unit)?.parse::<u64>().ok()?;
+                    number.checked_mul(seconds)
                 };
-                let seconds = number.parse::<u64>().unwrap_or(0) * seconds;
+                let seconds = units.into_iter().find_map(read).unwrap_or(0);
                 if !(1..=MAX_ONCE).contains(&seconds) {
                     return Err(key.must_be("a time of 1s to 24h, as \"1m\""));
                 }
