@@ -850,7 +850,7 @@ fn the_threads_take_no_signal_no_file_and_let_the_event_loop_go_first() {
     // Bit n - 1 is signal n; nobody can block KILL and STOP.
     let classic = (1u64 << 31) - 1;
     let all = classic & !(1 << (Signal::KILL.as_raw() - 1)) & !(1 << (Signal::STOP.as_raw() - 1));
-    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert_eq!(seen.len(), 4, "{seen:?}");
     let nginx = seen.remove("nginx").unwrap();
     assert_eq!((nginx.0 & all, nginx.1), (0, PRIORITY));
     assert!(nginx.2.iter().any(|file| file.ends_with("error.log")), "{nginx:?}");
@@ -985,7 +985,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
 
 #[test]
 fn a_full_zone_drops_and_counts_and_never_delays_a_request() {
-    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 768k;"));
+    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 960k;"));
     let deliverer = bench.deliverer();
     // A connection to the other worker: what the stopped one accepts would wait.
     let port = bench.nginx.port_n(1);
