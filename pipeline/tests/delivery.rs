@@ -95,7 +95,7 @@ impl Bench {
                 tls: None,
                 timeout: Duration::from_secs(1),
                 connections,
-                rate: None,
+                rate: Some(1e6),
                 accept_200: false,
                 login_fail_delay: Duration::from_secs(60),
             }),
