@@ -93,7 +93,10 @@ fn a_client_gets_the_form_that_it_accepts() {
     let page = site.get("/status", &[("Accept", "text/html,*/*;q=0.8")]);
     assert_eq!(kind(&page), "text/html; charset=utf-8");
     let policy = page.header("content-security-policy").unwrap();
-    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none'; img-src data:; style-src 'sha256-"),
+        "{policy}"
+    );
 
     let metrics = site.get("/status?format=prometheus", &[("Accept", "text/html")]);
     assert_eq!(kind(&metrics), "text/plain; version=0.0.4; charset=utf-8");
