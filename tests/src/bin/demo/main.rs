@@ -1,5 +1,9 @@
-//! The demo: a real nginx with the module before a small application, and a stand-in for Tirreno
-//! that prints each event as it arrives.
+//! The demo: a real nginx with the module before a small application in which people sign in, and a
+//! stand-in for Tirreno that prints each event as it arrives. It shows what the module does step by
+//! step, checks each step, and then serves the application until it is interrupted.
+
+mod app;
+mod tour;
 
 use std::error::Error;
 use std::fs::{self, Permissions};
@@ -8,13 +12,16 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lexopt::prelude::*;
 use tirreno_tests::backend::Backend;
-use tirreno_tests::client;
 use tirreno_tests::sensor::{DEFAULT_KEY, Sensor, SensorOptions};
+
+use app::App;
+use tour::Tour;
 
 const USAGE: &str = "\
 Usage: demo --nginx PATH --module PATH [--port PORT] [--smoke]
@@ -22,7 +29,7 @@ Usage: demo --nginx PATH --module PATH [--port PORT] [--smoke]
   --nginx PATH   the nginx binary
   --module PATH  the module built for it
   --port PORT    where nginx listens on 127.0.0.1 [8080]
-  --smoke        make some requests, show their events, and end
+  --smoke        end after the tour
 ";
 
 /// How long nginx may take to listen, and events to arrive.
@@ -71,27 +78,47 @@ fn run() -> Result<()> {
     if TcpStream::connect(("127.0.0.1", options.port)).is_ok() {
         return Err(format!("port {} of 127.0.0.1 is in use, try --port", options.port).into());
     }
-    let sensor = Sensor::try_start(SensorOptions {
+    let sensor = Arc::new(Sensor::try_start(SensorOptions {
         observer: Some(Box::new(|event| {
             // Nobody reads any more: nginx's end follows below.
             let _ = writeln!(io::stdout(), "event  {}", event.to_line());
         })),
         ..Default::default()
-    })?;
-    let application = Backend::start_on(None)?;
-    let mut nginx = start(&options, &sensor, &application)?;
-    let result =
-        if options.smoke { smoke(options.port, &sensor) } else { watch(&options, &mut nginx) };
+    })?);
+    let app = Arc::new(App::new(Arc::clone(&sensor)));
+    let application = {
+        let app = Arc::clone(&app);
+        Backend::answering(move |request| app.answer(request))
+    };
+    let prefix = prepare(&options, &sensor, &application)?;
+    let mut nginx = start(&options, &prefix)?;
+    let audit = prefix.join("audit/audit.log");
+    let result = Tour { port: options.port, sensor, app, audit }.run();
+    if result.is_ok() && !options.smoke {
+        let port = options.port;
+        println!("\nNow it is your turn: http://127.0.0.1:{port}/. Ctrl-C ends the demo.\n");
+        nginx.wait()?;
+    }
     // nginx may have ended by itself.
     let _ = Command::new("kill").arg(nginx.id().to_string()).status();
     nginx.wait()?;
+    if result.is_ok() && options.smoke {
+        println!("\nAll of it is as it should be.");
+    }
     result
 }
 
-fn start(options: &Options, sensor: &Sensor, application: &Backend) -> Result<Child> {
+/// Writes the configuration and the key below the directory that is returned.
+fn prepare(options: &Options, sensor: &Sensor, application: &Backend) -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf").canonicalize()?;
     let prefix = std::env::temp_dir().join(format!("ngx-tirreno-demo-{}", options.port));
+    // What an earlier run left would be shown as this one's.
+    let _ = fs::remove_dir_all(&prefix);
     fs::create_dir_all(&prefix)?;
+    // Started by root, nginx's workers run as another user.
+    let audit = prefix.join("audit");
+    fs::create_dir(&audit)?;
+    fs::set_permissions(&audit, Permissions::from_mode(0o777))?;
     let key = prefix.join("tirreno.key");
     fs::write(&key, format!("{DEFAULT_KEY}\n"))?;
     fs::set_permissions(&key, Permissions::from_mode(0o600))?;
@@ -102,14 +129,17 @@ fn start(options: &Options, sensor: &Sensor, application: &Backend) -> Result<Ch
         .replace("@SENSOR@", &sensor.port().to_string())
         .replace("@APP@", &application.address())
         .replace("@PORT@", &options.port.to_string());
-    let file = prefix.join("nginx.conf");
-    fs::write(&file, configuration)?;
+    fs::write(prefix.join("nginx.conf"), configuration)?;
+    Ok(prefix)
+}
+
+fn start(options: &Options, prefix: &Path) -> Result<Child> {
     let log = prefix.join("error.log");
     let mut nginx = Command::new(&options.nginx)
         .arg("-p")
-        .arg(&prefix)
+        .arg(prefix)
         .arg("-c")
-        .arg(&file)
+        .arg(prefix.join("nginx.conf"))
         .arg("-e")
         .arg(&log)
         .spawn()
@@ -122,61 +152,4 @@ fn start(options: &Options, sensor: &Sensor, application: &Backend) -> Result<Ch
         thread::sleep(Duration::from_millis(20));
     }
     Ok(nginx)
-}
-
-fn watch(options: &Options, nginx: &mut Child) -> Result<()> {
-    let port = options.port;
-    println!(
-        "nginx listens on http://127.0.0.1:{port}/ and records who does what. Open that page, or:
-
-  curl -b MMUSERID=alice http://127.0.0.1:{port}/town-square
-  curl -b MMUSERID=alice -A 'x&userName=victim' 'http://127.0.0.1:{port}/search?q=1%2B1'
-  curl http://127.0.0.1:{port}/tirreno-status
-
-Each event is shown here as it is delivered. Ctrl-C ends the demo.
-"
-    );
-    nginx.wait()?;
-    Ok(())
-}
-
-/// Method, URL and headers.
-type Request<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
-
-fn smoke(port: u16, sensor: &Sensor) -> Result<()> {
-    let browser = ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0");
-    let requests: [Request<'_>; 5] = [
-        (
-            "GET",
-            "/town-square",
-            &[browser, ("Cookie", "MMUSERID=alice"), ("Accept-Language", "en")],
-        ),
-        ("POST", "/api/v4/posts?status=201", &[browser, ("Cookie", "MMUSERID=alice")]),
-        ("GET", "/search?q=1%2B1&p=%C3%A9", &[browser, ("Cookie", "MMUSERID=bob")]),
-        (
-            "GET",
-            "/missing?status=404",
-            &[
-                ("User-Agent", "x&userName=victim&ipAddress=192.0.2.1"),
-                ("Referer", "http://127.0.0.1/?a=1&b=100%25"),
-                ("Cookie", "MMUSERID=mallory"),
-            ],
-        ),
-        ("GET", "/nobody-is-logged-in", &[browser]),
-    ];
-    for (method, path, headers) in requests {
-        let response = client::Connection::open(([127, 0, 0, 1], port).into())?
-            .request(method, path, headers, b"")?;
-        println!("{} {method} {path}", response.status);
-    }
-    // All but the last have a user.
-    let expected = requests.len() - 1;
-    let stored = sensor
-        .wait_stored(expected, PATIENCE)
-        .map_err(|_| format!("{} of {expected} events arrived", sensor.stored_count()))?;
-    if stored.iter().any(|event| event.user_name == "victim") {
-        return Err("an event was recorded under the wrong user".into());
-    }
-    println!("{} requests made, {} events delivered", requests.len(), stored.len());
-    Ok(())
 }
