@@ -1,0 +1,263 @@
+//! The documentation: its configurations pass `nginx -t`, its links lead somewhere, and the reference names
+//! each directive, parameter and key that there is, and no other.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tirreno_tests::nginx::Nginx;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// The repository's pages.
+fn pages() -> Vec<PathBuf> {
+    fn collect(directory: &Path, pages: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, pages);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    let root = root();
+    let mut pages: Vec<_> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    collect(&root.join("docs"), &mut pages);
+    collect(&root.join("nginx-conf"), &mut pages);
+    pages.sort();
+    assert!(pages.len() > 20, "pages are gone: {pages:?}");
+    pages
+}
+
+/// The blocks of a language in a page, with their lines' numbers.
+fn blocks(page: &str, language: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, String)> = None;
+    for (number, line) in page.lines().enumerate() {
+        let line = line.trim_start();
+        match &mut open {
+            None if line.strip_prefix("```") == Some(language) => {
+                open = Some((number + 2, String::new()))
+            }
+            None => {}
+            Some(_) if line == "```" => found.extend(open.take()),
+            Some((_, text)) => *text += &format!("{line}\n"),
+        }
+    }
+    found
+}
+
+/// The statements of a configuration at its outermost level.
+fn statements(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut statement, mut depth, mut quote, mut comment) = (String::new(), 0, None, false);
+    for c in text.chars() {
+        match (c, quote) {
+            ('\n', _) if comment => comment = false,
+            _ if comment => continue,
+            (c, Some(q)) if c == q => quote = None,
+            ('"' | '\'', None) => quote = Some(c),
+            ('#', None) if statement.is_empty() || statement.ends_with(char::is_whitespace) => {
+                comment = true;
+                continue;
+            }
+            ('{', None) if statement.ends_with(char::is_whitespace) => depth += 1,
+            ('}', None) if statement.ends_with(char::is_whitespace) => depth -= 1,
+            _ => {}
+        }
+        statement.push(c);
+        if quote.is_none() && depth == 0 && (c == ';' || c == '}') {
+            let whole = statement.trim().to_owned();
+            statement.clear();
+            // A brace within a word ends nothing.
+            if c == ';' || whole.contains('{') {
+                found.push(whole);
+            } else {
+                statement = whole;
+            }
+        }
+    }
+    assert!(statement.trim().is_empty(), "what is this: {statement}");
+    found
+}
+
+/// Statements of the context `http`.
+const HTTP: [&str; 9] = [
+    "tirreno_target",
+    "tirreno_zone",
+    "tirreno_identity",
+    "tirreno_state",
+    "map",
+    "log_format",
+    "upstream",
+    "server",
+    "http",
+];
+/// Parameters of a target that stand alone in a page.
+const PARAMETERS: [&str; 2] = ["omit", "format"];
+/// What makes a target.
+const TIRRENO: &str = "url http://127.0.0.1:1/sensor/; api_key_file tirreno.key;";
+/// Upstreams that pages leave to the reader.
+const UPSTREAMS: [&str; 2] = ["mattermost", "gitlab"];
+
+/// A whole configuration around what a page shows.
+fn complete(text: &str) -> (String, String) {
+    let (mut http, mut server, mut target) = (String::new(), String::new(), String::new());
+    let mut add = |statement: String| {
+        let name = statement.split_whitespace().next().unwrap_or_default();
+        let into = match name {
+            "load_module" => return,
+            _ if HTTP.contains(&name) => &mut http,
+            _ if PARAMETERS.contains(&name) => &mut target,
+            _ => &mut server,
+        };
+        *into += &format!("{statement}\n");
+    };
+    for statement in statements(text) {
+        match statement.strip_prefix("http {") {
+            Some(inner) => statements(inner.trim_end_matches('}')).into_iter().for_each(&mut add),
+            None => add(statement),
+        }
+    }
+    for name in UPSTREAMS {
+        if text.contains(&format!("http://{name};")) && !text.contains(&format!("upstream {name} "))
+        {
+            http += &format!("upstream {name} {{ server 127.0.0.1:1; }}\n");
+        }
+    }
+    if text.contains("tirreno") && !http.contains("tirreno_target") && target.is_empty() {
+        http += &format!("tirreno_target {{ {TIRRENO} }}\n");
+    }
+    // Each is an alternative to the one before.
+    for (number, parameter) in target.lines().enumerate() {
+        let kind = match parameter.starts_with("format") {
+            true => "type file; path %PREFIX%/logs/shown.log;",
+            false => TIRRENO,
+        };
+        http += &format!("tirreno_target shown{number} {{ {kind} {parameter} }}\n");
+    }
+    if text.contains("tirreno_verify  session") && !text.contains("bind=") {
+        server +=
+            "tirreno_event account_login POST /in status=2xx user=answer:id bind=answer:id;\n";
+    }
+    if text.contains("tirreno_lookup") && !text.contains("tirreno_session") {
+        http += "tirreno_session cookie:sid;\n";
+    }
+    (http, server)
+}
+
+fn here(text: &str) -> String {
+    let conf = root().join("nginx-conf");
+    let lines: Vec<_> = text.lines().filter(|line| line.trim() != "…").collect();
+    [
+        ("/usr/share/ngx-tirreno", conf.to_str().unwrap()),
+        ("/etc/nginx/", "%PREFIX%/"),
+        ("/var/lib/nginx/", "%PREFIX%/state/"),
+        ("/var/log/nginx-audit/", "%PREFIX%/logs/"),
+        ("/var/log/nginx/", "%PREFIX%/logs/"),
+    ]
+    .iter()
+    .fold(lines.join("\n") + "\n", |text, (there, here)| text.replace(there, here))
+}
+
+#[test]
+fn configurations_pass() {
+    let mut shown = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (line, block) in blocks(&text, "nginx") {
+            let (http, server) = complete(&here(&block));
+            let nginx = Nginx::builder()
+                .clear_http()
+                .file("tirreno.key", "test-key")
+                .file("audit.key", &"0123456789abcdef".repeat(4))
+                .file("users.key", &"0123456789abcdef".repeat(4))
+                .file("state/tirreno/.keep", "")
+                .http(&format!("{http}\nserver {{ listen 127.0.0.1:%PORT%;\n{server}\n}}"))
+                .build();
+            let (ok, output) = nginx.test();
+            if !ok {
+                wrong.push(format!("{}:{line}: {output}", page.display()));
+            }
+            shown += 1;
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(shown > 30, "{shown} configurations");
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        let here = page.parent().unwrap();
+        for (start, _) in text.match_indices("](") {
+            let link = text[start + 2..].split(')').next().unwrap();
+            if link.starts_with("http") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let to = if path.is_empty() { page.clone() } else { here.join(path) };
+            assert!(to.exists(), "{}: {link}", page.display());
+            if !anchor.is_empty() {
+                let target = fs::read_to_string(&to).unwrap();
+                let found =
+                    target.lines().any(|line| line.starts_with('#') && slug(line) == anchor);
+                assert!(found, "{}: {link}: no such heading", page.display());
+            }
+        }
+    }
+}
+
+/// A heading's anchor, as GitHub makes it.
+fn slug(heading: &str) -> String {
+    heading
+        .trim_start_matches('#')
+        .trim()
+        .to_lowercase()
+        .chars()
+        .filter_map(|c| match c {
+            ' ' => Some('-'),
+            c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What stands between `before` and the next quote, at each place in a file of the source.
+fn quoted(file: &str, before: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join(file)).unwrap();
+    let found: BTreeSet<_> = text
+        .match_indices(before)
+        .map(|(at, _)| text[at + before.len()..].split('"').next().unwrap().to_owned())
+        .collect();
+    assert!(!found.is_empty(), "{file} has no {before}");
+    found
+}
+
+#[test]
+fn the_reference_names_each_directive_and_variable() {
+    let reference = fs::read_to_string(root().join("docs/reference.md")).unwrap();
+    let directives = quoted("src/directives.rs", "ngx_string!(\"");
+    let headings: BTreeSet<_> = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .filter(|heading| heading.starts_with("tirreno"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(headings, directives);
+    for variable in quoted("src/variables.rs", "ngx_string!(\"") {
+        assert!(
+            reference.contains(&format!("`${variable}`")),
+            "${variable} is not in the reference"
+        );
+    }
+}
