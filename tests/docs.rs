@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tirreno_tests::client::get;
 use tirreno_tests::nginx::Nginx;
 
 fn root() -> PathBuf {
@@ -259,5 +260,49 @@ fn the_reference_names_each_directive_and_variable() {
             reference.contains(&format!("`${variable}`")),
             "${variable} is not in the reference"
         );
+    }
+}
+
+#[test]
+fn the_monitoring_guide_names_each_metric() {
+    let guide = fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
+    let dashboard =
+        fs::read_to_string(root().join("nginx-conf/monitoring/grafana-dashboard.json")).unwrap();
+    let alerts = fs::read_to_string(root().join("nginx-conf/monitoring/alerts.yml")).unwrap();
+    let page = Nginx::builder()
+        .file("tirreno.key", "test-key")
+        .clear_http()
+        .http(&format!(
+            "tirreno_target {{ {TIRRENO} spool %PREFIX%/spool; }}
+             server {{ listen 127.0.0.1:%PORT%; location / {{ tirreno_status; }} }}"
+        ))
+        .start();
+    let metrics = get(page.port(), "/?format=prometheus", &[]).unwrap().text();
+    let names: BTreeSet<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(names.len() > 10, "{metrics}");
+    for name in &names {
+        // The guide shortens names that differ in one word.
+        let word = name.trim_start_matches("tirreno_").split('_').next().unwrap();
+        assert!(
+            guide.contains(&format!("`{name}`")) || guide.contains(&format!("…_{word}_…")),
+            "{name} is not in docs/monitoring.md"
+        );
+    }
+    for (file, text) in [("the dashboard", dashboard), ("the alerts", alerts)] {
+        let used = text.match_indices("tirreno_").map(|(at, _)| {
+            let end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            &text[at..at + end.unwrap_or(0)]
+        });
+        for used in used.filter(|used| used.contains("_total") || used.ends_with("_seconds")) {
+            let is_part = |name: &&str| {
+                used.strip_prefix(*name)
+                    .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
+            };
+            assert!(names.iter().any(|name| is_part(&name)), "{file} names {used}");
+        }
     }
 }
