@@ -264,6 +264,16 @@ fn the_reference_names_each_directive_and_variable() {
 }
 
 #[test]
+fn the_guide_to_rules_names_each_key() {
+    let guide = fs::read_to_string(root().join("docs/rules.md")).unwrap();
+    let keys = quoted("pipeline/src/capture/rule.rs", "            name: \"");
+    assert!(keys.len() > 12, "{keys:?}");
+    for key in keys {
+        assert!(guide.contains(&format!("`{key}=")), "{key}= is not in docs/rules.md");
+    }
+}
+
+#[test]
 fn the_monitoring_guide_names_each_metric() {
     let guide = fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
     let dashboard =

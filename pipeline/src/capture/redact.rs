@@ -1,6 +1,6 @@
 //! Hides secrets in the URLs that an event carries.
 //!
-//! A secret is the value of an argument whose name is of a [kind](super::secret_name) or that the
+//! A secret is the value of an argument whose name is of a kind (see `secret_name`) or that the
 //! configuration names; a value of the shape of one (a JSON Web Token, `Bearer …`, `user:password@`);
 //! and a segment of a path that a rule calls one, also where such a path stands in an argument. It is
 //! found however often it is encoded, and in JSON or a form inside a value. What is not sure to be
