@@ -225,7 +225,6 @@ impl Collection {
             }
             std::thread::sleep(LEAVE / 100);
         }
-        self.free();
     }
 
     pub(crate) fn report_gone(&mut self) {
