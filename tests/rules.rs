@@ -1,11 +1,12 @@
 //! Which event a request is, who is believed to have made it, and what of it is hidden, through the
 //! directives that an administrator writes.
 //!
-//! That something is not captured is shown by a request sent after it: one worker captures, and one
-//! connection delivers in the order of capture.
+//! That something is not captured is known when the status says that nothing waits any more. Requests are
+//! numbered, because users and ranks take turns at being delivered.
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tirreno_tests::backend::Backend;
@@ -14,10 +15,10 @@ use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::{wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
-/// The user of the requests that come after everything else.
-const SENTINEL: &str = "sentinel";
+/// The number of the last request, which is its `User-Agent`.
+static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Every request is captured.
 const ON: &str = "tirreno on; tirreno_user $cookie_user; tirreno_anonymous on;";
@@ -56,12 +57,8 @@ impl Site {
                  tirreno_target main { url %SENSOR%; api_key test-key; interval 20ms; }
                  server {
                      listen 127.0.0.1:%PORT9%;
-                     tirreno on;
-                     tirreno_param userName sentinel;
-                     tirreno_event none;
-                     tirreno_default_event page_view;
-                     location / { return 204; }
-                     location = /status { tirreno off; tirreno_status; }
+                     tirreno off;
+                     location = /status { tirreno_status; }
                  }",
             )
             .http(http);
@@ -74,7 +71,9 @@ impl Site {
     }
 
     fn get(&self, path: &str, headers: RequestHeaders<'_>) -> client::Response {
-        client::get(self.port(), path, headers).unwrap_or_else(|error| panic!("{path}: {error}"))
+        let number = next_number();
+        let headers = [headers, &[("User-Agent", &*number)]].concat();
+        client::get(self.port(), path, &headers).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     /// Sends a request by the user `ann`, its target as it is, and returns the status.
@@ -82,29 +81,33 @@ impl Site {
         send(self.port(), method, target)
     }
 
-    /// How many requests were skipped for that reason.
-    fn skipped(&self, reason: &str) -> u64 {
+    fn status(&self) -> serde_json::Value {
         let response = client::get(self.nginx.port_n(9), "/status", &[]).expect("nginx answers");
-        let status: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
-        status["skipped"][reason].as_u64().expect("a count")
+        serde_json::from_slice(&response.body).expect("JSON")
     }
 
-    /// The events since the last call, and how they were sent.
+    /// How many requests were skipped for that reason.
+    fn skipped(&self, reason: &str) -> u64 {
+        self.status()["skipped"][reason].as_u64().expect("a count")
+    }
+
+    /// The events since the last call, and how they were sent, in the order of their numbers; without a
+    /// number, as they came.
     #[track_caller]
     fn take(&self) -> (Vec<Arc<StoredEvent>>, Vec<RequestRecord>) {
-        let response = client::get(self.nginx.port_n(9), "/", &[]).expect("nginx answers");
-        assert_eq!(response.status, 204);
-        let is_sentinel = |event: &StoredEvent| event.user_name == SENTINEL;
-        wait_until(SOON, "the sentinel", || {
-            self.sensor.stored().iter().any(|event| is_sentinel(event))
+        wait_for(SOON, "everything to be delivered", || {
+            let status = self.status();
+            let target = &status["targets"]["main"];
+            let done = target["pending"] == 0 && target["captured"] == target["delivered"];
+            if done { Ok(()) } else { Err(status.to_string()) }
         });
         let (mut events, mut posts) = (self.sensor.stored(), self.sensor.requests());
         assert!(self.sensor.lost().is_empty(), "{:?}", self.sensor.lost());
         self.sensor.forget();
-        events.retain(|event| !is_sentinel(event));
         posts.retain(|post| post.path == "/sensor/");
-        posts.retain(|post| post.param("userName").as_deref() != Some(SENTINEL));
         assert_eq!(events.len(), posts.len());
+        events.sort_by_key(|event| number_of(event.user_agent.as_deref()));
+        posts.sort_by_key(|post| number_of(post.param("userAgent").as_deref()));
         (events, posts)
     }
 
@@ -141,12 +144,12 @@ impl Site {
         let wanted: Vec<_> = rows
             .iter()
             .filter(|(.., kind)| !kind.is_empty())
-            .map(|(method, url, kind)| (method.to_string(), url.to_string(), kind.to_string()))
+            .map(|(method, url, kind)| (method.to_string(), shown(url), kind.to_string()))
             .collect();
         for (got, wanted) in got.iter().zip(&wanted) {
             assert_eq!(got, wanted);
         }
-        assert_eq!(got.len(), wanted.len(), "{got:#?}");
+        assert_eq!(got, wanted);
     }
 
     /// GETs each row's path by the user `ann`; the rest is the event's user, empty for no event.
@@ -158,11 +161,6 @@ impl Site {
         let events = self.events();
         let got: Vec<_> = events.iter().map(|e| (&*e.url, &*e.user_name)).collect();
         let wanted = rows.iter().filter(|(.., user)| !user.is_empty());
-        // What tells the application which cookie to set is a secret by its name.
-        let shown = |path: &str| match path.split_once("set_cookie=") {
-            Some((before, _)) => format!("{before}set_cookie=***"),
-            None => path.to_owned(),
-        };
         let wanted: Vec<_> = wanted.map(|(path, _, user)| (shown(path), *user)).collect();
         let wanted: Vec<_> = wanted.iter().map(|(path, user)| (&**path, *user)).collect();
         assert_eq!(got, wanted);
@@ -182,11 +180,29 @@ impl Site {
 
 /// Sends a request by the user `ann`, its target as it is, and returns the status.
 fn send(port: u16, method: &str, target: &str) -> u16 {
+    let number = next_number();
     let request = format!(
         "{method} {target} HTTP/1.1\r\nHost: localhost\r\nCookie: user=ann\r\n\
-         Content-Length: 0\r\n\r\n"
+         User-Agent: {number}\r\nContent-Length: 0\r\n\r\n"
     );
     status_of(&client::raw(port, request.as_bytes()).unwrap_or_else(|e| panic!("{target}: {e}")))
+}
+
+/// The target as events show it: what tells the application which cookie to set is a secret by its name.
+fn shown(target: &str) -> String {
+    let hidden = |part: &str| match part.split_once("set_cookie=") {
+        Some((before, _)) => format!("{before}set_cookie=***"),
+        None => part.to_owned(),
+    };
+    target.split('&').map(hidden).collect::<Vec<_>>().join("&")
+}
+
+fn next_number() -> String {
+    (LAST.fetch_add(1, Ordering::Relaxed) + 1).to_string()
+}
+
+fn number_of(agent: Option<&str>) -> u64 {
+    agent.and_then(|agent| agent.parse().ok()).unwrap_or(u64::MAX)
 }
 
 fn status_of(answer: &[u8]) -> u16 {
@@ -590,8 +606,7 @@ fn a_prefix_stands_before_the_rules_paths() {
 fn a_rule_can_be_for_some_responses_only() {
     let site = Site::start(
         &format!("{ON} tirreno_default_event off; map $arg_x $flag {{ default $arg_x; }}"),
-        r#"tirreno_redact off;
-           proxy_hide_header X-Hidden;
+        r#"proxy_hide_header X-Hidden;
            proxy_hide_header Set-Cookie;
            tirreno_event page_view * /one status=401;
            tirreno_event page_view * /class status=2xx;
@@ -682,8 +697,8 @@ fn a_rule_can_be_for_some_responses_only() {
     ]
     .map(|(path, kind)| (path.to_owned(), kind))
     .into();
-    rows.extend(cookie_rows.map(|(list, set)| {
-        (format!("/cookie?a{}", cookies(list)), if set { "page_view" } else { "" })
+    rows.extend(cookie_rows.iter().enumerate().map(|(row, (list, set))| {
+        (format!("/cookie?row={row}{}", cookies(list)), if *set { "page_view" } else { "" })
     }));
     let rows: Vec<_> = rows.iter().map(|(path, kind)| ("GET", &**path, *kind)).collect();
     site.assert_types(&rows);
@@ -1663,8 +1678,7 @@ fn a_rule_that_no_request_reaches_is_warned_of() {
 fn a_cookie_expires_as_browsers_have_it() {
     let site = Site::start(
         ON,
-        "tirreno_redact off;
-         tirreno_event account_login * /cookie status=set_cookie:SID;
+        "tirreno_event account_login * /cookie status=set_cookie:SID;
          location / { proxy_pass http://%BACKEND%; }",
     );
     let cookies = [
@@ -1676,8 +1690,12 @@ fn a_cookie_expires_as_browsers_have_it() {
         ("SID=a; Max-Age=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT", "page_view"),
     ];
     let mut rows: Vec<_> = cookies
-        .map(|(cookie, kind)| (format!("/cookie?set_cookie={}", encode(cookie)), kind))
-        .into();
+        .iter()
+        .enumerate()
+        .map(|(row, (cookie, kind))| {
+            (format!("/cookie?row={row}&set_cookie={}", encode(cookie)), *kind)
+        })
+        .collect();
     let (set, clear) = ("SID=a", encode("SID=; Max-Age=0"));
     rows.extend([
         (format!("/cookie?set_cookie={set}&set_cookie={clear}"), "page_view"),
