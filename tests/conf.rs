@@ -763,7 +763,6 @@ fn values_in_nginxs_syntax_are_accepted() {
         "shutdown_timeout 2s;",
         "repeat 20/m;",
         "repeat off;",
-        "type console; repeat 5/m;",
         "timeout 1ms;",
         "timeout 1h;",
         "batch_size 1;",
@@ -791,6 +790,9 @@ fn values_in_nginxs_syntax_are_accepted() {
     ];
     for line in lines {
         assert_says(configuration(&target(line)), &[]);
+    }
+    for line in ["type console; repeat 5/m;", "type console; repeat off;"] {
+        assert_says(configuration(&format!("tirreno_target {{ {line} }}")), &[]);
     }
     for url in [
         "http://127.0.0.1",
@@ -1213,12 +1215,13 @@ fn a_zone_must_have_room_for_all_workers() {
     let nginx = |workers: usize, zone: &str| {
         configuration(&format!("%TARGET%\n{zone}")).workers(workers).build()
     };
-    let least = |output: &str| {
-        let number = output.split_once("at least ").map(|(_, rest)| rest.trim_start_matches('"'));
+    let least_of = |output: &str, before: &str| {
+        let number = output.split_once(before).map(|(_, rest)| rest.trim_start_matches('"'));
         let number = number.and_then(|rest| rest.split_once('k'));
         let number = number.and_then(|(number, _)| number.parse::<usize>().ok());
         number.unwrap_or_else(|| panic!("no size in {output}"))
     };
+    let least = |output: &str| least_of(output, "at least ");
 
     // Too small for any number of workers: known where it stands.
     let (ok, output) = nginx(1, "tirreno_zone 64k;").test();
@@ -1242,11 +1245,27 @@ fn a_zone_must_have_room_for_all_workers() {
     assert_nginx_says(&nginx(64, &format!("tirreno_zone {one}k; {HERE}")), &[&message]);
     assert_nginx_says(&nginx(64, &format!("tirreno_zone {many}k;")), &[]);
 
-    // Without the directive there is no line to name.
-    let (ok, output) = nginx(200, "").test();
-    let start = "[emerg] tirreno: 200 worker processes need more shared memory, \
-         add \"tirreno_zone ";
-    assert!(!ok && said(&output).concat().starts_with(start), "{output}");
+    // Without the directive it is as large as the workers need, if their number is known by then.
+    let (ok, output) = nginx(1000, "").test();
+    assert!(ok && said(&output).is_empty(), "{output}");
+    let late = |more: &str| {
+        let nginx = configuration("").build();
+        let conf = nginx.prefix().join("late.conf");
+        let target = "tirreno_target { url http://127.0.0.1:9/; api_key k; }";
+        let text = format!("{}worker_processes 1000;\n", whole(&format!("{target} {more}")));
+        fs::write(&conf, text).unwrap();
+        nginx_t(nginx.prefix(), &conf)
+    };
+    let (ok, output) = late("");
+    let size = least_of(&output, "add \"tirreno_zone ");
+    let message = format!(
+        "[emerg] tirreno: 1000 worker processes need more shared memory, write \
+         \"worker_processes\" before \"http\", or add \"tirreno_zone {size}k;\""
+    );
+    assert!(!ok);
+    assert_eq!(said(&output), [message], "{output}");
+    let (ok, output) = late(&format!("tirreno_zone {size}k;"));
+    assert!(ok && said(&output).is_empty(), "{output}");
 }
 
 #[test]
@@ -1322,6 +1341,8 @@ fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
             (" 443 ssl", " 127.0.0.1:%PORT1% ssl"),
             (" /etc/nginx/tirreno.key;", " key;"),
             (" /usr/share/ngx-tirreno/presets/mattermost.conf;", " preset.conf;"),
+            (" /var/lib/nginx/tirreno;", " logs/spool;"),
+            (" /var/lib/nginx/tirreno.state;", " logs/state;"),
             (&letsencrypt("fullchain.pem"), certificate.to_str().unwrap()),
             (&letsencrypt("privkey.pem"), key.to_str().unwrap()),
         ],

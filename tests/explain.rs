@@ -9,6 +9,12 @@ const CONF: &str = r#"
 pid nginx.pid;
 events {}
 http {
+    access_log off;
+    client_body_temp_path temporary/body;
+    proxy_temp_path temporary/proxy;
+    fastcgi_temp_path temporary/fastcgi;
+    uwsgi_temp_path temporary/uwsgi;
+    scgi_temp_path temporary/scgi;
     tirreno_target { url http://127.0.0.1:9/sensor/; api_key test-key; }
     map $http_x_kind $kind { default ''; special yes; }
     server {
@@ -56,7 +62,9 @@ impl Site {
         let conf = CONF.replace("%PORT%", &port.to_string());
         fs::write(dir.path().join("nginx.conf"), conf).unwrap();
         fs::write(dir.path().join("rules.conf"), RULES).unwrap();
-        fs::create_dir(dir.path().join("logs")).unwrap();
+        for name in ["logs", "temporary"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
         Self { dir }
     }
 
@@ -106,7 +114,7 @@ fn the_rule_and_why_not_the_ones_before() {
     let text = site.explain(&["PUT", "/things/7", "200", "Host: a.example", "Cookie: user=ann"]);
     let expected = [
         "request: PUT /things/7, answered 200",
-        "server: a.example in nginx.conf:8",
+        "server: a.example in nginx.conf:13",
         "location: /",
         "path: /things/7",
         "rules.conf:1: account_login POST /login: no, another path",
@@ -182,7 +190,7 @@ fn servers_and_locations() {
     );
     site.assert_says(
         &["GET", "http://a.example/inner/x", "200"],
-        &["nginx.conf:15: page_search GET /inner/{name}: yes"],
+        &["nginx.conf:21: page_search GET /inner/{name}: yes"],
     );
     site.assert_says(&["GET", "http://a.example/re/word", "200"], &["user: word"]);
     site.assert_says(
