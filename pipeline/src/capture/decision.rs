@@ -364,14 +364,17 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         (!text.trim_ascii().is_empty()).then_some((text, identity))
     }
 
-    /// By `tirreno_user`: first what is proven.
+    /// By `tirreno_user`: first what is proven. A constant proves nothing of this request; it has its turn
+    /// among the claims.
     fn location_user(&self, session: &Session<'e>, claims_count: bool) -> Option<Named<'e>> {
+        let is_proof =
+            |value: &Value<T>| value.trust() > Trust::Claim && value.constant().is_none();
         let users = self.settings.users.iter();
-        let proven = users.clone().filter(|value| value.trust() > Trust::Claim);
-        let mut proven = proven.filter_map(|value| self.value(value, false));
-        let mut claims = users.filter(|value| value.trust() == Trust::Claim);
-        let claim = || claims.find_map(|value| self.value(value, claims_count));
-        proven.next().or_else(|| bound(session)).or_else(claim)
+        let mut proven = users.clone().filter(|value| is_proof(value));
+        let mut others = users.filter(|value| !is_proof(value));
+        let other = || others.find_map(|value| self.value(value, claims_count));
+        let proven = proven.find_map(|value| self.value(value, false));
+        proven.or_else(|| bound(session)).or_else(other)
     }
 
     fn rules_user(
@@ -685,6 +688,22 @@ mod tests {
         // Accepted, and nobody can read by what.
         location.assert(&at("/marked", 200, &none), "page_view  none");
         location.assert(&at("/marked", 200, &bound), "page_view bob session");
+    }
+
+    #[test]
+    fn a_constant_user_has_its_turn() {
+        let mut location = Location::new(&["page_view GET /a"]);
+        location.users =
+            ["$cookie_other", "$cookie_user", "guest", "$upstream_http_x"].map(value).into();
+        let facts = cookie();
+        location.assert(&facts, "page_view ann claim");
+        let variables = vec![("cookie_user", "ann"), ("upstream_http_x", "eve")];
+        location.assert(&Facts { variables, ..facts.clone() }, "page_view eve answer");
+        location.assert(&Facts { variables: vec![], ..facts.clone() }, "page_view guest session");
+        let session = Session::Bound(b"bob".into(), Identity::Session);
+        location.assert(&Facts { session, ..facts.clone() }, "page_view bob session");
+        location.verify = Verify::Session;
+        location.assert(&facts, "page_view guest session");
     }
 
     #[test]
