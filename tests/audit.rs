@@ -17,7 +17,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tirreno_tests::client::{self, Connection};
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
-use tirreno_tests::receivers::{Input, Listener, Rsyslog, program, read_records};
+use tirreno_tests::receivers::{
+    Input, Listener, Message, Rsyslog, SyslogNg, program, read_records,
+};
 use tirreno_tests::tls::Authority;
 use tirreno_tests::wait::{wait_for, wait_until};
 
@@ -797,7 +799,161 @@ fn a_server_with_another_certificate_gets_nothing() {
     assert_eq!(messages[0].header["app-name"], "trusting");
 }
 
+/// What an authentication log would show.
+const FORGED: &str = "<86>1 2026-01-01T00:00:00Z host sshd 999 - - Accepted password for root ";
+
+/// Requests that get longer than what rsyslog takes for one message, with FORGED at every place.
+fn request_forged_lines(port: u16, count: usize) {
+    let mut connection = open(port).unwrap();
+    let repeated = FORGED.repeat(40);
+    for n in 0..count {
+        let referer = &repeated[n % FORGED.len()..][..2000];
+        let path = format!("/{n}/{}", "x".repeat(1000 + n / FORGED.len()));
+        let headers = [("Cookie", "user=u1"), ("Referer", referer)];
+        assert_eq!(connection.request("GET", &path, &headers, b"").unwrap().status, 200);
+    }
+}
+
+/// Whether a message is one of ours and whole; its record.
+fn own_record(message: &Message) -> Option<Value> {
+    let record: Value = serde_json::from_str(message.text.trim_start()).ok()?;
+    let data = &message.data["tirreno@32473"];
+    let is_same = data["user_id"] == "u1" && data["referer"] == record["referer"];
+    (message.header["app-name"] == "nginx" && is_same).then_some(record)
+}
+
+#[test]
+fn no_request_forges_a_message_of_its_own() {
+    let count = if std::env::var_os("TEST_FULL").is_some() { 5000 } else { 500 };
+    let authority = Authority::new("test");
+    let leaf = authority.localhost();
+    let (tcp, tls) = (Rsyslog::as_shipped(&Input::Tcp), Rsyslog::as_shipped(&Input::Tls(&leaf)));
+    let target = |name: &str, port: u16, more: &str| {
+        format!(
+            "tirreno_target {name} {{
+                 type syslog; server 127.0.0.1:{port}; interval 20ms; {more}
+             }}"
+        )
+    };
+    let trust = "transport tls; ssl_trusted_certificate %PREFIX%/ca.pem;";
+    let targets = target("tcp", tcp.port(), "transport tcp;") + &target("tls", tls.port(), trust);
+    let bench = Bench::start_with(&targets, |builder| builder.file("ca.pem", &authority.pem()));
+    request_forged_lines(bench.nginx.port(), count);
+    for (name, rsyslog) in [("tcp", tcp), ("tls", tls)] {
+        let row = bench.settled(name);
+        assert_eq!((row.delivered, row.rejected, row.dropped), (count as u64, 0, 0));
+        let messages = rsyslog.wait_messages(count);
+        let records: Vec<_> = messages.iter().filter_map(own_record).collect();
+        assert_eq!((messages.len(), records.len()), (count, count), "{name}");
+        for (n, record) in records.iter().enumerate() {
+            let url = record["url"].as_str().unwrap();
+            assert!(url.starts_with(&format!("/{n}/xxx")), "{record}");
+            assert_eq!(record["truncated"], true, "{record}");
+            // No more is cut than has to be.
+            assert!(record["referer"].as_str().unwrap().len() > 1000, "{record}");
+        }
+    }
+}
+
+/// What the test above would see if messages were not shortened.
+#[test]
+fn longer_messages_than_the_receiver_takes_could_be_forged() {
+    let rsyslog = Rsyslog::as_shipped(&Input::Tcp);
+    let bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type syslog; server 127.0.0.1:{}; transport tcp; max_message_size 64k; interval 20ms;
+         }}",
+        rsyslog.port()
+    ));
+    request_forged_lines(bench.nginx.port(), 3 * FORGED.len());
+    bench.settled("audit");
+    wait_until(SOON, "a forged message", || {
+        rsyslog.messages().iter().any(|message| message.header["app-name"] == "sshd")
+    });
+}
+
+#[test]
+fn a_message_is_as_long_as_it_may_be() {
+    let listener = Listener::default();
+    let bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type tcp; server 127.0.0.1:{}; framing octet-counting; max_message_size 2k; interval 20ms;
+         }}",
+        listener.port()
+    ));
+    let mut connection = open(bench.nginx.port()).unwrap();
+    // Characters of two bytes, and such as are escaped.
+    for (n, fill) in ["x", "\u{e4}", "\"", "\u{9b}"].into_iter().enumerate() {
+        for length in [10, 200, 255] {
+            let agent = fill.repeat(length);
+            let path = format!("/{n}?{}", "y".repeat(2000));
+            let headers = [("Cookie", "user=u1"), ("User-Agent", &*agent), ("Referer", &*agent)];
+            assert_eq!(connection.request("GET", &path, &headers, b"").unwrap().status, 200);
+        }
+    }
+    let mut stream = listener.accept();
+    for message in 0..12 {
+        let length = read_records(&mut stream, b' ', 1).unwrap().remove(0);
+        let length: usize = str::from_utf8(&length).unwrap().parse().unwrap();
+        assert!((1900..=2048).contains(&length), "{length}");
+        let mut text = vec![0; length];
+        stream.read_exact(&mut text).unwrap();
+        let record: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(number(&record), Some(message / 3), "{record}");
+        assert_eq!((&record["truncated"], &record["user_id"]), (&true.into(), &"u1".into()));
+    }
+}
+
+#[test]
+fn syslog_ng_understands_lines_and_counted_messages() {
+    let lines = "network(ip(127.0.0.1) port(%PORT%) transport(tcp) flags(syslog-protocol));";
+    let counted = "syslog(ip(127.0.0.1) port(%PORT%) transport(tcp));";
+    for (source, framing) in [(lines, "framing newline;"), (counted, "")] {
+        let Some(syslog_ng) = SyslogNg::start(source) else {
+            return eprintln!("TEST_SYSLOG_NG is not set: skipped");
+        };
+        let bench = Bench::start(&format!(
+            "tirreno_target audit {{
+                 type syslog; server 127.0.0.1:{}; transport tcp; {framing} interval 20ms;
+             }}",
+            syslog_ng.port()
+        ));
+        bench.requests(0..3);
+        // While the connection stays open.
+        for (n, line) in syslog_ng.wait_lines(3).iter().enumerate() {
+            let record = line.strip_prefix(&format!("nginx /{n} ")).expect(line);
+            assert_eq!(number(&serde_json::from_str(record).unwrap()), Some(n));
+        }
+        bench.settled("audit");
+    }
+}
+
 // Connections.
+
+/// What a syslog target with this `framing` writes for two requests.
+fn syslog_stream(framing: &str, end: u8) -> Vec<String> {
+    let listener = Listener::default();
+    let bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type syslog; server 127.0.0.1:{}; transport tcp; framing {framing}; interval 20ms;
+         }}",
+        listener.port()
+    ));
+    bench.requests(0..2);
+    let records = read_records(&mut listener.accept(), end, 2).unwrap();
+    records.into_iter().map(|record| String::from_utf8(record).unwrap()).collect()
+}
+
+#[test]
+fn receivers_of_lines_get_lines() {
+    for (framing, end) in [("newline", b'\n'), ("nul", 0)] {
+        for (n, message) in syslog_stream(framing, end).iter().enumerate() {
+            assert!(message.starts_with("<190>1 "), "{message}");
+            let (_, record) = message.split_once("] ").unwrap();
+            assert_eq!(number(&serde_json::from_str(record).unwrap()), Some(n), "{message}");
+        }
+    }
+}
 
 #[test]
 fn gelf_ends_with_nul_and_json_with_a_line() {
@@ -1035,6 +1191,36 @@ fn standard_error_is_the_new_error_log_after_a_rotation() {
         numbers(lines.map(|line| format!("{line}\n")).collect::<String>().as_bytes())
     };
     assert_eq!((ours(&moved), ours(&log)), (vec![0], vec![1]));
+}
+
+#[test]
+fn no_long_record_is_torn_in_a_pipe() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut bench = Bench::build("tirreno_target out { type console; interval 5ms; }", |builder| {
+        let format = "log_format long \"log $request_uri\"; access_log /dev/stdout long;";
+        builder.workers(2).http(format)
+    });
+    let reader = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    bench.nginx.start_with_output(writer);
+    let count = 1000;
+    let mut connection = open(bench.nginx.port()).unwrap();
+    for n in 0..count {
+        let path = format!("/{n}?{}", "x".repeat(1900));
+        let referer = "y".repeat(1000);
+        let headers = [("Cookie", "user=u1"), ("Referer", &*referer)];
+        assert_eq!(connection.request("GET", &path, &headers, b"").unwrap().status, 200);
+    }
+    assert_eq!(bench.settled("out").delivered, count);
+    bench.nginx.quit();
+    let text = String::from_utf8(reader.join().unwrap()).unwrap();
+    let (ours, theirs): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with('{'));
+    assert!(theirs.iter().all(|line| line.starts_with("log /")), "{theirs:?}");
+    assert!(ours.iter().all(|line| line.len() < 4096));
+    assert_eq!(numbers((ours.join("\n") + "\n").as_bytes()).len() as u64, count);
 }
 
 // Hostile values.

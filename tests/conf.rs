@@ -372,6 +372,8 @@ fn a_parameter_of_another_type_is_refused_where_it_stands() {
         ("type syslog; server 127.0.0.1;", "out stdout;", "out", "syslog"),
         ("type tcp; server 127.0.0.1:9;", "tag nginx;", "tag", "tcp"),
         ("type tcp; server 127.0.0.1:9;", "max_size 1m;", "max_size", "tcp"),
+        (file, "framing newline;", "framing", "file"),
+        ("type console;", "max_message_size 8k;", "max_message_size", "console"),
         ("url http://127.0.0.1:9/; api_key %KEY%;", "format json;", "format", "tirreno"),
     ];
     for (others, line, name, kind) in rows {
@@ -425,6 +427,16 @@ fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
         ("syslog", "server unix:log;", value("server", "unix:log", server)),
         ("tcp", "server ::1:9;", value("server", "::1:9", server)),
         ("tcp", "transport http;", value("transport", "http", "\"udp\", \"tcp\" or \"tls\"")),
+        (
+            "tcp",
+            "framing crlf;",
+            value("framing", "crlf", "\"octet-counting\", \"newline\" or \"nul\""),
+        ),
+        (
+            "syslog",
+            "max_message_size 500;",
+            value("max_message_size", "500", "a size from 1k on, like \"8k\""),
+        ),
         ("syslog", "facility local8;", value("facility", "local8", facilities)),
         ("syslog", "severity warning;", value("severity", "warning", severities)),
         ("syslog", "tag \"a b\";", value("tag", "a b", tag)),
@@ -477,6 +489,16 @@ fn a_stream_target_that_lacks_something_is_refused_where_it_begins() {
         (
             "type syslog; server unix:/dev/log; transport tcp;",
             "target \"audit\" has a local socket as its \"server\": remove \"transport\"",
+        ),
+        (
+            "type syslog; server localhost; framing newline;",
+            "target \"audit\" sends each message as a datagram: \"framing\" needs \"transport\" \"tcp\" or \
+             \"tls\"",
+        ),
+        (
+            "type syslog; server unix:/dev/log; framing newline;",
+            "target \"audit\" sends each message as a datagram: \"framing\" needs \"transport\" \"tcp\" or \
+             \"tls\"",
         ),
         (
             "type syslog; server localhost; ssl_verify off;",

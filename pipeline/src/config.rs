@@ -217,6 +217,17 @@ pub enum Transport {
     Tls(Tls),
 }
 
+/// How a receiver tells one record on a connection from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Its length in decimal digits and a space stand before it (RFC 6587, 3.4.1).
+    OctetCounting,
+    /// It ends as the format's lines end (RFC 6587, 3.4.2): no record holds a newline.
+    Newline,
+    /// It ends with NUL: no record holds one.
+    Nul,
+}
+
 /// A server that takes records.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -224,6 +235,10 @@ pub struct ServerConfig {
     pub address: Address,
     /// How records get there.
     pub transport: Transport,
+    /// What is around a record; nothing where each is a datagram.
+    pub framing: Option<Framing>,
+    /// The most bytes of a message, but for its length before it.
+    pub max_message: Option<usize>,
 }
 
 /// A syslog server.

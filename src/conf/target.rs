@@ -44,7 +44,7 @@ const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
 /// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
-const PARAMETERS: [(&str, usize, usize, u8); 39] = [
+const PARAMETERS: [(&str, usize, usize, u8); 41] = [
     ("include", 1, 1, ANY),
     ("type", 1, 1, ANY),
     ("events", 1, usize::MAX, ANY),
@@ -81,6 +81,8 @@ const PARAMETERS: [(&str, usize, usize, u8); 39] = [
     ("out", 1, 1, CONSOLE),
     ("server", 1, 1, SYSLOG | TCP),
     ("transport", 1, 1, SYSLOG | TCP),
+    ("framing", 1, 1, SYSLOG | TCP),
+    ("max_message_size", 1, 1, SYSLOG | TCP),
     ("facility", 1, 1, SYSLOG),
     ("severity", 1, 1, SYSLOG),
     ("tag", 1, 1, SYSLOG),

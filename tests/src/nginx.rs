@@ -253,16 +253,25 @@ impl Nginx {
     /// # Panics
     /// When nginx does not start: with what it said.
     pub fn start(&mut self) {
+        self.start_with_output(self.log_file("stdout.log"));
+    }
+
+    fn log_file(&self, name: &str) -> File {
+        let path = self.prefix().join("logs").join(name);
+        File::options().create(true).append(true).open(path).expect("a log file")
+    }
+
+    /// As [`start`](Self::start), with another standard output than a file.
+    ///
+    /// # Panics
+    /// When nginx does not start: with what it said.
+    pub fn start_with_output(&mut self, output: impl Into<Stdio>) {
         assert!(!self.is_running(), "nginx runs already");
-        let log = |name: &str| {
-            let path = self.prefix().join("logs").join(name);
-            File::options().create(true).append(true).open(path).expect("a log file")
-        };
         let mut child = self
             .command()
             .stdin(Stdio::null())
-            .stdout(log("stdout.log"))
-            .stderr(log("stderr.log"))
+            .stdout(output)
+            .stderr(self.log_file("stderr.log"))
             .spawn()
             .expect("nginx runs");
         if self.builder.daemon {

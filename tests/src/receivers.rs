@@ -1,4 +1,4 @@
-//! What takes audit records: rsyslog, and connections that a test itself serves.
+//! What takes audit records: rsyslog, syslog-ng, and connections that a test itself serves.
 //!
 //! Programs come from the directory in the environment variable `TEST_RECEIVERS`, which `ci/test` fills
 //! with Debian's packages, or else are the system's.
@@ -77,11 +77,23 @@ pub struct Message {
 }
 
 impl Rsyslog {
-    /// Starts it and waits until it listens.
+    /// Starts it, for messages of up to 64 KB, and waits until it listens.
     ///
     /// # Panics
     /// When it does not start.
     pub fn start(input: &Input<'_>) -> Self {
+        Self::start_with(input, "maxMessageSize=\"64k\"")
+    }
+
+    /// Starts it with the longest message that it takes as it is shipped.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn as_shipped(input: &Input<'_>) -> Self {
+        Self::start_with(input, "")
+    }
+
+    fn start_with(input: &Input<'_>, settings: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = |name: &str| dir.path().join(name).display().to_string();
         let port = ports::free_port();
@@ -119,7 +131,7 @@ impl Rsyslog {
         let properties: String =
             ["pri", "hostname", "app-name", "procid", "msgid", "msg"].map(property).concat();
         let config = format!(
-            "global(workDirectory=\"{}\" maxMessageSize=\"64k\" net.enableDNS=\"off\" {global})
+            "global(workDirectory=\"{}\" {settings} net.enableDNS=\"off\" {global})
              module(load=\"mmpstrucdata\")
              template(name=\"all\" type=\"list\" option.jsonf=\"on\") {{
                  {properties}
@@ -217,6 +229,90 @@ impl Drop for Rsyslog {
             eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
         }
         self.stop();
+    }
+}
+
+/// A running syslog-ng, unpacked into the directory in `TEST_SYSLOG_NG`. Dropping it stops it.
+pub struct SyslogNg {
+    child: Child,
+    dir: TempDir,
+    port: u16,
+}
+
+impl SyslogNg {
+    /// Starts it with this source, in which `%PORT%` is its port; nothing where there is none.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(source: &str) -> Option<Self> {
+        let root = PathBuf::from(env::var_os("TEST_SYSLOG_NG")?);
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let port = ports::free_port();
+        let path = |name: &str| dir.path().join(name);
+        let source = source.replace("%PORT%", &port.to_string());
+        let config = format!(
+            "@version: 3.38
+             source in {{ {source} }};
+             destination out {{
+                 file(\"{}\" template(\"$PROGRAM ${{.SDATA.tirreno@32473.url}} $MSG\\n\"));
+             }};
+             log {{ source(in); destination(out); }};\n",
+            path("messages").display()
+        );
+        fs::write(path("conf"), config).expect("the temporary directory is ours");
+        let own = root.join("usr/lib/syslog-ng");
+        let modules = fs::read_dir(&own).expect("syslog-ng").flatten().map(|entry| entry.path());
+        let modules = modules.into_iter().find(|path| path.is_dir()).expect("its modules");
+        let libraries = libraries(&root).into_iter().chain([own]);
+        let child = Command::new(root.join("usr/sbin/syslog-ng"))
+            .env("LD_LIBRARY_PATH", env::join_paths(libraries).expect("paths without colons"))
+            .arg("-F")
+            .arg("--module-path")
+            .arg(modules)
+            .arg("-f")
+            .arg(path("conf"))
+            .arg("-R")
+            .arg(path("state"))
+            .arg("-p")
+            .arg(path("pid"))
+            .arg("-c")
+            .arg(path("control"))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("syslog-ng runs");
+        let syslog_ng = Self { child, dir, port };
+        wait_for(PATIENCE, "syslog-ng", || {
+            TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
+        });
+        Some(syslog_ng)
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Waits until it has written `count` lines, `APP-NAME URL MSG` each.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_lines(&self, count: usize) -> Vec<String> {
+        wait_for(PATIENCE, "lines of syslog-ng", || {
+            let text = fs::read_to_string(self.dir.path().join("messages")).unwrap_or_default();
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            match whole.lines().map(str::to_owned).collect::<Vec<_>>() {
+                lines if lines.len() >= count => Ok(lines),
+                lines => Err(format!("{lines:?}")),
+            }
+        })
+    }
+}
+
+impl Drop for SyslogNg {
+    fn drop(&mut self) {
+        // Gone or not, it is waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

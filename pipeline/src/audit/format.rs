@@ -54,6 +54,17 @@ pub struct Drops {
     pub last_ms: i64,
 }
 
+/// How much a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// All.
+    Whole,
+    /// Of each value that a client chooses, but for the user's name, so many bytes at the most.
+    Values(usize),
+    /// Only what every record has.
+    Bare,
+}
+
 const NAMES: &str = "\"json\", \"plain\", \"gelf\", \"mattermost\", \"mattermost_v7\" or \"ecs\"";
 
 impl FormatConfig {
@@ -199,8 +210,8 @@ impl Formatter {
     }
 
     /// Adds the audit record of an event to `out`, without its [`terminator`](Self::terminator).
-    pub fn record(&self, view: &View<'_>, out: &mut Vec<u8>) {
-        self.write(&Entry::of(view, &self.0), out);
+    pub fn record(&self, view: &View<'_>, length: Length, out: &mut Vec<u8>) {
+        self.write(&Entry::of(view, &self.0).shortened(length), out);
     }
 
     /// Adds a record that says how many events were dropped.
@@ -218,8 +229,8 @@ impl Formatter {
 
     /// The record's fields as names and values, which are those of the format `json`, in its order; for
     /// the structured data of syslog. Values may hold any character but NUL.
-    pub fn fields(&self, view: &View<'_>) -> Vec<(String, String)> {
-        Entry::of(view, &self.0).texts()
+    pub fn fields(&self, view: &View<'_>, length: Length) -> Vec<(String, String)> {
+        Entry::of(view, &self.0).shortened(length).texts()
     }
 
     /// [`fields`](Self::fields) of the record that says how many events were dropped.

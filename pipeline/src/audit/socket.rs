@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,10 +18,12 @@ use crate::fault::{Fault, TlsFault};
 
 /// How long connecting to one address may take, and a TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A server that takes nothing for this long is connected to anew.
-const STALLED: Duration = Duration::from_secs(60);
+/// A server that takes or confirms nothing for this long is connected to anew.
+pub const STALLED: Duration = Duration::from_secs(60);
 /// How often a waiting write looks whether it shall go on.
 const POLL: Duration = Duration::from_millis(50);
+/// So long an answer may take that nobody listens to datagrams, before the first one counts as sent.
+const NOBODY: Duration = Duration::from_millis(50);
 /// How often a server that has more to say is read from before it is its turn again.
 const READS: usize = 16;
 
@@ -33,7 +35,7 @@ pub enum Socket {
     /// nginx's own output, and its place in the process's table of open files.
     Console(File, PathBuf),
     /// A datagram each, over the network …
-    Udp(UdpSocket),
+    Udp(Udp),
     /// … or to the machine's own syslog.
     Unix(UnixDatagram),
     /// One connection.
@@ -73,7 +75,7 @@ impl Socket {
         let addresses: Vec<_> =
             (host, port).to_socket_addrs().map_err(|_| Fault::HostNotFound)?.collect();
         let tls = match &config.transport {
-            Transport::Datagram => return udp(&addresses),
+            Transport::Datagram => return Udp::open(addresses).map(Self::Udp),
             Transport::Tcp => None,
             Transport::Tls(tls) => Some(tls),
         };
@@ -93,6 +95,15 @@ impl Socket {
         !matches!(self, Self::Connection(_))
     }
 
+    /// The most bytes that are written as one: what nginx's processes write to the same pipe may come
+    /// between the parts of a longer message.
+    pub fn limit(&self) -> Option<usize> {
+        match self {
+            Self::Console(file, _) => is_pipe(file).then_some(libc::PIPE_BUF),
+            _ => None,
+        }
+    }
+
     /// Writes all of it, or as a datagram; waits as long as `go_on` says.
     ///
     /// # Errors
@@ -103,11 +114,7 @@ impl Socket {
                 follow(file, place)?;
                 write_console(file, bytes, go_on)
             }
-            Self::Udp(socket) => {
-                socket.send(bytes)?;
-                // A machine's own socket, and a near one, tells at once that nobody listens.
-                socket.take_error()?.map_or(Ok(()), |error| Err(error.into()))
-            }
+            Self::Udp(udp) => udp.write(bytes),
             Self::Unix(socket) => loop {
                 match socket.send(bytes) {
                     Err(error) if is_wait(&error) && go_on() => {}
@@ -142,20 +149,63 @@ fn is_wait(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn udp(addresses: &[SocketAddr]) -> Result<Socket, Fault> {
-    let mut fault = Fault::HostNotFound;
-    for address in addresses {
-        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        let opened = UdpSocket::bind(any).and_then(|socket| {
-            socket.connect(address)?;
-            Ok(socket)
-        });
-        match opened {
-            Ok(socket) => return Ok(Socket::Udp(socket)),
-            Err(error) => fault = error.into(),
+/// Datagrams to one of a host's addresses.
+pub struct Udp {
+    addresses: Vec<SocketAddr>,
+    /// The one that is used.
+    at: usize,
+    /// Nothing before the first datagram.
+    socket: Option<UdpSocket>,
+}
+
+impl Udp {
+    fn open(addresses: Vec<SocketAddr>) -> Result<Self, Fault> {
+        match addresses.is_empty() {
+            true => Err(Fault::HostNotFound),
+            false => Ok(Self { addresses, at: 0, socket: None }),
         }
     }
-    Err(fault)
+
+    /// Sends to the address that is used; where nobody listens, to the next one.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let mut fault = Fault::HostNotFound;
+        for _ in 0..self.addresses.len() {
+            match self.send(bytes) {
+                Err(Fault::TooLong) => return Err(Fault::TooLong),
+                Err(error) => fault = error,
+                Ok(()) => return Ok(()),
+            }
+            self.socket = None;
+            self.at = (self.at + 1) % self.addresses.len();
+        }
+        Err(fault)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let is_first = self.socket.is_none();
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => self.socket.insert(connect(self.addresses[self.at])?),
+        };
+        socket.send(bytes)?;
+        // To connect tells nothing. That nobody listens comes as an answer: at once of this machine, soon of a
+        // near one, late or never of others.
+        if is_first {
+            poll_for(socket.as_fd(), 0, NOBODY);
+        }
+        socket.take_error()?.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<UdpSocket> {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(address)?;
+    Ok(socket)
+}
+
+fn is_pipe(file: &File) -> bool {
+    file.metadata().is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
 /// nginx puts its error log, when it opens that anew, in the place of its standard error; a thread with
@@ -179,7 +229,8 @@ fn write_console(file: &mut File, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<
             return Err(Fault::TimedOut);
         }
         // A pipe that can be written to takes so much without waiting.
-        match file.write(&bytes[..bytes.len().min(libc::PIPE_BUF)]) {
+        let part = if is_pipe(file) { bytes.len().min(libc::PIPE_BUF) } else { bytes.len() };
+        match file.write(&bytes[..part]) {
             Ok(0) => return Err(Fault::ConnectionBroken),
             Ok(written) => bytes = &bytes[written..],
             Err(error) if is_wait(&error) && go_on() => {}
@@ -191,9 +242,14 @@ fn write_console(file: &mut File, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<
 
 /// Waits a little until one of `events` may happen without waiting.
 fn poll(fd: BorrowedFd<'_>, events: i16) -> bool {
+    poll_for(fd, events, POLL)
+}
+
+/// Waits at most `limit` until one of `events`, or an error, may happen without waiting.
+fn poll_for(fd: BorrowedFd<'_>, events: i16, limit: Duration) -> bool {
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one valid structure.
-    unsafe { libc::poll(&mut poll, 1, POLL.as_millis() as libc::c_int) > 0 }
+    unsafe { libc::poll(&mut poll, 1, limit.as_millis() as libc::c_int) > 0 }
 }
 
 /// TLS on a connection.
@@ -384,6 +440,28 @@ mod tests {
         while connection.read() == Ok(()) {
             poll(connection.socket.as_fd(), libc::POLLIN);
         }
+    }
+
+    #[test]
+    fn datagrams_go_to_the_address_where_somebody_listens() {
+        let nobody = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listens = receiver.local_addr().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        for addresses in
+            [vec![nobody, listens], vec![listens, nobody], vec![nobody, nobody, listens]]
+        {
+            let mut socket = Socket::Udp(Udp::open(addresses).unwrap());
+            for message in [b"1", b"2"] {
+                assert_eq!(socket.write(message, &|| true), Ok(()));
+                let mut read = [0; 8];
+                assert_eq!(receiver.recv(&mut read).unwrap(), 1);
+                assert_eq!(read[0], message[0]);
+            }
+        }
+        let mut socket = Socket::Udp(Udp::open(vec![nobody, nobody]).unwrap());
+        assert_eq!(socket.write(b"1", &|| true), Err(Fault::ConnectionRefused));
+        assert_eq!(Udp::open(Vec::new()).err(), Some(Fault::HostNotFound));
     }
 
     #[test]

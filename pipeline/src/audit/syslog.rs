@@ -125,7 +125,7 @@ impl Header {
         Self { config: config.clone(), host: host.unwrap_or_else(|| "-".into()) }
     }
 
-    /// Appends what comes before a record whose fields are these.
+    /// Appends what comes before a record whose fields are these; without any it has no structured data.
     pub fn record(&self, record: &Record<'_>, fields: &[Field], out: &mut Vec<u8>) {
         let kind = record.kind();
         self.start(Severity::of(kind), record.time_ms(), kind.name(), out);
@@ -148,8 +148,11 @@ impl Header {
     }
 }
 
-/// An SD-ELEMENT, and the space behind it.
+/// An SD-ELEMENT or the NILVALUE, and the space behind it.
 fn structured_data(fields: &[Field], out: &mut Vec<u8>) {
+    if fields.is_empty() {
+        return out.extend_from_slice(b"- ");
+    }
     push(out, format_args!("[{SD_ID}"));
     for (name, value) in fields.iter().filter(|(name, _)| is_name(name)) {
         push(out, format_args!(" {name}=\"{}\"", Value(value)));

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use crate::audit::file::RotatedFile;
-use crate::audit::format::Formatter;
-use crate::audit::socket::Socket;
+use crate::audit::format::{Drops, Formatter, Length};
+use crate::audit::socket::{STALLED, Socket};
 use crate::audit::syslog::Header;
-use crate::config::{AuditConfig, Sink, TargetConfig, Transport};
+use crate::config::{AuditConfig, Framing, Sink, TargetConfig};
 use crate::delivery::backoff::Backoff;
 use crate::delivery::health::Health;
 use crate::delivery::inbox::{Inbox, Outcome};
@@ -43,76 +43,120 @@ const CONFIRM_POLL: Duration = Duration::from_millis(20);
 struct Writer {
     privacy: Privacy,
     formatter: Formatter,
+    /// Stands before a record's own bytes.
+    header: Option<Header>,
     frame: Frame,
+    /// The most bytes of a message, but for its length before it.
+    max_message: Option<usize>,
 }
 
-/// What is around a record.
+/// What is around a message.
 #[derive(Clone)]
 enum Frame {
+    /// Nothing: it is a datagram.
+    None,
+    /// Before it, its length (RFC 6587, 3.4.1).
+    Counted,
     /// Behind it, what ends it.
     Terminated(Vec<u8>),
-    /// Before it, a syslog header, and on a connection before that the length (RFC 6587, 3.4.1).
-    Syslog { header: Header, counted: bool },
 }
+
+/// To so many bytes values are cut at the most: a message that is still too long says only what every one does.
+const SHORTEST_VALUE: usize = 16;
+/// No value is longer.
+const LONGEST_VALUE: usize = 16 << 10;
+/// Values may be cut to so many bytes less than there would be room for.
+const TOO_SHORT: usize = 8;
 
 impl Writer {
     fn new(privacy: &Privacy, config: &AuditConfig) -> Self {
         let formatter = Formatter::new(&config.format);
-        let frame = match &config.sink {
-            Sink::Syslog(syslog) => Frame::Syslog {
-                header: Header::new(&syslog.header),
-                counted: !matches!(syslog.server.transport, Transport::Datagram),
-            },
-            Sink::Tcp(_) if config.format.is_gelf() => Frame::Terminated(b"\0".to_vec()),
-            _ => Frame::Terminated(formatter.terminator().to_vec()),
+        let server = match &config.sink {
+            Sink::Syslog(syslog) => Some(&syslog.server),
+            Sink::Tcp(server) => Some(server),
+            Sink::File(_) | Sink::Console(_) => None,
         };
-        Self { privacy: privacy.clone(), formatter, frame }
+        let line = || Frame::Terminated(formatter.terminator().to_vec());
+        let frame = match server.map(|server| server.framing) {
+            Some(None) => Frame::None,
+            Some(Some(Framing::OctetCounting)) => Frame::Counted,
+            Some(Some(Framing::Nul)) => Frame::Terminated(b"\0".to_vec()),
+            Some(Some(Framing::Newline)) | None => line(),
+        };
+        let header = match &config.sink {
+            Sink::Syslog(syslog) => Some(Header::new(&syslog.header)),
+            _ => None,
+        };
+        let max_message = server.and_then(|server| server.max_message);
+        Self { privacy: privacy.clone(), formatter, header, frame, max_message }
     }
 
-    fn entry(&self, entry: &Entry, out: &mut Vec<u8>) {
-        match entry {
-            Entry::Record(bytes) => {
-                if let Some(record) = Record::parse(bytes) {
-                    self.record(&record, out);
-                }
-            }
-            Entry::Drops(drops) => self.framed(
-                out,
-                |header, out| header.drops(&self.formatter.drop_fields(drops), out),
-                |formatter, out| formatter.drops(drops, out),
-            ),
+    /// Appends the message of an entry, of at most `limit` bytes where the way asks for that; returns whether
+    /// it can be so short.
+    fn entry(&self, entry: &Entry, limit: Option<usize>, out: &mut Vec<u8>) -> bool {
+        let limit = [limit, self.max_message].into_iter().flatten().min().unwrap_or(usize::MAX);
+        let message = match entry {
+            Entry::Record(bytes) => match Record::parse(bytes) {
+                Some(record) => self.shortened(limit, |length| self.record(&record, length)),
+                None => return false,
+            },
+            Entry::Drops(drops) => Some(self.drops(drops)).filter(|bytes| bytes.len() <= limit),
+        };
+        let Some(message) = message else { return false };
+        if matches!(self.frame, Frame::Counted) {
+            out.extend_from_slice(format!("{} ", message.len()).as_bytes());
         }
+        out.extend_from_slice(&message);
+        true
     }
 
-    fn record(&self, record: &Record<'_>, out: &mut Vec<u8>) {
-        let view = self.privacy.view(*record);
-        self.framed(
-            out,
-            |header, out| header.record(record, &self.formatter.fields(&view), out),
-            |formatter, out| formatter.record(&view, out),
-        );
+    /// The message with the longest values that `limit` leaves room for.
+    fn shortened(&self, limit: usize, write: impl Fn(Length) -> Vec<u8>) -> Option<Vec<u8>> {
+        let fitting = |length| Some(write(length)).filter(|bytes| bytes.len() <= limit);
+        if let Some(whole) = fitting(Length::Whole) {
+            return Some(whole);
+        }
+        let Some(mut best) = fitting(Length::Values(SHORTEST_VALUE)) else {
+            return fitting(Length::Bare);
+        };
+        let (mut fits, mut too_long) = (SHORTEST_VALUE, LONGEST_VALUE.min(limit));
+        while too_long > fits + TOO_SHORT {
+            let middle = fits.midpoint(too_long);
+            match fitting(Length::Values(middle)) {
+                Some(message) => (best, fits) = (message, middle),
+                None => too_long = middle,
+            }
+        }
+        Some(best)
     }
 
-    fn framed(
-        &self,
-        out: &mut Vec<u8>,
-        header_into: impl Fn(&Header, &mut Vec<u8>),
-        body_into: impl Fn(&Formatter, &mut Vec<u8>),
-    ) {
-        match &self.frame {
-            Frame::Terminated(terminator) => {
-                body_into(&self.formatter, out);
-                out.extend_from_slice(terminator);
-            }
-            Frame::Syslog { header, counted } => {
-                let mut message = Vec::with_capacity(1024);
-                header_into(header, &mut message);
-                body_into(&self.formatter, &mut message);
-                if *counted {
-                    out.extend_from_slice(format!("{} ", message.len()).as_bytes());
-                }
-                out.append(&mut message);
-            }
+    fn record(&self, record: &Record<'_>, length: Length) -> Vec<u8> {
+        let (view, mut message) = (self.privacy.view(*record), Vec::with_capacity(1024));
+        if let Some(header) = &self.header {
+            let fields = match length {
+                Length::Bare => Vec::new(),
+                _ => self.formatter.fields(&view, length),
+            };
+            header.record(record, &fields, &mut message);
+        }
+        self.formatter.record(&view, length, &mut message);
+        self.terminate(&mut message);
+        message
+    }
+
+    fn drops(&self, drops: &Drops) -> Vec<u8> {
+        let mut message = Vec::new();
+        if let Some(header) = &self.header {
+            header.drops(&self.formatter.drop_fields(drops), &mut message);
+        }
+        self.formatter.drops(drops, &mut message);
+        self.terminate(&mut message);
+        message
+    }
+
+    fn terminate(&self, message: &mut Vec<u8>) {
+        if let Frame::Terminated(end) = &self.frame {
+            message.extend_from_slice(end);
         }
     }
 }
@@ -175,7 +219,10 @@ impl FileTarget {
                 return None;
             }
             self.lines.clear();
-            entries.iter().for_each(|entry| self.writer.entry(entry, &mut self.lines));
+            // A line may be of any length.
+            for entry in &entries {
+                self.writer.entry(entry, None, &mut self.lines);
+            }
             match self.file.append(&self.lines) {
                 Ok(()) => {
                     inbox.settle(entries.len(), Outcome::Delivered);
@@ -215,6 +262,10 @@ impl Target for FileTarget {
 /// Entries that were sent and may still be lost.
 struct Sent {
     entries: usize,
+    /// How many between them are too long, and were not.
+    rejected: usize,
+    /// When they were.
+    at: Instant,
     /// What the socket has sent behind them.
     end: u64,
     /// Since when they are confirmed.
@@ -289,6 +340,7 @@ impl Sender {
             Sink::File(_) => return Ok(()),
         }?;
         let most = if socket.takes_one() { 1 } else { CHUNK };
+        let limit = socket.limit();
         let mut sent: VecDeque<Sent> = VecDeque::new();
         let mut bytes = Vec::new();
         while !inbox.is_closed() {
@@ -304,7 +356,12 @@ impl Sender {
                 continue;
             }
             bytes.clear();
-            entries.iter().for_each(|entry| self.writer.entry(entry, &mut bytes));
+            let fits = |entry: &&Entry| self.writer.entry(entry, limit, &mut bytes);
+            let fitting = entries.iter().filter(fits).count();
+            let rejected = entries.len() - fitting;
+            if rejected > 0 {
+                self.health.rejected(inbox, Fault::TooLong, Instant::now());
+            }
             match socket.write(&bytes, &go_on) {
                 Ok(()) => {}
                 Err(Fault::TooLong) if socket.takes_one() => {
@@ -315,10 +372,12 @@ impl Sender {
                 Err(fault) => return Err(fault),
             }
             if socket.takes_one() {
-                self.settled(inbox, 1);
+                self.settled(inbox, fitting, rejected);
             } else {
                 sent.push_back(Sent {
-                    entries: entries.len(),
+                    entries: fitting,
+                    rejected,
+                    at: Instant::now(),
                     end: socket.sent(),
                     confirmed: None,
                 });
@@ -342,12 +401,15 @@ impl Sender {
         for chunk in sent.iter_mut().filter(|chunk| chunk.end <= confirmed) {
             chunk.confirmed.get_or_insert(now);
         }
+        if sent.iter().any(|chunk| chunk.confirmed.is_none() && now - chunk.at >= STALLED) {
+            return Err(Fault::TimedOut);
+        }
         // A stopping process has no time to see what becomes of the connection.
         let outlives = if inbox.is_stopping() { Duration::ZERO } else { OUTLIVES };
         while let Some(chunk) = sent.front()
             && chunk.confirmed.is_some_and(|since| now - since >= outlives)
         {
-            self.settled(inbox, chunk.entries);
+            self.settled(inbox, chunk.entries, chunk.rejected);
             sent.pop_front();
         }
         Ok(())
@@ -355,7 +417,13 @@ impl Sender {
 
     /// So many entries are delivered. Only this tells that it works: a receiver that takes what it is
     /// sent and closes shall not get it over and over without a pause.
-    fn settled(&mut self, inbox: &Inbox, entries: usize) {
+    fn settled(&mut self, inbox: &Inbox, entries: usize, rejected: usize) {
+        if rejected > 0 {
+            inbox.settle(rejected, Outcome::Rejected);
+        }
+        if entries == 0 {
+            return;
+        }
         inbox.settle(entries, Outcome::Delivered);
         self.backoff.succeeded();
         self.health.succeeded(inbox);
@@ -372,7 +440,7 @@ mod tests {
     use super::*;
     use crate::audit::format::FormatConfig;
     use crate::capture::level::Routing;
-    use crate::config::{Address, Destination, FileConfig, ServerConfig};
+    use crate::config::{Address, Destination, FileConfig, ServerConfig, Transport};
     use crate::delivery::backoff::{FIRST, GROWTH};
     use crate::event::EventType;
     use crate::log_queue::log_queue;
@@ -459,6 +527,8 @@ mod tests {
         let server = ServerConfig {
             address: Address::Host("127.0.0.1".into(), port),
             transport: Transport::Tcp,
+            framing: Some(Framing::Newline),
+            max_message: None,
         };
         let zone = anonymous(1 << 20).unwrap();
         let target = start(zone, Sink::Tcp(server));

@@ -7,7 +7,7 @@ use nginx_sys::{ngx_conf_t, ngx_str_t};
 use tirreno_pipeline::audit::format::FormatConfig;
 use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
 use tirreno_pipeline::config::{
-    Address, AuditConfig, Console, FileConfig, ServerConfig, Sink, SyslogConfig, Transport,
+    Address, AuditConfig, Console, FileConfig, Framing, ServerConfig, Sink, SyslogConfig, Transport,
 };
 
 use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
@@ -17,6 +17,11 @@ use tirreno_pipeline::capture::rule::Place;
 /// Of a file, before it is rotated.
 const DEFAULT_SIZE: u64 = 100 << 20;
 const MAX_BACKUPS: usize = 1_000_000;
+/// Of a syslog message, unless `max_message_size` says otherwise: what rsyslog takes as it is shipped. It makes
+/// a message of its own of the rest of a longer one.
+const DEFAULT_MESSAGE: usize = 8000;
+/// Room for what every message says.
+const LEAST_MESSAGE: usize = 1 << 10;
 /// The ports of syslog over UDP (RFC 5426), and over TLS (RFC 5425). TCP has none of its own.
 const SYSLOG_PORT: u16 = 514;
 const SYSLOG_TLS_PORT: u16 = 6514;
@@ -37,6 +42,8 @@ pub(super) struct Draft {
     facility: Option<Facility>,
     severity: Option<Severity>,
     tag: Option<String>,
+    framing: Option<Framing>,
+    max_message: Option<usize>,
 }
 
 /// The parameter `transport`.
@@ -104,6 +111,19 @@ impl Draft {
                 }
                 self.tag = Some(text);
             }
+            "framing" => {
+                self.framing = Some(match &*text {
+                    "octet-counting" => Framing::OctetCounting,
+                    "newline" => Framing::Newline,
+                    "nul" => Framing::Nul,
+                    _ => return Err(value.invalid("\"octet-counting\", \"newline\" or \"nul\"")),
+                });
+            }
+            "max_message_size" => {
+                let size = parse_size(value.text).filter(|size| *size >= LEAST_MESSAGE);
+                let must = "a size from 1k on, like \"8k\"";
+                self.max_message = Some(size.ok_or_else(|| value.invalid(must))?);
+            }
             _ => {}
         }
         Ok(())
@@ -124,9 +144,17 @@ impl Draft {
                     severity: self.severity,
                     tag: self.tag.clone().unwrap_or_else(|| "nginx".into()),
                 };
-                Sink::Syslog(SyslogConfig { server: self.server(tls, name, true)?, header })
+                let mut server = self.server(tls, name, Some(Framing::OctetCounting))?;
+                server.max_message.get_or_insert(DEFAULT_MESSAGE);
+                Sink::Syslog(SyslogConfig { server, header })
             }
-            _ => Sink::Tcp(self.server(tls, name, false)?),
+            _ => {
+                let mut server = self.server(tls, name, None)?;
+                // As Graylog expects it.
+                let default = if format.is_gelf() { Framing::Nul } else { Framing::Newline };
+                server.framing.get_or_insert(default);
+                Sink::Tcp(server)
+            }
         };
         Ok(AuditConfig { format, sink })
     }
@@ -148,7 +176,9 @@ impl Draft {
         })
     }
 
-    fn server(self, tls: Tls, name: &str, is_syslog: bool) -> Result<ServerConfig, String> {
+    /// `syslog`: how messages of syslog are told apart on a connection.
+    fn server(self, tls: Tls, name: &str, syslog: Option<Framing>) -> Result<ServerConfig, String> {
+        let is_syslog = syslog.is_some();
         let Some(server) = self.server else {
             return Err(format!(
                 "target \"{name}\" has no \"server\", add it like \"server HOST:PORT;\""
@@ -181,12 +211,20 @@ impl Draft {
                 "target \"{name}\" has a parameter \"ssl_...\", which needs \"transport tls\""
             ));
         }
+        let is_datagram = is_local || transport == Wanted::Udp;
+        if is_datagram && self.framing.is_some() {
+            return Err(format!(
+                "target \"{name}\" sends each message as a datagram: \"framing\" needs \"transport\" \
+                 \"tcp\" or \"tls\""
+            ));
+        }
+        let framing = if is_datagram { None } else { self.framing.or(syslog) };
         let transport = match transport {
             Wanted::Udp => Transport::Datagram,
             Wanted::Tcp => Transport::Tcp,
             Wanted::Tls => Transport::Tls(tls.finish(name)?),
         };
-        Ok(ServerConfig { address, transport })
+        Ok(ServerConfig { address, transport, framing, max_message: self.max_message })
     }
 }
 

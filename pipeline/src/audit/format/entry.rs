@@ -8,7 +8,7 @@ use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::Sha256;
 
-use super::{Drops, FormatConfig, rfc3339};
+use super::{Drops, FormatConfig, Length, rfc3339};
 use crate::capture::level::Level;
 use crate::capture::path;
 use crate::capture::rules::CLIENT_CLOSED_REQUEST;
@@ -48,6 +48,9 @@ impl Outcome {
     }
 }
 
+/// The most bytes of the user in a record that says only what every record has.
+const BARE_USER: usize = 48;
+
 /// The event of a record about dropped events.
 const DROPPED: &str = "audit_records_dropped";
 
@@ -82,6 +85,8 @@ pub(super) struct Entry<'a> {
     pub(super) given: Vec<(&'static str, Cow<'a, str>)>,
     pub(super) cluster_id: Option<&'a str>,
     pub(super) drops: Option<Drops>,
+    /// Whether values are cut or left out, so that the record is not too long for its receiver.
+    pub(super) truncated: bool,
 }
 
 /// Parameters that only `tirreno_param` gives, with their names in the format `json`.
@@ -98,7 +103,7 @@ const GIVEN: [(Param, &str); 9] = [
 ];
 
 /// Names that a segment of a path cannot have as a field: `user_id` is who acts, `target_user_id` to whom.
-const TAKEN: [&str; 34] = [
+const TAKEN: [&str; 35] = [
     "timestamp",
     "level",
     "msg",
@@ -117,6 +122,7 @@ const TAKEN: [&str; 34] = [
     "language",
     "trace_id",
     "repeated",
+    "truncated",
     "cluster_id",
     "pinned",
     // Of Mattermost's.
@@ -137,7 +143,7 @@ const TAKEN: [&str; 34] = [
 ];
 
 /// Names of the facts of every record.
-const OWN: [&str; 21] = [
+const OWN: [&str; 22] = [
     "timestamp",
     "level",
     "msg",
@@ -155,6 +161,7 @@ const OWN: [&str; 21] = [
     "referer",
     "language",
     "trace_id",
+    "truncated",
     "cluster_id",
     "pinned",
     "identity",
@@ -243,8 +250,44 @@ impl<'a> Entry<'a> {
             given: given.collect(),
             cluster_id: config.cluster_id.as_deref(),
             drops: None,
+            truncated: false,
             user,
         }
+    }
+
+    /// The entry with shorter values. The user, the address, the session and the trace id stay whole: they tell
+    /// who did it, and where to look for the rest.
+    pub(super) fn shortened(mut self, length: Length) -> Self {
+        let most = match length {
+            Length::Whole => return self,
+            Length::Values(most) => most,
+            Length::Bare => {
+                self.segments.clear();
+                self.fields.clear();
+                self.given.clear();
+                (self.method, self.client, self.referer) = (None, None, None);
+                (self.url, self.language, self.claimed) = (None, None, None);
+                self.user = self
+                    .user
+                    .map(|user| form::text(user.as_bytes(), BARE_USER).into_owned().into());
+                self.truncated = true;
+                return self;
+            }
+        };
+        let mut cut = false;
+        for text in [&mut self.method, &mut self.client, &mut self.language, &mut self.claimed] {
+            cut |= text.as_mut().is_some_and(|text| shorten(text, most));
+        }
+        for uri in [&mut self.url, &mut self.referer].into_iter().flatten() {
+            cut |= uri.len() > most;
+            uri.truncate(uri.floor_char_boundary(most));
+        }
+        let named = self.segments.iter_mut().chain(&mut self.fields).map(|(_, value)| value);
+        for value in named.chain(self.given.iter_mut().map(|(_, value)| value)) {
+            cut |= shorten(value, most);
+        }
+        self.truncated = cut;
+        self
     }
 
     /// Of events that were dropped.
@@ -273,6 +316,7 @@ impl<'a> Entry<'a> {
             given: Vec::new(),
             cluster_id: config.cluster_id.as_deref(),
             drops: Some(*drops),
+            truncated: false,
         }
     }
 
@@ -304,7 +348,7 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// How many events were dropped, and when; or for how many the record stands.
+    /// How many events were dropped, and when; or for how many the record stands; and whether it is cut.
     pub(super) fn counts(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
         let values = self.drops.map(|drops| {
             [
@@ -314,7 +358,8 @@ impl<'a> Entry<'a> {
             ]
         });
         let many = (self.repeated > 1).then(|| ("repeated", Value::Number(self.repeated.into())));
-        values.into_iter().flatten().chain(many)
+        let truncated = self.truncated.then_some(("truncated", Value::Flag(true)));
+        values.into_iter().flatten().chain(many).chain(truncated)
     }
 
     /// All but time, level and message, under the names of the format `json`.
@@ -365,6 +410,19 @@ fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
         Cow::Borrowed(value) => form::text(value, limit),
         Cow::Owned(value) => form::text(&value, limit).into_owned().into(),
     }
+}
+
+/// Cuts a value at a character's boundary; returns whether it was longer.
+fn shorten(text: &mut Cow<'_, str>, most: usize) -> bool {
+    let end = text.floor_char_boundary(most);
+    if end == text.len() {
+        return false;
+    }
+    match text {
+        Cow::Borrowed(text) => *text = &text[..end],
+        Cow::Owned(text) => text.truncate(end),
+    }
+    true
 }
 
 fn from_ms(ms: i64) -> DateTime<Utc> {

@@ -80,7 +80,7 @@ impl Request<'_> {
 
     fn written(&self, formatter: &Formatter) -> String {
         let (bytes, privacy, mut out) = (self.bytes(), Privacy::default(), Vec::new());
-        formatter.record(&privacy.view(Record::parse(&bytes).unwrap()), &mut out);
+        formatter.record(&privacy.view(Record::parse(&bytes).unwrap()), Length::Whole, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -190,7 +190,7 @@ fn what_json_can_do_without() {
 fn fields_are_those_of_json() {
     let formatter = formatter("gelf", &[("cluster_id", "c1")]);
     let (bytes, privacy) = (patch().bytes(), Privacy::default());
-    let fields = formatter.fields(&privacy.view(Record::parse(&bytes).unwrap()));
+    let fields = formatter.fields(&privacy.view(Record::parse(&bytes).unwrap()), Length::Whole);
     let json = patch().json(&self::formatter("json", &[("cluster_id", "c1")]));
     let texts = json.as_object().unwrap().iter().map(|(name, value)| {
         (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -724,7 +724,9 @@ fn hostile_values_stay_values() {
         let plain = formatter("plain", &[]);
         let bytes = request.bytes();
         let privacy = Privacy::default();
-        for (name, value) in plain.fields(&privacy.view(Record::parse(&bytes).unwrap())) {
+        for (name, value) in
+            plain.fields(&privacy.view(Record::parse(&bytes).unwrap()), Length::Whole)
+        {
             assert!(!value.contains('\0'), "{name}");
         }
     }
@@ -769,4 +771,51 @@ fn plain_names(line: &str, delim: &str) -> Vec<String> {
     }
     names.push(word);
     names.iter().filter_map(|word| Some(word.split_once('=')?.0.to_owned())).collect()
+}
+
+#[test]
+fn a_record_can_be_made_shorter_and_says_so() {
+    let long = "\u{20ac}\"".repeat(300);
+    let url = format!("/api/v4/posts/p1/patch?{}", "x".repeat(1000));
+    let request = Request {
+        params: vec![
+            (Param::UserName, b"a user whose name is longer than any value may be"),
+            (Param::HttpMethod, b"PUT"),
+            (Param::Url, url.as_bytes()),
+            (Param::UserAgent, long.as_bytes()),
+            (Param::HttpReferer, long.as_bytes()),
+            (Param::FullName, long.as_bytes()),
+        ],
+        segments: vec![("post_id", long.as_bytes()), ("truncated", b"x")],
+        fields: vec![("user.name", long.as_bytes())],
+        claimed: &long,
+        token: "t0ken",
+        ..patch()
+    };
+    let (bytes, privacy) = (request.bytes(), Privacy::default());
+    let view = privacy.view(Record::parse(&bytes).unwrap());
+    for name in ["json", "plain", "gelf", "mattermost", "mattermost_v7", "ecs"] {
+        let formatter = formatter(name, &[]);
+        let written = |length| {
+            let mut out = Vec::new();
+            formatter.record(&view, length, &mut out);
+            String::from_utf8(out).expect("valid UTF-8")
+        };
+        let whole = written(Length::Whole);
+        assert_eq!(written(Length::Values(5000)), whole);
+        let mut before = whole.len();
+        for most in [400, 100, 16] {
+            let text = written(Length::Values(most));
+            assert!(text.len() < before, "{name} {most}");
+            before = text.len();
+            assert!(text.contains("a user whose name is longer than any value may be"), "{text}");
+            assert!(text.contains("truncated") && text.contains(SESSION), "{text}");
+            if name != "plain" {
+                serde_json::from_str::<Value>(&text).unwrap();
+            }
+        }
+        let bare = written(Length::Bare);
+        assert!(bare.len() < 700 && bare.contains("truncated"), "{bare}");
+        assert!(bare.contains("a user whose name is longer"), "{bare}");
+    }
 }

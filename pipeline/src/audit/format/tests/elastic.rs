@@ -257,14 +257,14 @@ fn a_malformed_neighbour_fails_alone() {
     let bytes = patch().bytes();
     let privacy = Privacy::default();
     let view = privacy.view(Record::parse(&bytes).unwrap());
-    formatter.record(&view, &mut file);
+    formatter.record(&view, Length::Whole, &mut file);
     file.extend_from_slice(formatter.terminator());
     file.extend_from_slice(
         b"{\"timestamp\":\"2021-12-04T23:19:32Z\",\"event\":\"login\"}\n[1]\n{\"time\n",
     );
     formatter.drops(&DROPS, &mut file);
     file.extend_from_slice(formatter.terminator());
-    formatter.record(&view, &mut file);
+    formatter.record(&view, Length::Whole, &mut file);
     file.extend_from_slice(formatter.terminator());
     let file = String::from_utf8(file).unwrap();
     let read: Vec<_> = file.lines().map(|line| ingest(line).is_ok()).collect();
