@@ -228,16 +228,23 @@ impl Deliverer {
         self.thread.thread().unpark();
         let pid = std::process::id();
         let mut phase = lock(&self.control.phase);
+        let mut waits_since = None;
         loop {
-            let longest = match *phase {
+            let is_over = match *phase {
                 Phase::Ended => break,
                 Phase::Waits if !self.zone.has_records_of(pid) => break,
-                Phase::Waits => RING_LIMIT,
+                // Another one has the election, or this one is about to get it back, having left the rings
+                // to one that then stopped, too.
+                Phase::Waits => {
+                    waits_since.get_or_insert_with(Instant::now).elapsed() >= RING_LIMIT + GRACE
+                }
                 // The thread keeps the times itself.
-                Phase::Delivers => self.longest,
+                Phase::Delivers => {
+                    waits_since = None;
+                    since.elapsed() >= self.longest + GRACE
+                }
             };
-            let longest = most.map_or(longest, |most| longest.min(most)) + GRACE;
-            if since.elapsed() >= longest {
+            if is_over || most.is_some_and(|most| since.elapsed() >= most + GRACE) {
                 break;
             }
             let waited = self.control.phase_changed.wait_timeout(phase, POLL_STOPPING * 2);
