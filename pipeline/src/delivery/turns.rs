@@ -47,7 +47,12 @@ impl Turns {
     /// user's event before it.
     pub fn give(&mut self, rank: Rank, user: u64) -> (i64, Option<i64>) {
         let r = rank.place();
-        self.place = (self.place + 1) % PLACES;
+        self.place += 1;
+        if self.place == PLACES {
+            // From here on all come behind what was given.
+            self.clear();
+            self.place = 0;
+        }
         let order = &mut self.ranks[r];
         let now = order.served / PLACES * TURN;
         if !self.users.contains_key(&user) && (self.overflowed || self.users.len() >= MAX_USERS) {
@@ -58,6 +63,10 @@ impl Turns {
         let user = self.users.entry(user).or_default();
         // Turns are counted from one: no place is 0.
         user.events[r] = user.events[r].max(now).max(TURN - 1) + 1;
+        if user.events[r] / TURN * PLACES + self.place <= order.served {
+            // Never a place that is over: nobody would look for it there.
+            user.events[r] = (user.events[r] / TURN + 1) * TURN;
+        }
         let place = user.events[r] / TURN * PLACES + self.place;
         order.given = order.given.max(place);
         (place, user.last)
@@ -102,6 +111,7 @@ impl Turns {
         let order = &mut self.ranks[rank.place()];
         order.served = if order.given == 0 { first - 1 } else { order.served.min(first - 1) };
         order.given = order.given.max(last);
+        self.place = self.place.max(last % PLACES);
         if self.users.len() >= MAX_USERS && !self.users.contains_key(&user) {
             self.overflowed = true;
             return;
@@ -146,6 +156,28 @@ mod tests {
         assert!(turns.overflowed && turns.users.len() == MAX_USERS);
         turns.clear();
         assert!(turns.give(Rank::Three, 1).0 > turns.served(Rank::Three));
+    }
+
+    #[test]
+    fn no_place_is_given_that_is_over() {
+        // What another sender left; it has come far in its turn.
+        let mut turns = Turns::default();
+        let left = 3 * PLACES + 5000;
+        turns.learn(Rank::Four, 1, (left, left), 7);
+        turns.serve(Rank::Four, left);
+        for user in [2, 1, 3] {
+            let place = turns.give(Rank::Four, user).0;
+            assert!(place > left, "{user}: {place}");
+        }
+        // The numbers of places begin anew.
+        turns.place = PLACES - 2;
+        let mut last = 0;
+        for user in [2, 2, 2, 2] {
+            let place = turns.give(Rank::Four, user).0;
+            assert!(place > last, "{place} after {last}");
+            turns.serve(Rank::Four, place);
+            last = place;
+        }
     }
 
     #[test]
