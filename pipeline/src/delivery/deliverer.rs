@@ -23,7 +23,7 @@ use crate::delivery::collector::Collection;
 use crate::delivery::target::Running;
 use crate::delivery::thread::{NICE_COLLECTING, leave_file_table, spawn};
 use crate::log_queue::{Level, LogQueue};
-use crate::shm::zone::{Enrolment, Ledger, Stay, Term, Zone};
+use crate::shm::zone::{DropReason, Enrolment, Ledger, Stay, Term, Zone};
 use crate::tirreno::target::Connect;
 use crate::{audit, tirreno};
 
@@ -42,6 +42,8 @@ const RESTART: Duration = Duration::from_secs(1);
 const RING_LIMIT: Duration = Duration::from_secs(2);
 /// How long a process that exits tries to write what it holds to a slow disk.
 const DISK_LIMIT: Duration = Duration::from_secs(30);
+/// How long a thread that holds nothing may take to end.
+const JOIN: Duration = Duration::from_millis(20);
 /// What `finish` waits beyond the time-outs of the targets.
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -363,7 +365,9 @@ impl Worker<'_> {
             limit.map_or(own, |limit| limit.min(own))
         };
         targets.iter().for_each(|target| target.inbox.stop(deadline(target)));
-        while !targets.is_empty() {
+        // Closed, with the time until which their threads may take to end.
+        let mut ending: Vec<(Instant, Running)> = Vec::new();
+        while !targets.is_empty() || !ending.is_empty() {
             let now = Instant::now();
             let is_over = |target: &mut Running| {
                 let inbox = &target.inbox;
@@ -371,9 +375,16 @@ impl Worker<'_> {
                 let is_late = || now >= left + inbox.shutdown_timeout();
                 now >= deadline(target) || inbox.is_empty() && (inbox.in_hand() == 0 || is_late())
             };
-            targets.extract_if(.., is_over).for_each(|target| target.finish(another_follows));
+            ending.extend(targets.extract_if(.., is_over).map(|target| {
+                target.inbox.close(DropReason::Shutdown, another_follows);
+                // One that waits for a server ends by itself, or with the process. A disk's has
+                // something to write still.
+                let until = if target.inbox.is_durable() { deadline(&target) } else { now };
+                (until.max(now + JOIN), target)
+            }));
+            ending.retain(|(until, target)| now < *until && !target.has_ended());
             targets.iter().for_each(|target| target.inbox.stop(deadline(target)));
-            if !targets.is_empty() {
+            if !targets.is_empty() || !ending.is_empty() {
                 thread::park_timeout(POLL_STOPPING);
             }
         }

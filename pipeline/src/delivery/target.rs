@@ -61,6 +61,11 @@ impl Running {
         Ok(())
     }
 
+    /// Whether its thread has nothing left to do.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
+    }
+
     /// Stops trying, and counts what is left.
     pub fn finish(mut self, another_follows: bool) {
         self.close(DropReason::Shutdown, another_follows);
