@@ -26,6 +26,9 @@ pub enum Fault {
     HttpToTls,
     /// A disk does not take what is written.
     Stalled,
+    NotOpened,
+    /// A database is damaged, or of another version.
+    Database,
 }
 
 impl Fault {
@@ -50,6 +53,8 @@ impl Fault {
             Self::InputOutput => (16, 0),
             Self::HttpToTls => (17, 0),
             Self::Stalled => (18, 0),
+            Self::NotOpened => (19, 0),
+            Self::Database => (20, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -76,6 +81,8 @@ impl Fault {
             16 => Self::InputOutput,
             17 => Self::HttpToTls,
             18 => Self::Stalled,
+            19 => Self::NotOpened,
+            20 => Self::Database,
             _ => return None,
         })
     }
@@ -104,6 +111,8 @@ impl fmt::Display for Fault {
                 f.write_str("the server speaks TLS on this port, write \"https://\" in \"url\"")
             }
             Self::Stalled => f.write_str("no answer from the disk"),
+            Self::NotOpened => f.write_str("the file cannot be opened or made"),
+            Self::Database => f.write_str("the database is damaged or of another version"),
         }
     }
 }
@@ -262,6 +271,9 @@ mod tests {
             Fault::Tls(TlsFault::Expired),
             Fault::HttpToTls,
             Fault::HostUnreachable,
+            Fault::Stalled,
+            Fault::NotOpened,
+            Fault::Database,
         ] {
             assert_eq!(Fault::unpack(fault.pack()), Some(fault));
         }

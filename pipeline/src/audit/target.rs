@@ -7,9 +7,9 @@
 //! outlived that a little: it is sent again when the connection breaks before.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::{io, mem};
 
 use crate::audit::file::RotatedFile;
 use crate::audit::format::{Drops, Formatter, Length};
@@ -232,9 +232,11 @@ impl FileTarget {
                 Err(error) => {
                     inbox.put_back();
                     let now = Instant::now();
+                    let fault = Fault::from(error);
+                    inbox.failing(fault);
                     // Another process that writes is no trouble, unless it does not end.
-                    if error.kind() != io::ErrorKind::ResourceBusy || self.backoff.is_longest() {
-                        self.health.failed(inbox, error.into(), now);
+                    if fault != Fault::Busy || self.backoff.is_longest() {
+                        self.health.failed(inbox, fault, now);
                     }
                     self.backoff.failed(now);
                 }

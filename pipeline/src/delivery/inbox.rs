@@ -19,10 +19,12 @@ use crate::delivery::spool::database::SpoolTotals;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::record::Record;
 use crate::shm::ring::{Place, Taken};
-use crate::shm::zone::{DropReason, Fault, Ledger, State as Shown, Zone};
+use crate::shm::zone::{DropReason, Fault, Ledger, Zone};
 
-/// How late a target may be before its share leaves the ring, beyond its interval.
+/// How long a target may take nothing, though something is due, before its share goes into memory …
 const LATE_NS: u64 = 1_000_000_000;
+/// … and before what has no room there is dropped, so that the ring is free for the others.
+const GIVE_UP_NS: u64 = 10_000_000_000;
 /// From this share of the ring on, nobody's interval is waited for, and what has room in a target's
 /// queue leaves the ring.
 const HALF: f64 = 0.5;
@@ -95,6 +97,10 @@ struct State {
     /// What is left is counted.
     closed: bool,
     degraded: bool,
+    /// When the target took something last, or there was nothing to take, by the monotonic clock.
+    progress_ns: u64,
+    /// Why it takes nothing now, where it knows, and says so itself.
+    failing: Option<Fault>,
     said: Once,
     /// The drops that were logged before.
     reported: [u64; DropReason::ALL.len()],
@@ -136,6 +142,8 @@ impl Inbox {
                 deadline: None,
                 closed: false,
                 degraded: false,
+                progress_ns: 0,
+                failing: None,
                 said: Once::every(REPEAT),
                 reported: zone.totals(config.slot).dropped,
                 handed: 0,
@@ -182,6 +190,9 @@ impl Inbox {
         }
         let mut state = self.state();
         let had_new = state.queue.has_new();
+        if state.queue.is_empty() {
+            state.progress_ns = monotonic_ns();
+        }
         for (taken, record) in ours {
             state.handed += 1;
             if self.durable && !state.closed {
@@ -281,9 +292,10 @@ impl Inbox {
             return;
         }
         let oldest = state.queue.oldest().map_or(u64::MAX, |record| record.stamp());
-        let late = monotonic_ns().saturating_sub(oldest) > self.interval_ns + LATE_NS;
-        if late || fill > HALF {
-            self.detach(&mut state, fill > NEARLY_FULL);
+        let due = oldest.saturating_add(self.interval_ns);
+        let waited = monotonic_ns().saturating_sub(due.max(state.progress_ns));
+        if waited > LATE_NS || fill > HALF {
+            self.detach(&mut state, waited > GIVE_UP_NS || fill > NEARLY_FULL);
         }
     }
 
@@ -298,18 +310,21 @@ impl Inbox {
         }
         if moved.backed > 0 && !mem::replace(&mut state.degraded, true) {
             self.ledger.show_degraded(self.slot, true);
-            // A file says itself what is wrong, where it knows.
-            if !self.reports || self.ledger.state(self.slot) == Shown::Ok {
-                self.ledger.show_fault(self.slot, Fault::Stalled);
-            }
+            self.ledger.show_fault(self.slot, state.failing.unwrap_or(Fault::Stalled));
         }
-        if moved.backed > 0 && state.said.may(Instant::now()) {
+        // Where the target knows why, it says so itself.
+        if moved.backed > 0 && state.failing.is_none() && state.said.may(Instant::now()) {
             let text = format!(
                 "degraded: {}; its events are kept in memory while it lasts",
                 Fault::Stalled
             );
             self.log(Level::Error, &text);
         }
+    }
+
+    /// The target takes nothing now. It says so itself.
+    pub fn failing(&self, fault: Fault) {
+        self.state().failing = Some(fault);
     }
 
     /// Shows and says what is due; once a second while anything happens.
@@ -488,6 +503,9 @@ impl Inbox {
             return 0;
         }
         let (ledger, slot) = (self.ledger, self.slot);
+        if count > 0 {
+            (state.progress_ns, state.failing) = (monotonic_ns(), None);
+        }
         if matches!(outcome, Outcome::Delivered) {
             state.queue.taken_times(count).for_each(|time_ms| ledger.observe(slot, time_ms));
         }

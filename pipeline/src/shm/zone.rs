@@ -1183,11 +1183,6 @@ impl Ledger {
         }
     }
 
-    /// How delivery goes, as it was shown last.
-    pub fn state(&self, slot: usize) -> State {
-        State::from_number(self.account(slot).state.load(Relaxed))
-    }
-
     /// Shows what went wrong, whatever else the state is.
     pub fn show_fault(&self, slot: usize, fault: Fault) {
         let account = self.account(slot);

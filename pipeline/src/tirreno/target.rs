@@ -467,7 +467,7 @@ impl TirrenoTarget {
         match self.store.clone() {
             None => pauses.push(self.send_due(inbox)),
             Some(store) => {
-                pauses.push(self.spool_due(inbox, &store));
+                pauses.push(self.spool_due(inbox, &store, now));
                 if !self.stopping {
                     pauses.push(self.send_spooled(inbox, &store, progressed, now));
                 }
@@ -581,7 +581,7 @@ impl TirrenoTarget {
 
     /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
     /// is due.
-    fn spool_due(&mut self, inbox: &Inbox, store: &Spool) -> Option<Duration> {
+    fn spool_due(&mut self, inbox: &Inbox, store: &Spool, now: Instant) -> Option<Duration> {
         match inbox.due_in() {
             Some(due) if due.is_zero() => {}
             later => return later,
@@ -592,11 +592,12 @@ impl TirrenoTarget {
         let intake: Vec<_> = decided.iter().filter_map(|decided| self.intake(decided)).collect();
         let Some(appended) = store.append(&intake, self.login_fail_delay) else {
             inbox.put_back();
+            store.fault().into_iter().for_each(|fault| inbox.failing(fault));
             return Some(RETRY);
         };
         self.spool_dropped += appended.dropped;
         inbox.settle(entries.len(), Outcome::Spooled(store.totals().as_ref()));
-        self.look_at = Some(Instant::now());
+        self.look_at = Some(now);
         // One batch, then it is the connections' turn.
         inbox.due_in()
     }
@@ -638,10 +639,8 @@ impl TirrenoTarget {
         let (asked, any) = self.any_others;
         if now - asked >= if any { OTHERS } else { ANY_OTHERS } {
             self.any_others = (now, !self.ledger.is_alone() || store.is_shared());
-            // Looked for once more when they are gone.
-            if any || self.any_others.1 {
-                self.look_at = Some(now);
-            }
+            // Also where there are none: an administrator may have changed it.
+            self.look_at = Some(now);
         }
         let others = if self.any_others.1 { OTHERS } else { ANY_OTHERS };
         let writes = store.unwritten();

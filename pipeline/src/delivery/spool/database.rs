@@ -44,6 +44,8 @@ use crate::tirreno::form;
 
 /// How long a commit waits for another process's.
 const BUSY: Duration = Duration::from_secs(2);
+/// How often it looks whether that has ended.
+const BUSY_POLL: Duration = Duration::from_millis(1);
 /// How often opening is tried until then.
 const RETRY: Duration = Duration::from_millis(10);
 /// So much of the file system is left free: where SQLite's log cannot be moved into the database,
@@ -106,6 +108,19 @@ impl SpoolError {
     /// Whether the file system has no room.
     pub fn is_full(&self) -> bool {
         self.code() == Some(ErrorCode::DiskFull) || matches!(self, Self::NoReserve)
+    }
+
+    /// What the status shows.
+    pub fn fault(&self) -> Fault {
+        match self.code() {
+            _ if self.is_full() => Fault::DiskFull,
+            _ if self.is_busy() => Fault::Busy,
+            Some(ErrorCode::ReadOnly) => Fault::ReadOnly,
+            Some(ErrorCode::CannotOpen) => Fault::NotOpened,
+            Some(ErrorCode::PermissionDenied) => Fault::PermissionDenied,
+            Some(ErrorCode::SystemIoFailure) => Fault::InputOutput,
+            _ => Fault::Database,
+        }
     }
 
     fn code(&self) -> Option<ErrorCode> {
@@ -367,7 +382,7 @@ impl Database {
         // it would end this process's locks on it.
         let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
         let mut db = Connection::open(file)?;
-        db.busy_timeout(BUSY)?;
+        wait_for_others(&mut db)?;
         // What a statement changes is noted in memory, not in a file in another directory.
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
@@ -544,7 +559,7 @@ impl Database {
         }
         if !is_shared && self.is_sending() {
             // What has no place yet comes before these.
-            self.order(Stamp::END)?;
+            while self.order(Stamp::END)? {}
         }
         // What is committed here survives a power cut. That an event was delivered need not: it would
         // be sent again.
@@ -655,12 +670,18 @@ impl Database {
     }
 
     /// Gives the events that have none their places, in the order of capture: those captured before
-    /// `until` that do not wait any longer.
-    fn order(&mut self, until: Stamp) -> Result<(), SpoolError> {
+    /// `until` that do not wait any longer. It does so with a part of many; returns whether there may be
+    /// more.
+    fn order(&mut self, until: Stamp) -> Result<bool, SpoolError> {
+        let is_changed = self.data_version()? != self.version;
         let now = self.now();
-        let Some(sending) = &mut self.sending else { return Ok(()) };
+        let Some(sending) = &mut self.sending else { return Ok(false) };
+        if is_changed {
+            // Another instance of nginx may have committed earlier ones.
+            sending.unordered = Some(Stamp::default());
+        }
         if sending.unordered.is_none_or(|first| first > now) {
-            return Ok(());
+            return Ok(false);
         }
         let tx = begin(&mut self.db)?;
         let is_all = {
@@ -696,7 +717,7 @@ impl Database {
                 .map(Stamp),
         };
         tx.commit()?;
-        Ok(())
+        Ok(!is_all)
     }
 
     /// From when on [`take`](Self::take) may find events that it did not find before; nothing: only after
@@ -1099,6 +1120,19 @@ fn fault_of(reason: &str, status: Option<i64>) -> Option<Fault> {
 
 fn text(record: &Record<'_>, extra: Extra) -> Option<String> {
     record.extra(extra).map(|value| String::from_utf8_lossy(value).into_owned())
+}
+
+/// Has commits wait for those of other processes. SQLite's own pauses grow so long that a process with
+/// many commits would leave the others no moment.
+fn wait_for_others(db: &mut Connection) -> Result<(), rusqlite::Error> {
+    let mut since = Instant::now();
+    db.busy_handler(Some(move |count| {
+        if count == 0 {
+            since = Instant::now();
+        }
+        thread::sleep(BUSY_POLL);
+        since.elapsed() < BUSY
+    }))
 }
 
 fn begin(db: &mut Connection) -> Result<Transaction<'_>, rusqlite::Error> {

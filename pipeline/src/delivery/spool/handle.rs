@@ -63,6 +63,8 @@ struct Shared {
     gone: BTreeSet<u64>,
     totals: Option<SpoolTotals>,
     reasons: Vec<(Fault, u64)>,
+    /// Why it does not work.
+    fault: Option<Fault>,
 }
 
 struct Inner {
@@ -252,6 +254,11 @@ impl Spool {
         lock(&self.shared).totals
     }
 
+    /// Why the spool does not work, where it does not. It never waits.
+    pub fn fault(&self) -> Option<Fault> {
+        lock(&self.shared).fault
+    }
+
     /// Why events were set aside, and how many are kept. It never waits.
     pub fn reasons(&self) -> Vec<(Fault, u64)> {
         lock(&self.shared).reasons.clone()
@@ -351,6 +358,7 @@ impl Spool {
                     }
                 }
                 if std::mem::take(&mut inner.in_trouble) {
+                    lock(&self.shared).fault = None;
                     self.log(Level::Notice, "spool: it works again");
                 }
                 Some(value)
@@ -401,6 +409,7 @@ impl Spool {
     fn fail(&self, inner: &mut Inner, error: &SpoolError, now: Instant) {
         inner.in_trouble = true;
         inner.tried = Some(now);
+        lock(&self.shared).fault = Some(error.fault());
         if inner.said.may(now) {
             let file = self.file.display();
             let note = "events are kept in memory while it lasts";
