@@ -1,6 +1,10 @@
 //! A form says what was put into it, and nothing that Tirreno would lose.
 
+use std::sync::LazyLock;
+
 use arbitrary::{Result, Unstructured};
+use regex::bytes::Regex;
+use serde_json::{Value, json};
 use tirreno_pipeline::event::{EventType, OverLimit, Param};
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::{Capture, Record};
@@ -29,6 +33,15 @@ const PIECES: &[&str] = &[
     "::ffff:1.2.3.4",
     "200",
     "99999",
+    "ann@example.org",
+    "@",
+    ".",
+    "-",
+    "ann+b'c@x-1.org",
+    "{\"value\":\"a\"}",
+    "{\"",
+    "\"}",
+    "[]",
 ];
 
 /// Values of parameters, in their order.
@@ -64,7 +77,7 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
         let whole = str::from_utf8(given).is_ok() && !given.contains(&0);
         let exact = match param {
             Param::HttpReferer => whole && sent.len() < param.limit() - 8,
-            // What is given is a value in the payload that is made of it.
+            // See below.
             Param::EventType | Param::Payload => false,
             _ => whole && given.len() <= param.limit() && param.over_limit() != OverLimit::LeftOut,
         };
@@ -75,13 +88,78 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
         }
     }
     for (param, given) in &given {
-        // An invalid address is left out, and a payload depends on the event's type.
+        // See below.
         let depends = [Param::EventType, Param::EmailAddress, Param::Payload];
         let plain = param.over_limit() != OverLimit::LeftOut && !depends.contains(param);
         let sent = names.contains(&(*param as usize));
         assert!(!plain || sent != (given.is_empty() && *param != Param::Url), "{param:?}");
     }
+    let given = |param| value(param).filter(|value| !value.is_empty());
+    let has_user = given(Param::UserName).is_some();
+    let address = given(Param::EmailAddress).filter(|address| has_user && is_address(address));
+    assert_eq!(sent(&pairs, Param::EmailAddress), address, "{form}");
+    check_payload(record.kind(), given(Param::Payload), &pairs);
     Ok(())
+}
+
+fn sent(pairs: &Values, param: Param) -> Option<&[u8]> {
+    pairs.iter().find(|(known, _)| *known == param).map(|(_, value)| &**value)
+}
+
+/// Whether PHP's `FILTER_VALIDATE_EMAIL` takes it: its expression, without names in quotes and addresses in
+/// brackets.
+pub(crate) fn is_address(text: &[u8]) -> bool {
+    static ADDRESS: LazyLock<Regex> = LazyLock::new(|| {
+        let atom = r"[!#-'*+\-/-9=?^-~]+";
+        let label = "[a-z0-9]+(-+[a-z0-9]+)*";
+        let top = "[a-z][a-z0-9]*(-+[a-z0-9]+)*";
+        let all = format!(r"(?i-u)\A{atom}(\.{atom})*@({label}\.)+{top}\z");
+        Regex::new(&all).expect("an expression")
+    });
+    let at = text.iter().rposition(|b| *b == b'@').unwrap_or(0);
+    let labels = || text[at..].split(|b| matches!(b, b'@' | b'.'));
+    ADDRESS.is_match(text) && text.len() < 255 && at < 65 && labels().all(|label| label.len() < 64)
+}
+
+/// What Tirreno wants of the event's type: a search always has a payload, and what is given is the value in
+/// it, unless it is a JSON object.
+///
+/// # Panics
+/// The form has another.
+pub(crate) fn check_payload(kind: EventType, given: Option<&[u8]>, pairs: &Values) {
+    let payload = sent(pairs, Param::Payload);
+    let read = |text: &[u8]| serde_json::from_slice::<Value>(text).ok();
+    if given.is_some_and(|given| given.starts_with(b"{") && read(given).is_some()) {
+        return assert_eq!(payload, given);
+    }
+    let value = given.map(|given| shortened(given, 1000)).unwrap_or_default();
+    let wanted = match kind {
+        EventType::PageSearch => {
+            let url = sent(pairs, Param::Url).unwrap_or_default();
+            let page = url.split(|b| *b == b'?').next().unwrap_or_default();
+            json!({ "field_id": str::from_utf8(page).expect("text"), "value": value })
+        }
+        EventType::AccountEmailChange if given.is_some() => json!({ "new_value": value }),
+        _ => {
+            let kind_has_none = kind == EventType::AccountEmailChange;
+            let text = given.filter(|_| !kind_has_none).map(|given| shortened(given, 8192));
+            return assert_eq!(payload, text.as_ref().map(String::as_bytes));
+        }
+    };
+    assert_eq!(payload.and_then(read), Some(wanted), "{payload:?}");
+}
+
+/// As much of a text as fits whole characters, with what is none, and NUL, replaced.
+fn shortened(value: &[u8], most: usize) -> String {
+    let mut text = String::new();
+    for c in String::from_utf8_lossy(value).chars() {
+        let c = if c == '\0' { '\u{fffd}' } else { c };
+        if text.len() + c.len_utf8() > most {
+            break;
+        }
+        text.push(c);
+    }
+    text
 }
 
 /// Any parameters with any values.

@@ -187,8 +187,10 @@ pub(crate) fn is_email(text: &[u8]) -> bool {
             && !label.starts_with(b"-")
             && !label.ends_with(b"-")
     };
+    let top = domain.rsplit(|b| *b == b'.').next().unwrap_or_default();
     local.len() <= 64
         && text.len() <= 254
+        && top.first().is_some_and(u8::is_ascii_alphabetic)
         && local.split(|b| *b == b'.').all(|atom| !atom.is_empty() && atom.iter().all(is_atom))
         && domain.contains(&b'.')
         && domain.split(|b| *b == b'.').all(is_label)
@@ -360,6 +362,8 @@ mod tests {
             "<a@b.c>",
             "m\u{fc}ller@b.c",
             "a@b_c.d",
+            "a@b.1",
+            "a@192.0.2.1",
         ];
         assert!(good.iter().all(|address| is_email(address.as_bytes())));
         assert!(!bad.iter().any(|address| is_email(address.as_bytes())));

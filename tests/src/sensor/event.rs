@@ -429,4 +429,8 @@ fn is_email(text: &str) -> bool {
         && local.split('.').all(|part| !part.is_empty())
         && domain.contains('.')
         && domain.split('.').all(label)
+        && domain
+            .rsplit('.')
+            .next()
+            .is_some_and(|top| top.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
