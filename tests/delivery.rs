@@ -437,6 +437,65 @@ fn visit_beside_refused(nginx: &Nginx, sensor: &Sensor, rejected: u64) -> Vec<Vi
     others
 }
 
+/// After all attempts with all of it, the event of this URL goes without what a firewall may dislike.
+#[track_caller]
+fn assert_stripped(sensor: &Sensor, path: &str) {
+    let url = |post: &RequestRecord| post.param("url").unwrap_or_default();
+    let posts = posts(sensor);
+    let of_event = posts.iter().filter(|post| url(post).starts_with(path));
+    let mut rest = of_event.skip_while(|post| url(post) == path).peekable();
+    assert!(rest.peek().is_some(), "{path} was not stripped");
+    for post in rest {
+        assert_eq!(url(post), format!("{path}?stripped=1"));
+        assert_eq!((post.param("userAgent"), post.param("httpReferer")), (None, None));
+    }
+}
+
+#[test]
+fn a_firewall_does_not_erase_who_uses_a_user_agent_that_it_dislikes() {
+    for code in [403, 400, 413] {
+        let sensor = Sensor::start(SensorOptions::default());
+        sensor.set_rule_of("userAgent", "sqlmap", Answer::code(code));
+        let nginx = site(&sensor, "").start();
+        let mut sent = visit(&nginx, "before", 3);
+        wait_delivered(&nginx, &sent);
+        for n in 0..10 {
+            let headers = [
+                ("Cookie", "user=mallory"),
+                ("User-Agent", "sqlmap/1.7"),
+                ("Referer", "https://a/b?c"),
+            ];
+            let response = request(&nginx, "GET", &format!("/attack/{n}?id=1'--"), &headers);
+            let trace = response.header("X-Trace").expect("a trace id");
+            let (at, latency) = (Instant::now(), response.latency);
+            sent.push(Visit { trace, user: "mallory".into(), at, latency });
+            sent.push(visit_as(&nginx, "somebody", "/good"));
+        }
+        let attacks = |sensor: &Sensor| {
+            let urls = sensor.stored().into_iter().map(|event| event.url.clone());
+            let mut urls: Vec<_> = urls.filter(|url| url.starts_with("/attack/")).collect();
+            urls.sort();
+            urls
+        };
+        // A refusal counts when others are accepted meanwhile.
+        wait_for(3 * SOON, "the attacks", || {
+            let visit = visit_as(&nginx, "another", "/good");
+            wait_until(SOON, "another's event", || {
+                let stored = sensor.stored();
+                stored.iter().any(|event| event.trace_id.as_ref() == Some(&visit.trace))
+            });
+            sent.push(visit);
+            let attacks = attacks(&sensor);
+            if attacks.len() == 10 { Ok(()) } else { Err(format!("{attacks:?}")) }
+        });
+        let account = wait_settled(&nginx, sent.len());
+        assert_eq!((account.rejected, account.dropped), (0, 0), "{code}");
+        let expected: Vec<_> = (0..10).map(|n| format!("/attack/{n}?stripped=1")).collect();
+        assert_eq!(attacks(&sensor), expected);
+        assert_arrived(&sensor, &sent);
+    }
+}
+
 #[test]
 fn an_event_that_alone_is_refused_five_times_is_set_aside_and_holds_up_nobody_else() {
     let sensor = Sensor::start(SensorOptions::default());
@@ -452,9 +511,16 @@ fn an_event_that_alone_is_refused_five_times_is_set_aside_and_holds_up_nobody_el
     assert_eq!((account.rejected, account.dropped, account.state.as_str()), (1, 0, "ok"));
     assert_eq!(account.last_error.as_deref(), Some("answered 403"));
     assert_eq!(rounds(&sensor, "/bad/secret-path"), 5);
+    assert_stripped(&sensor, "/bad/secret-path");
+    let status = nginx.status("/status");
+    assert_eq!(
+        status["targets"]["tirreno"]["rejected_by_reason"],
+        serde_json::json!({"answered 403": 1})
+    );
     assert!(sensor.stored().iter().all(|event| event.trace_id.as_ref() != Some(&bad.trace)));
     assert_arrived(&sensor, &sent);
 
+    nginx.wait_log(&format!("answered 403: the event {} is rejected", bad.trace));
     let line = nginx.wait_log("is set aside");
     let start = format!("{}: answered 403: one event was refused five times", label(&sensor.url()));
     assert!(line.contains("[error]") && line.contains(&start), "{line}");
@@ -478,6 +544,7 @@ fn several_users_refused_events_are_set_aside_and_hold_up_nobody_else() {
     assert_eq!((account.rejected, account.dropped), (3, 0));
     for user in mallories {
         assert_eq!(rounds(&sensor, &format!("/bad/{user}")), 5, "{user}");
+        assert_stripped(&sensor, &format!("/bad/{user}"));
     }
     assert_arrived(&sensor, &sent);
 }
@@ -491,16 +558,76 @@ fn a_400_sets_its_event_aside_at_once() {
     visit_as(&nginx, "user0", "/bad");
     sent.extend(visit(&nginx, "after", 3));
     let account = wait_settled(&nginx, 7);
-    assert_eq!((account.delivered, account.rejected, account.retries), (6, 1, 0));
+    assert_eq!((account.delivered, account.rejected, account.retries), (6, 1, 1));
     assert_eq!(
         (account.state.as_str(), account.last_error.as_deref()),
         ("ok", Some("answered 400"))
     );
-    assert_eq!(posts(&sensor).len(), 7);
+    // Once more without what a firewall may dislike.
+    assert_eq!(posts(&sensor).len(), 8);
+    assert_stripped(&sensor, "/bad");
     assert_arrived(&sensor, &sent);
     let line = nginx.wait_log("answered 400");
     let start = format!("{}: answered 400: this event is invalid", label(&sensor.url()));
     assert!(line.contains("[error]") && line.contains(&start), "{line}");
+}
+
+#[test]
+fn another_2xx_is_said_and_its_events_are_kept() {
+    let sensor = Sensor::start(SensorOptions::default());
+    let nginx = site(&sensor, "").start();
+    let mut sent = visit(&nginx, "before", 3);
+    wait_delivered(&nginx, &sent);
+    sensor.set_default(Answer::code(202));
+    sent.extend(visit(&nginx, "accepted", 20));
+    let account = wait_account(&nginx, |a| a.captured == 23 && a.retries > 7);
+    assert_eq!(account.last_error.as_deref(), Some("answered 202, which is not understood"));
+    assert_eq!((account.state.as_str(), account.delivered, account.pending), ("retrying", 3, 20));
+    nginx.wait_log("answered 202, which is not understood: the server is not understood");
+    sensor.set_default(Answer::normal());
+    wait_delivered(&nginx, &sent);
+    assert_arrived(&sensor, &sent);
+}
+
+#[test]
+fn a_server_that_says_when_to_come_again_is_left_alone_until_then() {
+    for code in [429, 503] {
+        let sensor = Sensor::start(SensorOptions::default());
+        let nginx = site(&sensor, "").start();
+        let mut sent = visit(&nginx, "before", 3);
+        wait_delivered(&nginx, &sent);
+        sensor.set_default(Answer::code(code).retry_after("4"));
+        sent.extend(visit(&nginx, "busy", 10));
+        // Several 503s are the server's own; one 429 is.
+        let asked = if code == 503 { 2 } else { 1 };
+        let refused = |sensor: &Sensor| {
+            let posts = posts(sensor).into_iter().filter(|post| post.answer == Some(code));
+            posts.map(|post| post.at).collect::<Vec<_>>()
+        };
+        wait_until(SOON, "the refusals", || refused(&sensor).len() >= asked);
+        sensor.set_default(Answer::normal());
+        wait_delivered(&nginx, &sent);
+        let refused = refused(&sensor);
+        let after = posts(&sensor)
+            .into_iter()
+            .map(|post| post.at)
+            .find(|at| *at > refused[asked - 1])
+            .unwrap();
+        let waited = after - refused[asked - 1];
+        assert!(waited >= Duration::from_secs(4), "{code}: it came again after {waited:?}");
+        assert_arrived(&sensor, &sent);
+    }
+}
+
+#[test]
+fn interim_answers_are_no_answers() {
+    let sensor = Sensor::start(SensorOptions::default());
+    sensor.set_default(Answer::code(204).storing().with_interim(103).with_interim(102));
+    let nginx = site(&sensor, "").start();
+    let sent = visit(&nginx, "hinted", 20);
+    assert_eq!(wait_delivered(&nginx, &sent).retries, 0);
+    assert_eq!(posts(&sensor).len(), 20);
+    assert_arrived(&sensor, &sent);
 }
 
 // What a 200 and a 401 mean: the key.

@@ -26,9 +26,14 @@ pub enum Fault {
     HttpToTls,
     /// A disk does not take what is written.
     Stalled,
+    /// A file cannot be opened or made.
     NotOpened,
     /// A database is damaged, or of another version.
     Database,
+    /// An answer that says that all is well, but is not the one that means so.
+    NotUnderstood(u16),
+    /// As [`HttpToTls`](Self::HttpToTls), of a stream of records.
+    PlainToTls,
 }
 
 impl Fault {
@@ -55,6 +60,8 @@ impl Fault {
             Self::Stalled => (18, 0),
             Self::NotOpened => (19, 0),
             Self::Database => (20, 0),
+            Self::NotUnderstood(code) => (40, code),
+            Self::PlainToTls => (41, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -83,6 +90,8 @@ impl Fault {
             18 => Self::Stalled,
             19 => Self::NotOpened,
             20 => Self::Database,
+            40 => Self::NotUnderstood(code),
+            41 => Self::PlainToTls,
             _ => return None,
         })
     }
@@ -113,6 +122,10 @@ impl fmt::Display for Fault {
             Self::Stalled => f.write_str("no answer from the disk"),
             Self::NotOpened => f.write_str("the file cannot be opened or made"),
             Self::Database => f.write_str("the database is damaged or of another version"),
+            Self::NotUnderstood(code) => write!(f, "answered {code}, which is not understood"),
+            Self::PlainToTls => {
+                f.write_str("the server speaks TLS on this port, set \"transport tls\"")
+            }
         }
     }
 }
@@ -274,6 +287,8 @@ mod tests {
             Fault::Stalled,
             Fault::NotOpened,
             Fault::Database,
+            Fault::NotUnderstood(202),
+            Fault::PlainToTls,
         ] {
             assert_eq!(Fault::unpack(fault.pack()), Some(fault));
         }

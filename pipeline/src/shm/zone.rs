@@ -1132,6 +1132,18 @@ impl Ledger {
         self.account(slot).rejected.fetch_add(u64::from(n), Relaxed);
     }
 
+    /// Counts a rejected event of a target without a spool by its reason, as far as there is room for reasons.
+    pub fn count_reason(&self, slot: usize, fault: Fault) {
+        for (reason, count) in &self.account(slot).stored.reasons {
+            // A target's threads may find the same place free.
+            let known = reason.compare_exchange(0, fault.pack(), Relaxed, Relaxed);
+            if known.is_ok() || known == Err(fault.pack()) {
+                count.fetch_add(1, Relaxed);
+                return;
+            }
+        }
+    }
+
     /// `n` held events are given up.
     pub fn dropped(&self, slot: usize, n: u32, reason: DropReason) {
         self.held(slot).fetch_sub(n, Relaxed);

@@ -66,6 +66,10 @@ fn of_fault(fault: Fault, is_tirreno: bool) -> &'static str {
              (ssl_trusted_certificate) or protocol it is."
         }
         Fault::HttpToTls => "Write https:// in the url.",
+        Fault::PlainToTls => "Set transport tls.",
+        Fault::NotUnderstood(_) => {
+            "Something else than Tirreno answers: see the url, and what stands before the server. Events are kept."
+        }
         Fault::ConnectionBroken => {
             "The connection ended before the answer: see the server's log, and http or https in the url."
         }

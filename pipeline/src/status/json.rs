@@ -62,9 +62,11 @@ fn account(target: &Target) -> Value {
         "delivered_per_second": rounded(target.recent.per_second),
         "delivery_seconds": latency(target),
     });
-    if target.has_spool {
-        let set_aside: Map<_, _> =
-            totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
+    let set_aside: Map<_, _> =
+        totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
+    if !target.has_spool {
+        account["rejected_by_reason"] = set_aside.into();
+    } else {
         account["spool"] = json!({
             "events": totals.stored.pending,
             "bytes": totals.stored.bytes,

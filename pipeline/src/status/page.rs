@@ -234,7 +234,10 @@ fn losses(out: &mut String, target: &Target) {
         out.push_str("</table>");
     }
     if !target.totals.set_aside.is_empty() {
-        out.push_str("<h3>Set aside in the spool's table rejected, to be looked at and sent again</h3><table>");
+        out.push_str(match target.has_spool {
+            true => "<h3>Set aside in the spool's table rejected, to be looked at and sent again</h3><table>",
+            false => "<h3>Rejected</h3><table>",
+        });
         for (why, n) in &target.totals.set_aside {
             let _ = write!(
                 out,

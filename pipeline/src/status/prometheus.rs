@@ -99,8 +99,12 @@ fn spools(text: &mut Text, snapshot: &Snapshot) {
     for target in spools() {
         text.sample("tirreno_spool_bytes", &[("target", &target.name)], target.totals.stored.bytes);
     }
-    text.family("tirreno_set_aside_events", "gauge", "Rejected events that the spool keeps.");
-    for target in spools() {
+    text.family(
+        "tirreno_set_aside_events",
+        "gauge",
+        "Rejected events by reason: those that the spool keeps; without one, all.",
+    );
+    for target in &snapshot.targets {
         for (why, n) in &target.totals.set_aside {
             let labels = [("target", target.name.as_str()), ("reason", &why.to_string())];
             text.sample("tirreno_set_aside_events", &labels, n);

@@ -110,11 +110,13 @@ impl Connection {
 
     fn send(&mut self, outbound: &mut dyn Outbound) {
         let Some(event) = &self.head else { return };
-        let post = event.content.post(self.shared.privacy());
+        let stripped = self.shared.policy().is_stripped(event.id);
+        let post = event.content.post(self.shared.privacy(), stripped);
         let sent = Instant::now();
         let answer = outbound.post(&post, self.shared.limit());
         let attempt = Attempt {
             id: event.id,
+            trace: post.trace,
             user: event.user,
             sent,
             captured_ms: self.shared.captured_ms(event),

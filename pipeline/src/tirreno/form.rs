@@ -65,6 +65,31 @@ pub fn with_repeated(form: &str, count: u32) -> String {
     format!("{}{url}{before}{argument}{}", &form[..start], &form[end..])
 }
 
+/// The form without what a firewall may dislike: without User-Agent and Referer, without the query, and without
+/// what was searched; `stripped=1` in the URL says so. For how many events it stands remains.
+pub fn stripped(form: &str) -> String {
+    let pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> =
+        serde_urlencoded::from_str(form).unwrap_or_default();
+    let get = |name: Param| pairs.iter().find(|(known, _)| known == name.name()).map(|(_, v)| &**v);
+    let url = get(Param::Url).unwrap_or_default();
+    let (path, query) = url.split_once('?').unwrap_or((url, ""));
+    let repeated = query.rsplit('&').next().filter(|last| last.starts_with("repeated="));
+    let mark = ["stripped=1"].into_iter().chain(repeated).collect::<Vec<_>>().join("&");
+    let path = &path[..path.floor_char_boundary(Param::Url.limit() - mark.len() - 1)];
+    let stripped = pairs.iter().filter_map(|(name, value)| {
+        let value = match Param::ALL.into_iter().find(|param| param.name() == name) {
+            Some(Param::UserAgent | Param::HttpReferer) => return None,
+            Some(Param::Url) => format!("{path}?{mark}").into(),
+            Some(Param::Payload) if get(Param::EventType) == Some(EventType::PageSearch.name()) => {
+                serde_json::json!({ "field_id": path, "value": "" }).to_string().into()
+            }
+            _ => Cow::Borrowed(&**value),
+        };
+        Some((&**name, value))
+    });
+    serde_urlencoded::to_string(stripped.collect::<Vec<_>>()).unwrap_or_default()
+}
+
 /// The user as the form has it.
 pub fn user(view: &View<'_>) -> Option<String> {
     value(view, Param::UserName).map(Cow::into_owned)
@@ -295,6 +320,39 @@ mod tests {
         assert_eq!(get("url"), Some(""));
         assert_eq!(get("eventTime"), Some("2023-11-14 22:13:20.007"));
         assert_eq!(get("httpCode"), None);
+    }
+
+    #[test]
+    fn a_form_can_go_without_what_a_firewall_dislikes() {
+        let params: &[(Param, &[u8])] = &[
+            (Param::UserName, b"u1&x"),
+            (Param::Url, b"/a%20b?q=<script>&x=1"),
+            (Param::UserAgent, b"sqlmap"),
+            (Param::HttpReferer, b"https://x/?q=1"),
+            (Param::BrowserLanguage, b"en"),
+            (Param::Payload, b"' or 1=1"),
+        ];
+        let form = |kind| serde_urlencoded::to_string(pairs(params, kind, 200)).unwrap();
+        let read = |form: &str| {
+            let pairs: Vec<(String, String)> = serde_urlencoded::from_str(form).unwrap();
+            pairs
+        };
+        let whole = form(EventType::PageSearch);
+        let url = ("url".to_owned(), "/a%20b?stripped=1".to_owned());
+        let payload = ("payload".to_owned(), r#"{"field_id":"/a%20b","value":""}"#.to_owned());
+        let gone = ["userAgent", "httpReferer"];
+        let expected = read(&whole).into_iter().filter(|(name, _)| !gone.contains(&&**name));
+        let expected = expected.map(|pair| match &*pair.0 {
+            "url" => url.clone(),
+            "payload" => payload.clone(),
+            _ => pair,
+        });
+        assert_eq!(read(&stripped(&whole)), expected.collect::<Vec<_>>());
+        let repeated = with_repeated(&form(EventType::PageView), 57);
+        let url = read(&stripped(&repeated)).into_iter().find(|(name, _)| name == "url").unwrap().1;
+        assert_eq!(url, "/a%20b?stripped=1&repeated=57");
+        let long = format!("url=/{}&eventType=page_view", "x".repeat(2046));
+        assert_eq!(read(&stripped(&long))[0].1.len(), Param::Url.limit());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use chrono::{DateTime, Utc};
+use memchr::memmem;
 use ureq::Agent;
-use ureq::http::{StatusCode, Uri};
+use ureq::http::{HeaderValue, StatusCode, Uri, header};
 
 use crate::config::TirrenoConfig;
 use crate::delivery::http::{self, Addresses};
@@ -14,6 +16,24 @@ use crate::tirreno::policy::{Answer, KeyAnswer};
 
 /// The most bytes of a body that are read, so that the connection can be used again.
 const MAX_BODY: u64 = 64 * 1024;
+
+/// What servers answer, with 400, who are spoken to without TLS on a port for it: nginx, Apache, Go.
+const SPEAKS_TLS: [&[u8]; 3] = [
+    b"plain HTTP request was sent to HTTPS port",
+    b"speaking plain HTTP to an SSL-enabled server port",
+    b"Client sent an HTTP request to an HTTPS server",
+];
+
+/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let value = value.to_str().ok()?;
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = DateTime::parse_from_rfc2822(value).ok()?.with_timezone(&Utc);
+    // A date that is over asks for nothing.
+    Some((until - DateTime::<Utc>::from(SystemTime::now())).to_std().unwrap_or_default())
+}
 
 /// What is sent for an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +74,7 @@ impl Tirreno {
         trace: Option<&str>,
         body: &str,
         limit: Duration,
-    ) -> Result<StatusCode, Fault> {
+    ) -> Result<(StatusCode, Option<Duration>), Fault> {
         let deadline = Instant::now() + limit;
         loop {
             let connects = http::connects();
@@ -77,9 +97,18 @@ impl Tirreno {
                 .send(body);
             match sent {
                 Ok(mut response) => {
-                    // What is left unread would close the connection; the content is of no use.
-                    let _ = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
-                    return Ok(response.status());
+                    let retry_after =
+                        response.headers().get(header::RETRY_AFTER).and_then(retry_after);
+                    // What is left unread would close the connection.
+                    let body = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
+                    let status = response.status();
+                    if status == StatusCode::BAD_REQUEST && !self.config.endpoint.is_https() {
+                        let body = body.unwrap_or_default();
+                        if SPEAKS_TLS.iter().any(|words| memmem::find(&body, words).is_some()) {
+                            return Err(Fault::HttpToTls);
+                        }
+                    }
+                    return Ok((status, retry_after));
                 }
                 Err(error) => {
                     let fault = http::fault(&error, self.config.tls.as_ref());
@@ -105,20 +134,41 @@ impl Outbound for Tirreno {
             &event.body,
             limit,
         ) {
-            Ok(status) => Answer::Status(status.as_u16()),
+            Ok((status, Some(after))) => Answer::Later(status.as_u16(), after),
+            Ok((status, None)) => Answer::Status(status.as_u16()),
             Err(fault) => Answer::None(fault),
         }
     }
 
     fn check_key(&mut self, limit: Duration) -> KeyAnswer {
         let uri = self.config.endpoint.key_check();
-        match self.send(uri, "application/json", None, r#"{"value":"ngx-tirreno"}"#, limit) {
+        let sent = self.send(uri, "application/json", None, r#"{"value":"ngx-tirreno"}"#, limit);
+        match sent.map(|(status, _)| status) {
             Ok(StatusCode::OK) => KeyAnswer::Good,
             Ok(code @ (StatusCode::UNAUTHORIZED | StatusCode::BAD_REQUEST)) => {
                 KeyAnswer::Refused(code.as_u16())
             }
             Ok(code) => KeyAnswer::Unknown(Fault::Answered(code.as_u16())),
             Err(fault) => KeyAnswer::Unknown(fault),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let read = |value: &str| retry_after(&HeaderValue::from_str(value).unwrap());
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read("0"), Some(Duration::ZERO));
+        assert_eq!(read("Fri, 31 Dec 1999 23:59:59 GMT"), Some(Duration::ZERO));
+        let soon = DateTime::<Utc>::from(SystemTime::now() + Duration::from_secs(90));
+        let left = read(&soon.format("%a, %d %b %Y %H:%M:%S GMT").to_string()).unwrap();
+        assert!((60..=90).contains(&left.as_secs()), "{left:?}");
+        for bad in ["", "-1", "soon", "1.5"] {
+            assert_eq!(read(bad), None, "{bad}");
         }
     }
 }

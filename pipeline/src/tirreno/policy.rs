@@ -29,10 +29,14 @@ const STRIKES: u8 = 5;
 const SUSPECTS: u32 = 5;
 /// … which with a 5xx says so itself.
 const SUSPECTS_5XX: u32 = 2;
-/// This many different events in a row answered 200 are not at fault, but the server.
+/// This many different events in a row answered 200, or 400, are not at fault, but the server.
 const PUZZLE: u32 = 3;
 /// So many users are remembered for events that were set aside.
 const MAX_STRUCK_OUT: usize = 1024;
+/// The longest `Retry-After` that is followed.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+/// So many rejected events are named in the log within [`REPEAT`].
+const MAX_NAMED: u32 = 10;
 /// The same thing is said once in this time.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -41,6 +45,8 @@ const REPEAT: Duration = Duration::from_secs(60);
 pub enum Answer {
     /// The server answered with this status.
     Status(u16),
+    /// It did, and asks not to be tried for so long (`Retry-After`).
+    Later(u16, Duration),
     /// No answer came.
     None(Fault),
 }
@@ -124,7 +130,12 @@ impl Book {
     fn rejected(&self, id: EventId, fault: Fault) {
         match (id, &self.store) {
             (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Rejected(fault)),
-            _ => self.ledger.rejected(self.slot, 1),
+            _ => {
+                self.ledger.rejected(self.slot, 1);
+                if self.store.is_none() {
+                    self.ledger.count_reason(self.slot, fault);
+                }
+            }
         }
     }
 
@@ -147,9 +158,11 @@ impl Book {
 
 /// An attempt to send an event.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt {
+pub struct Attempt<'a> {
     /// The event.
     pub id: EventId,
+    /// Its trace id.
+    pub trace: &'a str,
     /// Tells its user apart from others.
     pub user: u64,
     /// When it was sent.
@@ -198,6 +211,8 @@ struct Strikes {
     count: u8,
     /// How often it failed at all.
     attempts: u32,
+    /// Whether it goes without what a firewall may dislike.
+    stripped: bool,
     /// [`Policy::accepted`] when it failed last.
     accepted: u64,
 }
@@ -229,8 +244,14 @@ pub struct Policy {
     key_trusted_until: Option<Instant>,
     /// Different events answered 200 since the last accepted one, and the last of them.
     answered_200: (u32, Option<EventId>),
+    /// The same for 400.
+    answered_400: (u32, Option<EventId>),
+    /// How long the server asks not to be tried, with its last answer.
+    asked: Duration,
     /// Whether the log says that events are not accepted.
     complained: bool,
+    /// Since when rejected events are counted that the log named, and how many.
+    named: (Instant, u32),
     /// What was said about each fault.
     said: HashMap<(Fault, &'static str), Once>,
 }
@@ -255,7 +276,10 @@ impl Policy {
             key_good: false,
             key_trusted_until: None,
             answered_200: (0, None),
+            answered_400: (0, None),
+            asked: Duration::ZERO,
             complained: false,
+            named: (now, 0),
             said: HashMap::new(),
         }
     }
@@ -334,11 +358,16 @@ impl Policy {
     }
 
     /// An attempt was answered.
-    pub fn answered(&mut self, attempt: Attempt, answer: Answer, now: Instant) -> Verdict {
+    pub fn answered(&mut self, attempt: Attempt<'_>, answer: Answer, now: Instant) -> Verdict {
         if self.closed {
             return Verdict::Settled;
         }
         let Attempt { id, sent, .. } = attempt;
+        let (answer, asked) = match answer {
+            Answer::Later(code, after) => (Answer::Status(code), Some(after.min(RETRY_AFTER_MAX))),
+            answer => (answer, None),
+        };
+        self.asked = asked.unwrap_or_default();
         match answer {
             Answer::Status(204) => self.accepted(attempt, now),
             Answer::Status(200) if self.config.accept_200 => self.accepted(attempt, now),
@@ -348,28 +377,70 @@ impl Policy {
             },
             Answer::Status(429) => {
                 self.end_backoff();
-                self.pacer.refused(now, None);
+                self.pacer.refused(now, asked);
                 self.book.retry();
                 self.say_429(now);
                 Verdict::Again
             }
-            Answer::Status(400) => {
-                self.end_backoff();
-                let fault = Fault::Answered(400);
-                self.say(fault, now, Level::Error, "this event is invalid and set aside");
-                self.reject(id, fault)
-            }
+            Answer::Status(code @ (400 | 413)) => self.answered_invalid(attempt, code, now),
             Answer::Status(401) => {
                 self.refuse_key(401, now);
                 self.keep(Pause::NONE, Fault::KeyRefused(401), State::Paused)
             }
-            Answer::Status(code) => self.refused(attempt, code, now),
+            Answer::Status(code @ (201..=299)) => {
+                let fault = Fault::NotUnderstood(code);
+                self.refused(attempt, fault, now)
+            }
+            Answer::Status(code) => self.refused(attempt, Fault::Answered(code), now),
+            Answer::Later(..) => Verdict::Again,
             Answer::None(fault) => self.failed(id, fault, sent, now),
         }
     }
 
+    /// Whether the event goes without what a firewall may dislike.
+    pub fn is_stripped(&self, id: EventId) -> bool {
+        self.strikes.get(&id).is_some_and(|strikes| strikes.stripped)
+    }
+
+    /// The server, or a firewall before it, says that the event itself is at fault.
+    fn answered_invalid(&mut self, attempt: Attempt<'_>, code: u16, now: Instant) -> Verdict {
+        let (id, fault) = (attempt.id, Fault::Answered(code));
+        let (count, last) = &mut self.answered_400;
+        if *last != Some(id) {
+            (*count, *last) = (*count + 1, Some(id));
+        }
+        // Of a server that has taken nothing, or takes nothing any more, nobody knows what that means.
+        if self.accepted == 0 || *count >= PUZZLE {
+            return self.refused(attempt, fault, now);
+        }
+        self.end_backoff();
+        if self.strip(id, fault) {
+            return self.again(fault);
+        }
+        if code != 400 {
+            return self.refused(attempt, fault, now);
+        }
+        self.say(fault, now, Level::Error, "this event is invalid and set aside");
+        self.reject(attempt, fault, now)
+    }
+
+    /// Has the event sent without what a firewall may dislike; returns whether that is new.
+    fn strip(&mut self, id: EventId, fault: Fault) -> bool {
+        let new =
+            Strikes { fault, count: 1, attempts: 0, stripped: false, accepted: self.accepted };
+        let strikes = self.strikes.entry(id).or_insert(new);
+        !std::mem::replace(&mut strikes.stripped, true)
+    }
+
+    /// The event is kept, and comes next in its other form.
+    fn again(&mut self, fault: Fault) -> Verdict {
+        self.book.retry();
+        self.show(Some(fault));
+        Verdict::Again
+    }
+
     /// An attempt was answered 200, and the key check `key`.
-    pub fn judged_200(&mut self, attempt: Attempt, key: KeyAnswer, now: Instant) -> Verdict {
+    pub fn judged_200(&mut self, attempt: Attempt<'_>, key: KeyAnswer, now: Instant) -> Verdict {
         let Attempt { id, sent, .. } = attempt;
         if self.closed {
             return Verdict::Settled;
@@ -407,9 +478,9 @@ impl Policy {
             let note =
                 "the key is good: this event lacks what the server requires and is set aside";
             self.say(fault, now, Level::Error, note);
-            return self.reject(id, fault);
+            return self.reject(attempt, fault, now);
         }
-        self.refused(attempt, 200, now)
+        self.refused(attempt, Fault::Answered(200), now)
     }
 
     /// The key was asked for, at the start or during a pause.
@@ -448,11 +519,15 @@ impl Policy {
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    fn accepted(&mut self, attempt: Attempt, now: Instant) -> Verdict {
+    fn accepted(&mut self, attempt: Attempt<'_>, now: Instant) -> Verdict {
         let Attempt { id, waiting, .. } = attempt;
-        self.struck_out.remove(&attempt.user);
+        // A firewall will dislike the next one, too.
+        if !self.is_stripped(id) {
+            self.struck_out.remove(&attempt.user);
+        }
         self.hold = Hold::Open;
         self.answered_200 = (0, None);
+        self.answered_400 = (0, None);
         self.strikes.remove(&id);
         self.suspects = 0;
         self.accepted += 1;
@@ -473,27 +548,42 @@ impl Policy {
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
-    fn refused(&mut self, attempt: Attempt, code: u16, now: Instant) -> Verdict {
+    fn refused(&mut self, attempt: Attempt<'_>, fault: Fault, now: Instant) -> Verdict {
         let Attempt { id, user, sent, crowded, .. } = attempt;
-        let fault = Fault::Answered(code);
+        let (code, is_understood) = match fault {
+            Fault::Answered(code) => (code, true),
+            Fault::NotUnderstood(code) => (code, false),
+            _ => (0, false),
+        };
         let strikes = self.strike(id, fault);
         // Once a user is known for it, each event needs one refusal only: they must not pile up before
         // everybody else's.
         let known = self.struck_out.get(&user).is_some_and(|(known, accepted)| {
             *known == fault && (*accepted != self.accepted || crowded)
         });
-        if strikes.count >= STRIKES || known {
+        if is_understood && (strikes.count >= STRIKES || known) {
             if self.struck_out.len() >= MAX_STRUCK_OUT {
                 self.struck_out.clear();
             }
+            if code != 200 && self.strip(id, fault) {
+                self.struck_out.entry(user).or_insert((fault, self.accepted));
+                // What follows counts only when others are accepted meanwhile.
+                self.strikes.entry(id).and_modify(|strikes| strikes.count = STRIKES - 1);
+                self.end_backoff();
+                return self.again(fault);
+            }
             self.struck_out.insert(user, (fault, self.accepted));
-            let note =
-                "one event was refused five times while others were accepted, and is set aside";
+            let note = "one event was refused five times while others were accepted, also without \
+                        User-Agent, Referer and query, and is set aside";
             self.say(fault, now, Level::Error, note);
             self.end_backoff();
-            return self.reject(id, fault);
+            return self.reject(attempt, fault, now);
         }
         let note = match code {
+            _ if !is_understood => {
+                "the server is not understood: is the URL right, does a proxy answer for it? Events \
+                 are kept"
+            }
             500..=599 => "events are kept",
             300..=399 => "redirects are not followed; is the URL right? Events are kept",
             _ => "is the URL right, does a firewall refuse it? Events are kept",
@@ -518,10 +608,11 @@ impl Policy {
     /// Notes that the event failed.
     fn strike(&mut self, id: EventId, fault: Fault) -> Strikes {
         let accepted = self.accepted;
-        let new = Strikes { fault, count: 1, attempts: 0, accepted };
+        let new = Strikes { fault, count: 1, attempts: 0, stripped: false, accepted };
         let strikes = self.strikes.entry(id).or_insert(new);
         if strikes.fault != fault {
-            *strikes = Strikes { attempts: strikes.attempts, ..new };
+            let Strikes { attempts, stripped, .. } = *strikes;
+            *strikes = Strikes { attempts, stripped, ..new };
         } else if strikes.accepted != accepted {
             strikes.count = strikes.count.saturating_add(1);
         }
@@ -534,7 +625,7 @@ impl Policy {
     fn own_pause(&self, id: EventId) -> Pause {
         let Some(strikes) = self.strikes.get(&id) else { return Pause::NONE };
         let recoveries = (strikes.count == 1).then_some(self.recoveries);
-        Pause { length: Self::pause(strikes.attempts), recoveries }
+        Pause { length: Self::pause(strikes.attempts).max(self.asked), recoveries }
     }
 
     /// The server is in trouble; `news` tells whether that makes it worse than known.
@@ -556,7 +647,8 @@ impl Policy {
             Hold::Backoff { tries, .. } => tries + u32::from(news),
             Hold::Open => 1,
         };
-        self.hold = Hold::Backoff { since: now, until: now + Self::pause(tries), tries };
+        let until = now + Self::pause(tries).max(self.asked);
+        self.hold = Hold::Backoff { since: now, until, tries };
         self.keep(pause, fault, State::Retrying)
     }
 
@@ -567,8 +659,18 @@ impl Policy {
         Verdict::Later(pause)
     }
 
-    fn reject(&mut self, id: EventId, fault: Fault) -> Verdict {
+    fn reject(&mut self, attempt: Attempt<'_>, fault: Fault, now: Instant) -> Verdict {
+        let Attempt { id, trace, .. } = attempt;
         self.strikes.remove(&id);
+        let (since, named) = &mut self.named;
+        if now.saturating_duration_since(*since) >= REPEAT {
+            (*since, *named) = (now, 0);
+        }
+        // From a spool it may be any text.
+        if *named < MAX_NAMED && trace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            *named += 1;
+            self.log(Level::Error, format!("{fault}: the event {trace} is rejected"));
+        }
         self.book.rejected(id, fault);
         self.show(Some(fault));
         Verdict::Settled
@@ -717,9 +819,10 @@ mod tests {
     }
 
     /// The user has the event's number.
-    fn attempt(id: u64, sent: Instant) -> Attempt {
+    fn attempt(id: u64, sent: Instant) -> Attempt<'static> {
         Attempt {
             id: EventId::Memory(id),
+            trace: "7f3a",
             user: id,
             sent,
             captured_ms: 0,
@@ -734,9 +837,15 @@ mod tests {
     fn accepted_and_invalid() {
         let mut b = Bench::new();
         assert_eq!(b.post(1, Status(204)), Verdict::Settled);
+        assert_eq!(b.post(2, Status(400)), Verdict::Again);
+        assert!(b.policy.is_stripped(EventId::Memory(2)));
         assert_eq!(b.post(2, Status(400)), Verdict::Settled);
         assert_eq!(b.counts(), (1, 1, 0, 98));
+        assert_eq!(b.zone.totals(0).set_aside, [(Fault::Answered(400), 1)]);
         let lines = b.lines();
+        assert!(
+            lines.iter().any(|line| line.ends_with("answered 400: the event 7f3a is rejected"))
+        );
         assert!(lines[0].ends_with("key accepted") && lines[1].ends_with("first event accepted"));
     }
 
@@ -751,16 +860,27 @@ mod tests {
             assert!(matches!(refuse(&mut b, 1, false), Verdict::Later(_)));
             assert_eq!(b.post(100 + round, Status(204)), Verdict::Settled);
         }
-        assert_eq!(refuse(&mut b, 1, false), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 1, false), Verdict::Again);
+        assert!(b.policy.is_stripped(EventId::Memory(1)));
         // Nobody else was accepted since: it may be the server.
-        assert!(matches!(refuse(&mut b, 2, false), Verdict::Later(_)));
+        assert!(matches!(refuse(&mut b, 1, false), Verdict::Later(_)));
         assert_eq!(b.post(104, Status(204)), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 1, false), Verdict::Settled);
+        assert!(matches!(refuse(&mut b, 2, false), Verdict::Later(_)));
+        assert_eq!(b.post(105, Status(204)), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 2, false), Verdict::Again);
         assert_eq!(refuse(&mut b, 2, false), Verdict::Settled);
+        assert_eq!(refuse(&mut b, 3, true), Verdict::Again, "there is no room to wait");
         assert_eq!(refuse(&mut b, 3, true), Verdict::Settled, "there is no room to wait");
+        // One that is accepted without what a firewall dislikes tells nothing of the next one.
+        assert_eq!(refuse(&mut b, 6, true), Verdict::Again);
+        b.policy.answered(Attempt { user: 7, ..attempt(6, b.now) }, Status(204), b.now);
+        assert_eq!(refuse(&mut b, 7, true), Verdict::Again);
+        assert_eq!(refuse(&mut b, 7, true), Verdict::Settled);
         // An accepted event clears the user's name.
         b.policy.answered(Attempt { user: 7, ..attempt(4, b.now) }, Status(204), b.now);
         assert!(matches!(refuse(&mut b, 5, true), Verdict::Later(_)));
-        assert_eq!(b.counts(), (6, 3, 0, 91));
+        assert_eq!(b.counts(), (8, 4, 0, 88));
     }
 
     #[test]
@@ -825,12 +945,84 @@ mod tests {
             }
         }
         // Nothing new is learned from these.
+        assert_eq!(b.post(1, Status(403)), Verdict::Again);
+        assert_eq!(b.post(2, Status(403)), Verdict::Again);
+        assert_eq!(b.post(others.next().unwrap(), Status(204)), Verdict::Settled);
         assert_eq!(b.post(1, Status(403)), Verdict::Settled);
         assert_eq!(b.post(2, Status(403)), Verdict::Settled);
         assert_eq!(b.policy.permit(b.now), Permit::Send);
-        assert_eq!(b.counts(), (8, 2, 0, 90));
+        assert_eq!(b.counts(), (9, 2, 0, 89));
         let set_aside = b.lines().iter().filter(|l| l.contains("set aside")).count();
         assert_eq!(set_aside, 1, "the second is within the minute");
+    }
+
+    #[test]
+    fn a_400_of_a_server_that_takes_nothing_rejects_nothing() {
+        let mut b = Bench::new();
+        for id in 1..20 {
+            b.post_in_vain(id, Status(400));
+        }
+        assert_eq!(b.post(20, Status(204)), Verdict::Settled);
+        // Two in a row are at fault themselves; more are the server's fault.
+        for id in [21, 22] {
+            assert_eq!(b.post(id, Status(400)), Verdict::Again);
+            assert_eq!(b.post(id, Status(400)), Verdict::Settled);
+        }
+        for id in 23..40 {
+            b.post_in_vain(id, Status(400));
+        }
+        assert_eq!(b.counts(), (1, 2, 0, 97));
+    }
+
+    #[test]
+    fn an_event_that_is_too_long_goes_without_what_makes_it_long() {
+        let mut b = Bench::new();
+        assert_eq!(b.post(1, Status(204)), Verdict::Settled);
+        assert_eq!(b.post(2, Status(413)), Verdict::Again);
+        assert!(b.policy.is_stripped(EventId::Memory(2)));
+        assert_eq!(b.post(2, Status(204)), Verdict::Settled);
+        assert_eq!(b.counts(), (2, 0, 0, 98));
+        assert!(!b.policy.is_stripped(EventId::Memory(2)), "it is forgotten");
+    }
+
+    #[test]
+    fn another_2xx_is_not_understood_and_rejects_nothing() {
+        let mut b = Bench::new();
+        for round in 0..20 {
+            b.post_in_vain(1, Status(202));
+            assert_eq!(b.zone.totals(0).state, State::Retrying);
+            assert_eq!(b.zone.totals(0).last_fault.unwrap().0, Fault::NotUnderstood(202));
+            assert_eq!(b.post(100 + round, Status(204)), Verdict::Settled);
+        }
+        assert_eq!(b.counts(), (20, 0, 0, 80));
+        assert!(
+            b.lines().iter().any(|line| line.contains("answered 202, which is not understood"))
+        );
+    }
+
+    #[test]
+    fn retry_after_is_followed_within_a_bound() {
+        let minute = Duration::from_secs(60);
+        let wait = |b: &mut Bench| match b.policy.permit(b.now) {
+            Permit::Wait(wait) => wait,
+            other => panic!("{other:?}"),
+        };
+        for (asked, least, most) in
+            [(minute, minute, 2 * minute), (1000 * minute, RETRY_AFTER_MAX, 2 * RETRY_AFTER_MAX)]
+        {
+            let mut b = Bench::new();
+            assert_eq!(b.post(1, Answer::Later(429, asked)), Verdict::Again);
+            let waits = wait(&mut b);
+            assert!((least..most).contains(&waits), "{waits:?}");
+            // One event's 503 is its own; those of several are the server's.
+            let mut b = Bench::new();
+            let pause = b.post_in_vain(1, Answer::Later(503, asked));
+            assert!((least..most).contains(&pause.length), "{pause:?}");
+            assert_eq!(b.policy.permit(b.now), Permit::Send);
+            b.post_in_vain(2, Answer::Later(503, asked));
+            let waits = wait(&mut b);
+            assert!((least..most).contains(&waits), "{waits:?}");
+        }
     }
 
     #[test]

@@ -88,8 +88,15 @@ pub enum Content {
 }
 
 impl Content {
-    /// What is sent to a target with this `privacy`; of the spool, what was put into it.
-    pub fn post(&self, privacy: &Privacy) -> Post<'_> {
+    /// What is sent to a target with this `privacy`; of the spool, what was put into it. `stripped`: without
+    /// what a firewall may dislike.
+    pub fn post(&self, privacy: &Privacy, stripped: bool) -> Post<'_> {
+        let Post { trace, body } = self.whole(privacy);
+        let body = if stripped { form::stripped(&body).into() } else { body };
+        Post { trace, body }
+    }
+
+    fn whole(&self, privacy: &Privacy) -> Post<'_> {
         match self {
             Self::Stored { trace, body } => Post { trace, body: body.as_str().into() },
             Self::Record(bytes) => match Record::parse(bytes) {

@@ -97,6 +97,10 @@ pub struct Answer {
     reply: Reply,
     delay: Duration,
     store: bool,
+    /// Header fields of the answer, each with its line's end.
+    fields: String,
+    /// Answers that come before it, whole.
+    interim: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -152,8 +156,21 @@ impl Answer {
         self
     }
 
+    /// The same, with `Retry-After`.
+    pub fn retry_after(mut self, value: &str) -> Self {
+        self.fields = format!("Retry-After: {value}\r\n");
+        self
+    }
+
+    /// The same, behind an interim answer such as 103 (Early Hints).
+    pub fn with_interim(mut self, code: u16) -> Self {
+        self.interim += &format!("HTTP/1.1 {code} Stand-in\r\nLink: </x.css>; rel=preload\r\n\r\n");
+        self
+    }
+
     fn new(reply: Reply) -> Self {
-        Self { reply, delay: Duration::ZERO, store: false }
+        let (fields, interim) = (String::new(), String::new());
+        Self { reply, delay: Duration::ZERO, store: false, fields, interim }
     }
 }
 
@@ -250,7 +267,7 @@ struct Shared {
 struct State {
     keys: BTreeSet<String>,
     default: Answer,
-    rules: Vec<(String, Answer)>,
+    rules: Vec<(&'static str, String, Answer)>,
     key_check: Answer,
     rate: Option<Rate>,
     window: VecDeque<Instant>,
@@ -333,10 +350,15 @@ impl Sensor {
     /// What becomes of events whose decoded `url` contains `substring`; the first rule that
     /// matches decides, one for the same substring is replaced.
     pub fn set_rule(&self, substring: &str, answer: Answer) {
+        self.set_rule_of("url", substring, answer);
+    }
+
+    /// As [`set_rule`](Self::set_rule), for another parameter than `url`: as a firewall has them.
+    pub fn set_rule_of(&self, param: &'static str, substring: &str, answer: Answer) {
         let mut state = self.shared.state();
-        match state.rules.iter_mut().find(|(have, _)| have == substring) {
-            Some(rule) => rule.1 = answer,
-            None => state.rules.push((substring.to_owned(), answer)),
+        match state.rules.iter_mut().find(|(name, have, _)| *name == param && have == substring) {
+            Some(rule) => rule.2 = answer,
+            None => state.rules.push((param, substring.to_owned(), answer)),
         }
     }
 
@@ -475,6 +497,8 @@ impl Drop for Sensor {
 struct Decision {
     reply: Reply,
     delay: Duration,
+    fields: String,
+    interim: String,
     body: Vec<u8>,
     /// Where the request is recorded.
     record: Option<usize>,
@@ -607,7 +631,8 @@ impl Shared {
         });
         drop(state);
         self.changed.notify_all();
-        Decision { reply: answer.reply, delay: answer.delay, body: answer_body, record, stored }
+        let Answer { reply, delay, fields, interim, .. } = answer;
+        Decision { reply, delay, fields, interim, body: answer_body, record, stored }
     }
 
     /// Waits, but not beyond the sensor's end.
@@ -647,8 +672,9 @@ impl Shared {
                     let kind = if body.is_empty() { "text/html" } else { "application/json" };
                     head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
                 }
-                head += "\r\n";
-                io.write_all(&[head.as_bytes(), body].concat())?;
+                let Decision { fields, interim, .. } = decision;
+                head += &format!("{fields}\r\n");
+                io.write_all(&[interim.as_bytes(), head.as_bytes(), body].concat())?;
                 io.flush()?;
                 Ok(if last { Next::Close } else { Next::Continue })
             }
@@ -658,9 +684,11 @@ impl Shared {
 
 impl State {
     fn answer_for(&self, params: &Params) -> Answer {
-        let url = text_param(params, "url").unwrap_or_default();
-        let rule = self.rules.iter().find(|(substring, _)| url.contains(substring));
-        rule.map_or(&self.default, |(_, answer)| answer).clone()
+        let holds = |(name, substring, _): &&(&str, String, Answer)| {
+            text_param(params, name).is_some_and(|value| value.contains(substring))
+        };
+        let rule = self.rules.iter().find(holds);
+        rule.map_or(&self.default, |(.., answer)| answer).clone()
     }
 
     /// The real server's order: the rate of a known key, then the required parameters, then the
