@@ -74,7 +74,8 @@ impl Known {
     }
 }
 
-/// Warns of those of a level's rules that no request reaches.
+/// Warns of those of a level's rules that no request reaches. A rule before an include is meant to come
+/// before those in the file.
 pub(crate) fn warn_unreachable(cf: &mut ngx_conf_t, own: &[Rc<Entry>]) {
     let rules = own
         .iter()
@@ -82,6 +83,9 @@ pub(crate) fn warn_unreachable(cf: &mut ngx_conf_t, own: &[Rc<Entry>]) {
     for (hidden, hiding) in Rules::new(rules.collect()).unreachable(|unconditional| *unconditional)
     {
         let (hidden, hiding) = (&own[hidden].rule.place, &own[hiding].rule.place);
+        if hidden.file != hiding.file {
+            continue;
+        }
         cf.warn_at(
             hidden,
             format_args!(
