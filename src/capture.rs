@@ -222,9 +222,12 @@ fn push(
     }
     let once = decision.rule().and_then(|rule| rule.once);
     if let (Some(once), Some(zone)) = (once, main.zone) {
-        let address = request.peer();
-        let facts = (decision.kind.name(), location.realm(request), user, exchange.path, address);
-        if !zone.is_first(&facts, once, request.start_ms()) {
+        // What was refused is another event than what was not.
+        let (address, is_failed) = (request.peer(), exchange.status >= 400);
+        let what = (decision.kind.name(), is_failed, location.realm(request), exchange.path);
+        if !zone.is_first(&(what, user, address), once, request.start_ms()) {
+            let level = encoder.level(encoder.is_audited());
+            zone.count_merged(encoder.targets(level.unwrap_or(Level::Api)));
             return Err(NoEvent::Merged);
         }
     }
@@ -253,13 +256,9 @@ impl<'e> Encoder<'e, '_, '_> {
     ) -> Result<(), NoEvent> {
         let (decision, location) = (self.decision, self.location);
         let request = self.exchange.request;
-        let (rule, method) = (decision.rule(), self.exchange.method());
+        let method = self.exchange.method();
         let is_audited = self.is_audited();
-        let level = is_audited.then(|| {
-            let path = self.exchange.path.unwrap_or_default();
-            let derive = || Level::derive(decision.kind, method, path, request.user_agent());
-            rule.and_then(|rule| rule.level).unwrap_or_else(derive)
-        });
+        let level = self.level(is_audited);
         let mut event = Capture::new(request.start_ms());
         event.kind = decision.kind;
         event.identity = decision.whose.identity;
@@ -345,6 +344,12 @@ impl<'e> Encoder<'e, '_, '_> {
             each_segment(*segments, rules, redaction, &mut scratch.segments, |name, value| {
                 page.push(name, value);
             });
+            for (name, value) in &rule.args {
+                let text = read(value, Some(rule), self.exchange).text();
+                if !text.is_empty() {
+                    page.push(name, Some(&text));
+                }
+            }
             event.set_extra(Extra::Page, &scratch.page);
         }
         let (number, session);
@@ -386,6 +391,17 @@ impl<'e> Encoder<'e, '_, '_> {
             zone.count_identity(whose.identity, is_mismatched, whose.unreadable_session);
         }
         worker::push(&event)
+    }
+
+    /// The event's level in audit records.
+    fn level(&self, is_audited: bool) -> Option<Level> {
+        is_audited.then(|| {
+            let (decision, exchange) = (self.decision, self.exchange);
+            let path = exchange.path.unwrap_or_default();
+            let agent = exchange.request.user_agent();
+            let derive = || Level::derive(decision.kind, exchange.method(), path, agent);
+            decision.rule().and_then(|rule| rule.level).unwrap_or_else(derive)
+        })
     }
 
     /// A text that lives as long as the request.

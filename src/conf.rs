@@ -303,6 +303,11 @@ impl LocationConf {
         self.event_prefix.as_ref().map_or(&[], |prefix| prefix.as_bytes())
     }
 
+    /// Whether a claim needs proof.
+    pub(crate) fn verifies(&self) -> bool {
+        self.verify() != Verify::Off
+    }
+
     /// `tirreno_verify`; a dry run changes nothing.
     fn verify(&self) -> Verify {
         match &self.verify {

@@ -80,9 +80,10 @@ fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
     counts.then_some((location, main))
 }
 
-/// Whether a session can tell who a request is from: somewhere it is learned whose it is.
+/// Whether a session can tell who a request is from: somewhere it is learned whose it is, or claims are
+/// not believed, so that the session itself stands for its user.
 pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
-    !location.sessions().is_empty() && main.learns_sessions()
+    !location.sessions().is_empty() && (main.learns_sessions() || location.verifies())
 }
 
 /// The session that the request belongs to.

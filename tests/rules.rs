@@ -1394,7 +1394,7 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         format!(
             "invalid \"{key}\", it must be one of \"status=\", \"if=\", \"body=\", \"user=\", \
              \"confirmed=\", \"unknown=\", \"bind=\", \"session=\", \"first_step=\", \"param=\", \"field=\", \
-             \"page=\", \"title=\", \"outcome=\", \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"once=\""
+             \"arg=\", \"page=\", \"title=\", \"outcome=\", \"anonymous=\", \"redact=\", \"audit=\", \"level=\", \"once=\""
         )
     };
     let status = |key: &str| {
@@ -1527,6 +1527,8 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
             "duplicate parameter in \"param=fullName:b\"".into(),
         ),
         ("page_view * / field=a:b field=a:c", "duplicate field in \"field=a:c\"".into()),
+        ("page_view * / arg=a:b arg=a:c", "duplicate argument in \"arg=a:c\"".into()),
+        ("page_view * \"/{a}\" arg=a:c", "duplicate argument in \"arg=a:c\"".into()),
         (
             "page_view * / page=a",
             must("page=a", "a path that begins with \"/\", without \"?\", \"#\" and variables"),
@@ -1715,4 +1717,46 @@ fn nginxs_own_headers_are_headers_of_the_response() {
          location /typed { return 200 text; }",
     );
     site.assert_types(&[("GET", "/moved", "account_login"), ("GET", "/typed", "account_logout")]);
+}
+
+/// The same request of one user, again within the time, is one event with the first and counted with it; what
+/// is refused is another.
+#[test]
+fn the_same_request_within_a_time_is_one_event() {
+    let server = "
+        tirreno on;
+        tirreno_default_event off;
+        tirreno_user $arg_u;
+        tirreno_event page_view GET \"/files/{id}\" once=24h;
+        location / { proxy_pass http://%BACKEND%; }";
+    let site = Site::start("tirreno_target kept { type file; path %PREFIX%/events; }", server);
+    let today = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / (24 * 3600);
+    let mut asked = 0;
+    // At midnight (UTC) it is another day's event: then once more.
+    let sent = loop {
+        let before = today();
+        for target in ["u=ann", "u=ann&part=2", "u=ann&status=206", "u=bob", "u=ann&status=403"] {
+            site.get(&format!("/files/{before}?{target}"), &[]);
+        }
+        site.get(&format!("/files/{before}?u=ann&status=404"), &[]);
+        site.get("/files/x", &[]);
+        asked += 6;
+        let events = site.events();
+        if today() == before {
+            break events;
+        }
+    };
+    let sent: Vec<_> = sent.iter().map(|e| (&*e.user_name, &*e.event_type)).collect();
+    assert_eq!(sent, [("ann", "page_view"), ("bob", "page_view"), ("ann", "page_error")]);
+    for target in ["main", "kept"] {
+        let counts = || {
+            let answer = client::get(site.nginx.port_n(9), "/status", &[]).expect("nginx answers");
+            let status: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+            ["captured", "delivered", "merged", "pending"]
+                .map(|name| status["targets"][target][name].as_u64().unwrap())
+        };
+        wait_until(SOON, "the counters", || counts()[3] == 0);
+        let [captured, delivered, merged, _] = counts();
+        assert_eq!((captured, merged), (delivered + merged, asked / 6 * 3), "{target}");
+    }
 }

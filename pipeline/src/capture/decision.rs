@@ -467,7 +467,19 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         if self.kind == EventType::AccountLoginFail {
             return Some(key.tag);
         }
-        if self.kind != EventType::AccountLogin || whose.identity != Identity::Answer {
+        if self.kind != EventType::AccountLogin {
+            return None;
+        }
+        if whose.identity == Identity::Claim {
+            // The application has taken the name, and no answer tells another user: failures with it are
+            // the same user's.
+            let named = || user_name(account.name.clone(), self.settings.user_case) == whose.user;
+            if self.is_of_account() && !accounts.known.has(key) && named() {
+                accounts.known.learn(key, &whose.user, accounts.time_ms);
+            }
+            return None;
+        }
+        if whose.identity != Identity::Answer {
             return None;
         }
         let is_known = accounts.known.find(key).is_none_or(|known| known == *whose.user);
@@ -729,6 +741,7 @@ mod tests {
             "account_login POST /login status=2xx body=json user=answer:id user=body:name",
             "account_login_fail POST /login status=401 body=json user=body:name first_step=answer:why=mfa first_step=!body:token",
             "account_login POST /sure status=2xx body=json user=body:name confirmed=body",
+            "account_login POST /named status=2xx body=json user=body:name confirmed=body unknown=send",
             "account_login_fail POST /send body=json user=body:name unknown=send",
             "account_login_fail POST /omit body=json user=body:name unknown=omit anonymous=on",
             "account_login_fail POST /basic status=401 user=basic",
@@ -772,6 +785,12 @@ mod tests {
             assert_eq!(user(&named("/login", 401, name)), (expected.into(), Identity::None));
         }
         assert_eq!(user(&named("/send", 401, Found::Value("bob"))).0, "bob");
+        // Where no answer tells, a name that the application has taken is the user; what one tells stays.
+        let zoe = named("/named", 200, Found::Value(" Zoe"));
+        assert_eq!(user(&zoe), ("Zoe".into(), Identity::Claim));
+        assert_eq!(user(&named("/login", 401, Found::Value("zoe"))).0, "Zoe");
+        assert_eq!(user(&named("/named", 200, Found::Value("ann"))).0, "u1");
+        assert_eq!(user(&failed).0, "u1");
         assert_eq!(user(&named("/omit", 401, Found::Value("bob"))).0, "");
         assert_eq!(user(&named("/omit", 401, Found::Unreadable)).0, "");
         // `u2:x`

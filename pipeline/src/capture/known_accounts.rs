@@ -179,6 +179,11 @@ impl KnownAccounts {
         self.entry(&key.place).filter(|words| words[2] & DOUBTFUL == 0).map(|words| id_of(&words))
     }
 
+    /// Whether anything was learned of the account, also what is in doubt.
+    pub(crate) fn has(&self, key: &AccountKey) -> bool {
+        self.entry(&key.place).is_some()
+    }
+
     fn entry(&self, place: &[u64; 2]) -> Option<[u64; WORDS]> {
         self.ways(place).filter_map(Learned::read).find(|words| words[..2] == *place)
     }

@@ -107,6 +107,8 @@ pub struct Rule<T> {
     pub params: Box<[(Param, Value<T>)]>,
     /// `field=`: fields of audit records.
     pub fields: Box<[(Box<str>, Value<T>)]>,
+    /// `arg=`: arguments of the page that Tirreno sees with `tirreno_url page`.
+    pub args: Box<[(Box<str>, Value<T>)]>,
     /// `page=`: what Tirreno sees of the URL with `tirreno_url page`; the rule's path where there is none.
     pub page: Option<Box<str>>,
     /// `title=`.
@@ -270,7 +272,7 @@ impl<T: Text> Rule<T> {
         });
         let conditions = self.conditions.iter().chain(&self.first_step);
         let params = self.params.iter().map(|(_, value)| value);
-        let fields = self.fields.iter().map(|(_, value)| value);
+        let fields = self.fields.iter().chain(&self.args).map(|(_, value)| value);
         users
             .chain(conditions.filter_map(Condition::value))
             .chain(&self.bind)
@@ -344,6 +346,7 @@ struct Draft<T> {
     redact: Vec<String>,
     params: Vec<(Param, Value<T>)>,
     fields: Vec<(Box<str>, Value<T>)>,
+    args: Vec<(Box<str>, Value<T>)>,
 }
 
 /// `KEY=VALUE`.
@@ -378,7 +381,7 @@ struct KeyRow<T: 'static> {
 }
 
 impl<T: Text> Draft<T> {
-    const KEYS: [KeyRow<T>; 19] = [
+    const KEYS: [KeyRow<T>; 20] = [
         KeyRow {
             name: "status",
             repeats: false,
@@ -507,23 +510,26 @@ impl<T: Text> Draft<T> {
             name: "field",
             repeats: true,
             set: |draft, key, _, compile| {
-                let (name, text) = named_value(key)?;
-                // A dot separates a thing from what is told of it: `user.roles`.
-                let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-                let is_name = |part: &str| !part.is_empty() && part.chars().all(is_plain);
-                if name.len() > MAX_NAME || !name.split('.').all(is_name) {
-                    let most = format!(
-                        "NAME of at most {MAX_NAME} letters, digits, \"_\" and single dots, and a value"
-                    );
-                    return Err(key.must_be(most));
-                }
+                let (name, text) = plainly_named_value(key)?;
                 if draft.fields.iter().any(|(known, _)| **known == *name) {
                     return Err(format!("duplicate field in \"{}\"", key.text));
                 }
-                draft.fields.push((
-                    name.into(),
-                    value(key, text, Purpose::Send, draft.rule.body, compile)?,
-                ));
+                let text = value(key, text, Purpose::Send, draft.rule.body, compile)?;
+                draft.fields.push((name.into(), text));
+                Ok(())
+            },
+        },
+        KeyRow {
+            name: "arg",
+            repeats: true,
+            set: |draft, key, pattern, compile| {
+                let (name, text) = plainly_named_value(key)?;
+                let is_known = draft.args.iter().any(|(known, _)| **known == *name);
+                if is_known || pattern.names().any(|known| known == name) {
+                    return Err(format!("duplicate argument in \"{}\"", key.text));
+                }
+                let text = value(key, text, Purpose::Send, draft.rule.body, compile)?;
+                draft.args.push((name.into(), text));
                 Ok(())
             },
         },
@@ -651,6 +657,7 @@ impl<T: Text> Draft<T> {
                 first_step: Box::default(),
                 params: Box::default(),
                 fields: Box::default(),
+                args: Box::default(),
                 page: None,
                 title: None,
                 is_attempt: false,
@@ -667,6 +674,7 @@ impl<T: Text> Draft<T> {
             redact: Vec::new(),
             params: Vec::new(),
             fields: Vec::new(),
+            args: Vec::new(),
         }
     }
 
@@ -695,6 +703,7 @@ impl<T: Text> Draft<T> {
         rule.redact = self.redact.into();
         rule.params = self.params.into();
         rule.fields = self.fields.into();
+        rule.args = self.args.into();
         let saw = |name: &str| self.seen.iter().any(|seen| seen == name);
         let names_account = rule.users.iter().any(User::is_written);
         for key in ["unknown", "confirmed"] {
@@ -752,6 +761,20 @@ fn named_value(key: &Key<'_>) -> Result<(&'static str, &'static [u8]), String> {
     let colon = key.value.iter().position(|b| *b == b':').ok_or_else(must)?;
     let name = str::from_utf8(&key.value[..colon]).map_err(|_| must())?;
     Ok((name, &key.value[colon + 1..]))
+}
+
+/// `NAME:VALUE`, where a dot in the name separates a thing from what is told of it: `user.roles`.
+fn plainly_named_value(key: &Key<'_>) -> Result<(&'static str, &'static [u8]), String> {
+    let (name, text) = named_value(key)?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_name = |part: &str| !part.is_empty() && part.chars().all(is_plain);
+    if name.len() > MAX_NAME || !name.split('.').all(is_name) {
+        let most = format!(
+            "NAME of at most {MAX_NAME} letters, digits, \"_\" and single dots, and a value"
+        );
+        return Err(key.must_be(most));
+    }
+    Ok((name, text))
 }
 
 /// A rule with what finds it.

@@ -760,6 +760,15 @@ impl Zone {
         }
     }
 
+    /// A worker counts an event that another one of the same user stands for already: `once=`.
+    pub fn count_merged(&self, targets: u32) {
+        for account in self.books(targets) {
+            account.captured.0.fetch_add(1, Relaxed);
+            account.collected.fetch_add(1, Relaxed);
+            account.merged.fetch_add(1, Relaxed);
+        }
+    }
+
     fn books(&self, targets: u32) -> impl Iterator<Item = &'static TargetCounters> {
         let head = self.head;
         (0..MAX_TARGETS).filter(move |t| targets & (1 << t) != 0).map(move |t| &head.targets[t])

@@ -1,8 +1,12 @@
 //! The call of XML-RPC in a body, read in chunks of any size.
 //!
-//! Its fields are `methodName`, and `params.0`, `params.1`, …: the single values of the parameters in the
-//! order in which they stand, also those in arrays and structs. Of the calls in a `system.multicall` that
-//! is first the first call's name, then its parameters.
+//! Its fields are `methodName`, and `params.0`, `params.1`, …: the parameters in their order; an array or a
+//! struct is one, which is unreadable. Of a `system.multicall` they are all single values in the order in
+//! which they stand, wherever: first the first call's name, then its parameters. `calls` is how many calls
+//! it has; of another call it is absent.
+//!
+//! Where servers count differently, what follows is unreadable: WordPress counts no empty `<value>`, others
+//! do.
 //!
 //! Calls are plain: elements of the specification without attributes, and text. What XML has beside that
 //! (comments, CDATA, document types, other encodings than UTF-8) no client sends; it is unreadable.
@@ -17,16 +21,21 @@ const MAX_MARKUP: usize = 128;
 const MAX_PARAMS: usize = 100;
 
 /// Values that are texts as they stand.
-const SCALARS: [&[u8]; 7] =
-    [b"string", b"int", b"i4", b"i8", b"double", b"boolean", b"dateTime.iso8601"];
+const SCALARS: [&[u8]; 6] = [b"string", b"int", b"i4", b"double", b"boolean", b"dateTime.iso8601"];
 
 /// What only holds other elements.
 const CONTAINERS: [&[u8]; 8] =
     [b"methodCall", b"params", b"param", b"array", b"data", b"struct", b"member", b"nil"];
 
+/// The call's name: its own, and the member of a call in a `system.multicall`.
+const METHOD_NAME: &str = "methodName";
+
+/// How many calls there are in a `system.multicall`.
+const CALLS: &str = "calls";
+
 /// The steps of a field.
 pub(super) fn steps(text: &str) -> Result<Vec<Step>, FieldError> {
-    if text == "methodName" {
+    if matches!(text, METHOD_NAME | CALLS) {
         return Ok(vec![Step::Name(text.into())]);
     }
     let number = text.strip_prefix("params.").ok_or(FieldError::Empty)?;
@@ -50,7 +59,14 @@ pub(super) struct XmlRpc {
     has_text: bool,
     /// How many values came.
     values: usize,
+    /// How many arrays and structs are open.
+    nested: usize,
+    /// Whether servers differ in how many values came.
+    is_uncertain: bool,
     has_name: bool,
+    is_multicall: bool,
+    /// How many members are called `methodName`.
+    calls: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +107,11 @@ impl XmlRpc {
             is_wanted: false,
             has_text: false,
             values: 0,
+            nested: 0,
+            is_uncertain: false,
             has_name: false,
+            is_multicall: false,
+            calls: 0,
         }
     }
 
@@ -191,11 +211,15 @@ impl XmlRpc {
             (b"value", Element::None) => Element::Value,
             (b"base64", Element::Value) => Element::Base64,
             (name, Element::Value) if SCALARS.contains(&name) => Element::Scalar,
-            (name, Element::None | Element::Value) if CONTAINERS.contains(&name) => Element::None,
+            (name, Element::None | Element::Value) if CONTAINERS.contains(&name) => {
+                self.nested += usize::from(is_nesting(name));
+                Element::None
+            }
             _ => return Err(Broken),
         };
         self.is_wanted = match self.element {
-            Element::MethodName => Self::place("methodName", values).is_some(),
+            Element::MethodName => true,
+            Element::Name => self.is_multicall && Self::place(CALLS, values).is_some(),
             Element::Value | Element::Scalar => self.place_of_value(values).is_some(),
             _ => false,
         };
@@ -223,13 +247,36 @@ impl XmlRpc {
                 if std::mem::replace(&mut self.has_name, true) {
                     return Err(Broken);
                 }
-                self.found(Self::place("methodName", values), true, values, share);
+                self.is_multicall = self.text.bytes().trim_ascii() == b"system.multicall";
+                self.found(Self::place(METHOD_NAME, values), true, values, share);
+            }
+            (b"value", Element::Value) if !self.has_text && !self.is_multicall => {
+                self.text.release(share);
+                self.is_uncertain |= self.nested == 0;
             }
             (b"value", Element::Value) => self.value(true, values, share),
             (b"base64", Element::Base64) => self.value(false, values, share),
             (name, Element::Scalar) if SCALARS.contains(&name) => self.value(true, values, share),
-            (b"name", Element::Name) | (b"value", Element::None) => self.has_text = false,
-            (b"methodCall", Element::None) => values.state = State::Read,
+            (b"name", Element::Name) => {
+                self.has_text = false;
+                self.calls += usize::from(self.text.bytes() == METHOD_NAME.as_bytes());
+            }
+            (b"value", Element::None) => self.has_text = false,
+            (b"methodCall", Element::None) => {
+                self.text.release(share);
+                if self.is_multicall && Self::place(CALLS, values).is_some() {
+                    self.is_wanted = true;
+                    self.text.push(self.calls.to_string().as_bytes(), share).map_err(|_| Broken)?;
+                    self.found(Self::place(CALLS, values), true, values, share);
+                }
+                values.state = State::Read;
+            }
+            (name, Element::None) if is_nesting(name) => {
+                self.nested = self.nested.checked_sub(1).ok_or(Broken)?;
+                if self.nested == 0 && !self.is_multicall {
+                    self.value(false, values, share);
+                }
+            }
             (name, Element::None) if CONTAINERS.contains(&name) => {}
             _ => return Err(Broken),
         }
@@ -238,6 +285,12 @@ impl XmlRpc {
     }
 
     fn value(&mut self, is_text: bool, values: &mut Values, share: &mut Share) {
+        if self.nested > 0 && !self.is_multicall {
+            self.has_text = false;
+            self.text.release(share);
+            return;
+        }
+        let is_text = is_text && !self.is_uncertain;
         let place = self.place_of_value(values);
         self.values += 1;
         self.found(place, is_text, values, share);
@@ -261,6 +314,11 @@ impl XmlRpc {
             self.text.release(share);
         }
     }
+}
+
+/// Whether the values in it are parts of one value.
+fn is_nesting(name: &[u8]) -> bool {
+    matches!(name, b"data" | b"struct")
 }
 
 /// The character of `&name;`.
@@ -329,10 +387,37 @@ mod tests {
             ("params.1", "=5ecret"),
             ("params.2", "=7"),
             ("params.3", "="),
-            ("params.4", "="),
+            ("params.4", "Absent"),
             ("params.5", "Absent"),
         ] {
             assert_eq!(read(&body, field), found, "{field}");
+        }
+    }
+
+    /// Whoever can make others read another parameter than the server does signs with their name.
+    #[test]
+    fn an_array_or_struct_is_one_parameter() {
+        let value = |value: &str| format!("<param><value>{value}</value></param>");
+        let (me, array) = (value("me"), value("<array><data><value>victim</value></data></array>"));
+        let member = "<member><name>a</name><value><string>victim</string></value></member>";
+        let two = format!("<struct>{member}{member}</struct>");
+        for (params, found) in [
+            (format!("{array}{me}"), "=me"),
+            (format!("{}{me}", value(&two)), "=me"),
+            (
+                format!(
+                    "{}{me}",
+                    value(&format!("<array><data><value>{two}</value></data></array>"))
+                ),
+                "=me",
+            ),
+            (format!("{me}{array}"), "Unreadable"),
+            (format!("{}{}{me}", value(""), value("victim")), "Unreadable"),
+            (format!("{}{}{me}", value(" "), value("victim")), "Unreadable"),
+            (format!("{}{}{me}", value("<nil/>"), value("victim")), "=me"),
+            (format!("{}{me}", value("<i8>1</i8>")), "Unreadable"),
+        ] {
+            assert_eq!(read(&call("wp.newPost", &params), "params.1"), found, "{params}");
         }
     }
 
@@ -350,6 +435,9 @@ mod tests {
         assert_eq!(read(&body, "params.0"), "=wp.getUsersBlogs");
         assert_eq!(read(&body, "params.1"), "=ann");
         assert_eq!(read(&body, "params.3"), "=ann");
+        assert_eq!(read(&body, "calls"), "=2");
+        assert_eq!(read(&body.replace("system.multicall", "wp.newPost"), "calls"), "Absent");
+        assert_eq!(read(&call("system.multicall", ""), "calls"), "=0");
     }
 
     #[test]
