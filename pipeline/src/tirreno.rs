@@ -1,6 +1,7 @@
 //! Delivery to a Tirreno server: the form, the connections, and what its answers mean.
 
 pub mod connection;
+mod first_steps;
 pub mod form;
 pub mod http;
 pub mod policy;

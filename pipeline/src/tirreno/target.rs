@@ -1,7 +1,7 @@
 //! A target of type `tirreno`: its thread moves events from the inbox, through the spool if there is one,
 //! to the connections.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use crate::record::Record;
 use crate::shm::ring::Place;
 use crate::shm::zone::{DropReason, Ledger, Zone};
 use crate::tirreno::connection::Connection;
+use crate::tirreno::first_steps::FirstSteps;
 use crate::tirreno::form;
 use crate::tirreno::http::{Outbound, Post, Tirreno};
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
@@ -353,8 +354,7 @@ pub fn new(
         started: 0,
         repeats: Repeats::new(config.repeat, config.slot, zone.repeat_counters()),
         next_id: 0,
-        failed: VecDeque::new(),
-        failed_bytes: 0,
+        first_steps: FirstSteps::new(login_fail_delay),
         last_read: now,
         look_at: Some(now),
         any_others: (now, true),
@@ -393,9 +393,8 @@ struct TirrenoTarget {
     started: usize,
     repeats: Repeats,
     next_id: u64,
-    /// Failed logins in memory, until when each waits for a good one, and which. They are held.
-    failed: VecDeque<(Instant, u64, Event)>,
-    failed_bytes: usize,
+    /// Failed logins in memory that wait for a good one. They are held.
+    first_steps: FirstSteps<Event>,
     /// When the spool could be read last.
     last_read: Instant,
     /// When the spool is read again; nothing: when something is put into it.
@@ -470,7 +469,7 @@ impl TirrenoTarget {
         if progressed || inbox.handed() != mem::replace(&mut self.handed, inbox.handed()) {
             self.active = now;
         }
-        let mut pauses = vec![self.failed.front().map(|(due, ..)| *due - now.min(*due))];
+        let mut pauses = vec![self.first_steps.due().map(|due| due - now.min(due))];
         match self.store.clone() {
             None => pauses.push(self.send_due(inbox)),
             Some(store) => {
@@ -526,12 +525,14 @@ impl TirrenoTarget {
             let delay = self.login_fail_delay;
             match Attempt::of(&record) {
                 Some(Attempt::Failed(attempt)) if !delay.is_zero() && !self.stopping => {
-                    self.failed.push_back((Instant::now() + delay, attempt, event));
-                    self.failed_bytes += bytes.len();
+                    let size = event.content.size();
+                    let withdrawn = self.first_steps.failed(attempt, record.stamp(), size, event);
+                    self.withdraw(withdrawn);
                     self.send_failed(Instant::now());
                 }
                 Some(Attempt::Good(attempt)) => {
-                    self.withdraw(attempt);
+                    let withdrawn = self.first_steps.good(attempt, record.stamp());
+                    self.withdraw(withdrawn);
                     self.send(event);
                 }
                 _ => self.send(event),
@@ -540,11 +541,9 @@ impl TirrenoTarget {
         lent.len()
     }
 
-    /// A login was good: the failed one directly before it was only its first half.
-    fn withdraw(&mut self, attempt: u64) {
-        let before = self.failed.iter().rposition(|(_, failed, _)| *failed == attempt);
-        if let Some((.., event)) = before.and_then(|place| self.failed.remove(place)) {
-            self.failed_bytes -= event.content.size();
+    /// A failed login was only the first half of a good one.
+    fn withdraw(&self, failed: Option<Event>) {
+        if let Some(event) = failed {
             self.ledger.withdrawn(self.config.slot);
             self.shared.release(&event);
         }
@@ -554,16 +553,14 @@ impl TirrenoTarget {
     /// other events.
     fn send_failed(&mut self, now: Instant) {
         let Self { config, .. } = self;
-        let most = config.queue_events.min(WINDOW[Rank::Three.place()]) / FAILED;
-        let most_bytes = config.queue_bytes / FAILED;
-        while let Some((due, ..)) = self.failed.front()
-            && (*due <= now
-                || self.stopping
-                || self.failed.len() > most
-                || self.failed_bytes > most_bytes)
-            && let Some((.., event)) = self.failed.pop_front()
-        {
-            self.failed_bytes -= event.content.size();
+        let (most, most_bytes) = match self.stopping {
+            true => (0, 0),
+            false => (
+                config.queue_events.min(WINDOW[Rank::Three.place()]) / FAILED,
+                config.queue_bytes / FAILED,
+            ),
+        };
+        while let Some(event) = self.first_steps.next(now, most, most_bytes) {
             self.send(event);
         }
     }

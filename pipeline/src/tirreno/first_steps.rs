@@ -1,0 +1,147 @@
+//! Failed logins that may be the first half of a good one, while they wait in memory.
+//!
+//! Good logins go before failed ones: a good one may come here before the failure that it withdraws, so it is
+//! remembered for a while. What was captured first tells which is which.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How many good logins are remembered.
+const MOST_GOOD: usize = 1024;
+
+/// Failed logins that wait, and good ones that have withdrawn nothing yet.
+#[derive(Debug)]
+pub struct FirstSteps<E> {
+    delay: Duration,
+    waiting: VecDeque<Waiting<E>>,
+    bytes: usize,
+    /// The attempt and its stamp, of the latest good logins.
+    good: VecDeque<(u64, u64)>,
+}
+
+#[derive(Debug)]
+struct Waiting<E> {
+    due: Instant,
+    attempt: u64,
+    stamp: u64,
+    bytes: usize,
+    event: E,
+}
+
+impl<E> FirstSteps<E> {
+    /// A failure waits for `delay`; with none, nothing waits.
+    pub fn new(delay: Duration) -> Self {
+        Self { delay, waiting: VecDeque::new(), bytes: 0, good: VecDeque::new() }
+    }
+
+    /// A login failed at that stamp. Returns it where a good one has followed.
+    pub fn failed(&mut self, attempt: u64, stamp: u64, bytes: usize, event: E) -> Option<E> {
+        let next = self.good.iter().enumerate().filter(|(_, (known, good))| {
+            *known == attempt && stamp < *good && u128::from(*good - stamp) < self.delay.as_nanos()
+        });
+        if let Some((place, _)) = next.min_by_key(|(_, (_, good))| *good) {
+            self.good.remove(place);
+            return Some(event);
+        }
+        let due = Instant::now() + self.delay;
+        self.waiting.push_back(Waiting { due, attempt, stamp, bytes, event });
+        self.bytes += bytes;
+        None
+    }
+
+    /// A login was good at that stamp: the failed one directly before it was only its first half, and is
+    /// returned.
+    pub fn good(&mut self, attempt: u64, stamp: u64) -> Option<E> {
+        if self.delay.is_zero() {
+            return None;
+        }
+        let is_before = |failed: &Waiting<E>| failed.attempt == attempt && failed.stamp < stamp;
+        let Some(place) = self.waiting.iter().rposition(is_before) else {
+            if self.good.len() == MOST_GOOD {
+                self.good.pop_front();
+            }
+            self.good.push_back((attempt, stamp));
+            return None;
+        };
+        let failed = self.waiting.remove(place)?;
+        self.bytes -= failed.bytes;
+        Some(failed.event)
+    }
+
+    /// The next failure that has waited until `now`, or that more than `most`, or more than `most_bytes`,
+    /// wait with.
+    pub fn next(&mut self, now: Instant, most: usize, most_bytes: usize) -> Option<E> {
+        let first = self.waiting.front()?;
+        if first.due > now && self.waiting.len() <= most && self.bytes <= most_bytes {
+            return None;
+        }
+        let failed = self.waiting.pop_front()?;
+        self.bytes -= failed.bytes;
+        Some(failed.event)
+    }
+
+    /// When the next one has waited.
+    pub fn due(&self) -> Option<Instant> {
+        self.waiting.front().map(|failed| failed.due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(60);
+    const ALL: (usize, usize) = (usize::MAX, usize::MAX);
+
+    fn steps() -> FirstSteps<&'static str> {
+        FirstSteps::new(DELAY)
+    }
+
+    #[test]
+    fn a_good_login_withdraws_the_failure_directly_before_it() {
+        let mut steps = steps();
+        for (stamp, name) in [(1, "first"), (2, "second"), (9, "later")] {
+            assert_eq!(steps.failed(7, stamp, 10, name), None);
+        }
+        assert_eq!(steps.good(8, 3), None);
+        assert_eq!(steps.good(7, 3), Some("second"));
+        assert_eq!(steps.good(7, 4), Some("first"));
+        assert_eq!(steps.good(7, 5), None);
+        assert_eq!((steps.waiting.len(), steps.bytes), (1, 10));
+    }
+
+    #[test]
+    fn also_where_the_good_one_came_here_first() {
+        let mut steps = steps();
+        assert_eq!(steps.good(7, 3), None);
+        assert_eq!(steps.failed(7, 4, 1, "after"), None);
+        assert_eq!(steps.failed(8, 2, 1, "another's"), None);
+        assert_eq!(steps.failed(7, 2, 1, "before"), Some("before"));
+        // Once.
+        assert_eq!(steps.failed(7, 1, 1, "long before"), None);
+        // Not where the failure had waited before.
+        let late = DELAY.as_nanos() as u64;
+        assert_eq!(steps.good(9, late + 5), None);
+        assert_eq!(steps.failed(9, 5, 1, "too early"), None);
+        assert_eq!(steps.failed(9, 6, 1, "in time"), Some("in time"));
+        for stamp in 0..5000 {
+            steps.good(stamp, 1);
+        }
+        assert_eq!(steps.good.len(), MOST_GOOD);
+    }
+
+    #[test]
+    fn what_has_waited_or_is_too_much_is_given_back() {
+        let mut steps = steps();
+        let now = Instant::now();
+        for (stamp, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            steps.failed(stamp, stamp, 10, name);
+        }
+        assert_eq!(steps.next(now, ALL.0, ALL.1), None);
+        assert_eq!(steps.next(now, 2, ALL.1), Some("a"));
+        assert_eq!(steps.next(now, ALL.0, 19), Some("b"));
+        assert!(steps.due().is_some_and(|due| due > now));
+        assert_eq!(steps.next(now + 2 * DELAY, ALL.0, ALL.1), Some("c"));
+        assert_eq!((steps.next(now + 2 * DELAY, 0, 0), steps.due()), (None, None));
+    }
+}
