@@ -11,7 +11,7 @@ const MOST_GOOD: usize = 1024;
 
 /// Failed logins that wait, and good ones that have withdrawn nothing yet.
 #[derive(Debug)]
-pub struct FirstSteps<E> {
+pub(super) struct FirstSteps<E> {
     delay: Duration,
     waiting: VecDeque<Waiting<E>>,
     bytes: usize,
@@ -30,12 +30,12 @@ struct Waiting<E> {
 
 impl<E> FirstSteps<E> {
     /// A failure waits for `delay`; with none, nothing waits.
-    pub fn new(delay: Duration) -> Self {
+    pub(super) fn new(delay: Duration) -> Self {
         Self { delay, waiting: VecDeque::new(), bytes: 0, good: VecDeque::new() }
     }
 
     /// A login failed at that stamp. Returns it where a good one has followed.
-    pub fn failed(&mut self, attempt: u64, stamp: u64, bytes: usize, event: E) -> Option<E> {
+    pub(super) fn failed(&mut self, attempt: u64, stamp: u64, bytes: usize, event: E) -> Option<E> {
         let next = self.good.iter().enumerate().filter(|(_, (known, good))| {
             *known == attempt && stamp < *good && u128::from(*good - stamp) < self.delay.as_nanos()
         });
@@ -51,7 +51,7 @@ impl<E> FirstSteps<E> {
 
     /// A login was good at that stamp: the failed one directly before it was only its first half, and is
     /// returned.
-    pub fn good(&mut self, attempt: u64, stamp: u64) -> Option<E> {
+    pub(super) fn good(&mut self, attempt: u64, stamp: u64) -> Option<E> {
         if self.delay.is_zero() {
             return None;
         }
@@ -70,7 +70,7 @@ impl<E> FirstSteps<E> {
 
     /// The next failure that has waited until `now`, or that more than `most`, or more than `most_bytes`,
     /// wait with.
-    pub fn next(&mut self, now: Instant, most: usize, most_bytes: usize) -> Option<E> {
+    pub(super) fn next(&mut self, now: Instant, most: usize, most_bytes: usize) -> Option<E> {
         let first = self.waiting.front()?;
         if first.due > now && self.waiting.len() <= most && self.bytes <= most_bytes {
             return None;
@@ -81,7 +81,7 @@ impl<E> FirstSteps<E> {
     }
 
     /// When the next one has waited.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.waiting.front().map(|failed| failed.due)
     }
 }
