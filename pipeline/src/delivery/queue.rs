@@ -26,6 +26,9 @@ const LOWEST_UP_TO: f64 = 0.8;
 /// Below this share, there is room again: what was dropped is told of once, not after each event that
 /// just fits.
 const ROOM_BELOW: f64 = 0.7;
+/// What is lent keeps its room, and makes none for others. Of each rank events are lent while this share
+/// of the queue is not, so that a higher rank always finds some that can make room for it.
+const LENT_UP_TO: [f64; Rank::ALL.len()] = [1.0, 0.875, 0.75, 0.5];
 
 impl Drops {
     /// One event of that time.
@@ -143,6 +146,9 @@ pub struct Queue {
     /// Of the entries that are in memory only: how many, and their bytes.
     events: usize,
     bytes: usize,
+    /// Of these, what is lent.
+    lent_events: usize,
+    lent_bytes: usize,
     /// How many of a segment's records are backed, by its number.
     backed: Vec<u32>,
     all_backed: usize,
@@ -163,6 +169,8 @@ impl Queue {
             turns: Turns::default(),
             events: 0,
             bytes: 0,
+            lent_events: 0,
+            lent_bytes: 0,
             backed: Vec::new(),
             all_backed: 0,
             most_events,
@@ -423,6 +431,9 @@ impl Queue {
         }
         for (rank, room) in Rank::ALL.into_iter().zip(room) {
             for _ in 0..room {
+                if !self.may_lend(rank) {
+                    break;
+                }
                 let Some((turn, number)) = self.in_turn[rank.place()].first_key_value() else {
                     break;
                 };
@@ -440,6 +451,8 @@ impl Queue {
                     if let Some(Waiting { entry: Entry::Record(bytes), .. }) =
                         self.entries.remove(&number)
                     {
+                        self.lent_events += 1;
+                        self.lent_bytes += bytes.len();
                         lent.push(bytes);
                     }
                 }
@@ -448,10 +461,19 @@ impl Queue {
         lent
     }
 
+    /// Whether an event of that rank may be lent beside those that are.
+    fn may_lend(&self, rank: Rank) -> bool {
+        let part = |most: usize| (most as f64 * LENT_UP_TO[rank.place()]) as usize;
+        self.lent_events == 0
+            || self.lent_events < part(self.most_events) && self.lent_bytes < part(self.most_bytes)
+    }
+
     /// A record of so many bytes that was lent is done with.
     pub fn returned(&mut self, bytes: usize) {
         self.events -= 1;
         self.bytes -= bytes;
+        self.lent_events -= 1;
+        self.lent_bytes -= bytes;
         self.forget_turns();
     }
 
@@ -788,7 +810,36 @@ mod tests {
         let place = rest.iter().position(|time| *time == 41).unwrap();
         assert!(place <= 8, "{rest:?}");
         assert_eq!(rest.len(), 15);
-        (0..43).for_each(|_| queue.returned(0));
+        let size = of(Rank::Four, "u", 1).len();
+        (0..43).for_each(|_| queue.returned(size));
         assert!(queue.is_empty() && queue.in_memory() == 0);
+    }
+
+    #[test]
+    fn what_is_lent_leaves_room_for_higher_ranks() {
+        let mut queue = Queue::new(80, 1 << 20);
+        (0..60).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "u", time), None));
+        assert_eq!(lent(&mut queue, [99; 4]).len(), 40);
+        (60..64).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "u", time), None));
+        // Those of a higher rank go on being lent, and take the place of what is not.
+        for time in 100..116 {
+            assert_eq!(offer_of(&mut queue, Rank::Three, "v", time), None);
+        }
+        for time in 116..124 {
+            assert!(offer_of(&mut queue, Rank::Three, "v", time).is_some());
+        }
+        assert_eq!(lent(&mut queue, [99; 4]).len(), 20);
+        for time in 200..220 {
+            let dropped = offer_of(&mut queue, Rank::One, "w", time).expect("the queue is full");
+            assert!(dropped.count == 1 && dropped.last_ms < 200, "{dropped:?}");
+        }
+        assert_eq!(lent(&mut queue, [99; 4]), (200..220).collect::<Vec<_>>());
+        // Another of the lowest rank goes when half of the queue is not lent any more.
+        let size = of(Rank::One, "w", 1).len();
+        (0..40).for_each(|_| queue.returned(size));
+        assert_eq!(offer_of(&mut queue, Rank::Four, "u", 300), None);
+        assert!(lent(&mut queue, [0, 0, 0, 99]).is_empty());
+        queue.returned(size);
+        assert_eq!(lent(&mut queue, [0, 0, 0, 99]), [300]);
     }
 }
