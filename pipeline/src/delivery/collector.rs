@@ -2,7 +2,7 @@
 //! order of capture, and hands each target its share. It does no work on disk or network, and waits for
 //! no target.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::mem;
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,8 @@ pub(crate) struct Collection {
     next_tick: Instant,
     ticks: u32,
     cannot_start: Once,
-    /// Targets that are not configured here, with the events dropped since that was said.
-    gone: BTreeMap<usize, u64>,
+    /// Targets that are not configured here, of which events were dropped since that was said.
+    gone: BTreeSet<usize>,
 }
 
 impl Collection {
@@ -70,7 +70,7 @@ impl Collection {
             next_tick: Instant::now() + TICK,
             ticks: TICKS_AFTER,
             cannot_start: Once::every(REPEAT),
-            gone: BTreeMap::new(),
+            gone: BTreeSet::new(),
         }
     }
 
@@ -151,7 +151,7 @@ impl Collection {
                     self.ledger.collected(slot, 1);
                     self.zone.took(slot, taken.place);
                     self.ledger.dropped(slot, 1, DropReason::TargetGone);
-                    *self.gone.entry(slot).or_default() += 1;
+                    self.gone.insert(slot);
                 }
             }
         }
@@ -228,7 +228,8 @@ impl Collection {
     }
 
     pub(crate) fn report_gone(&mut self) {
-        for (slot, new) in mem::take(&mut self.gone) {
+        for slot in mem::take(&mut self.gone) {
+            let new = self.ledger.take_unsaid(slot, DropReason::TargetGone);
             let (name, why) = (self.zone.target_name(slot), DropReason::TargetGone.text());
             let total = self.zone.totals(slot).all_dropped();
             let text = format!("target \"{name}\": {new} events dropped, {why}; {total} in total");

@@ -234,7 +234,7 @@ impl Deliverer {
         loop {
             let is_over = match *phase {
                 Phase::Ended => break,
-                Phase::Waits if !self.zone.has_records_of(pid) => break,
+                Phase::Waits if !self.is_needed(pid) => break,
                 // Another one has the election, or this one is about to get it back, having left the rings
                 // to one that then stopped, too.
                 Phase::Waits => {
@@ -263,6 +263,16 @@ impl Deliverer {
         if ended {
             let _ = self.thread.join();
         }
+    }
+}
+
+impl Deliverer {
+    /// Whether there is anything in the rings that the process `pid`, which exits, has captured, or that
+    /// nobody else collects: a collector that exits too may have left it to this one.
+    fn is_needed(&self, pid: u32) -> bool {
+        self.zone.has_records_of(pid)
+            || self.zone.has_records()
+                && !self.control.is_another(self.zone, &[Stay::Stays, Stay::Exiting])
     }
 }
 

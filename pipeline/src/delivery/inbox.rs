@@ -102,9 +102,7 @@ struct State {
     /// Why it takes nothing now, where it knows, and says so itself.
     failing: Option<Fault>,
     said: Once,
-    /// The drops that were logged before.
-    reported: [u64; DropReason::ALL.len()],
-    /// Of those, what a full spool and too old events are said to be.
+    /// How many events were ever handed over.
     handed: u64,
 }
 
@@ -145,7 +143,6 @@ impl Inbox {
                 progress_ns: 0,
                 failing: None,
                 said: Once::every(REPEAT),
-                reported: zone.totals(config.slot).dropped,
                 handed: 0,
             }),
             changed: Condvar::new(),
@@ -329,26 +326,22 @@ impl Inbox {
 
     /// Shows and says what is due; once a second while anything happens.
     pub fn tick(&self) {
-        let mut state = self.state();
+        let state = self.state();
         let oldest = state.queue.oldest().map_or(0, |record| record.time_ms());
         if state.in_hand == 0 {
             self.ledger.show_oldest(self.slot, oldest);
         }
-        self.say_drops(&mut state);
+        self.say_drops();
     }
 
-    fn say_drops(&self, state: &mut State) {
-        let totals = self.zone.totals(self.slot);
+    fn say_drops(&self) {
         for reason in DropReason::ALL {
-            let new =
-                totals.dropped[reason as usize].saturating_sub(state.reported[reason as usize]);
-            // Who shuts down says so itself.
-            if new > 0 && reason != DropReason::Shutdown {
-                let (why, total) = (reason.text(), totals.all_dropped());
+            let new = self.ledger.take_unsaid(self.slot, reason);
+            if new > 0 {
+                let (why, total) = (reason.text(), self.zone.totals(self.slot).all_dropped());
                 self.log(Level::Error, &format!("{new} events dropped, {why}; {total} in total"));
             }
         }
-        state.reported = totals.dropped;
     }
 
     /// Leaves to the next collector what the ring keeps and nobody is writing. Returns whether that is
@@ -409,7 +402,7 @@ impl Inbox {
             moved.places.iter().for_each(|place| self.zone.took(self.slot, *place));
         }
         let rest = self.ledger.holds(self.slot);
-        self.ledger.dropped(self.slot, rest, reason);
+        self.ledger.dropped_and_said(self.slot, rest, reason);
         if let Some(drops) = state.queue.left() {
             self.leave_unreported(&drops);
         }
@@ -419,9 +412,8 @@ impl Inbox {
             let why = reason.text();
             let text = format!("{rest} events could not be delivered, {why}; dropped");
             self.log(Level::Error, &text);
-            state.reported[reason as usize] += u64::from(rest);
         }
-        self.say_drops(&mut state);
+        self.say_drops();
         self.changed.notify_all();
     }
 

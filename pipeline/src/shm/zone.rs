@@ -236,6 +236,8 @@ struct TargetCounters {
     merged: AtomicU64,
     retries: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
+    /// How many of them the log tells of.
+    said: [AtomicU64; DropReason::ALL.len()],
     state: AtomicU32,
     /// Not 0: shown instead of `state`.
     degraded: AtomicU32,
@@ -1157,6 +1159,22 @@ impl Ledger {
     pub fn dropped(&self, slot: usize, n: u32, reason: DropReason) {
         self.held(slot).fetch_sub(n, Relaxed);
         self.account(slot).dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
+    }
+
+    /// How many events were dropped for that reason since that was last said: they are the caller's to
+    /// say, also those of a deliverer that was killed.
+    pub fn take_unsaid(&self, slot: usize, reason: DropReason) -> u64 {
+        let account = self.account(slot);
+        let dropped = account.dropped[reason as usize].load(Relaxed);
+        let said = account.said[reason as usize].fetch_max(dropped, Relaxed);
+        dropped.saturating_sub(said)
+    }
+
+    /// The same as [`dropped`](Self::dropped), and the caller says so.
+    pub fn dropped_and_said(&self, slot: usize, n: u32, reason: DropReason) {
+        // Before they are counted, or another deliverer might say it too.
+        self.account(slot).said[reason as usize].fetch_add(u64::from(n), Relaxed);
+        self.dropped(slot, n, reason);
     }
 
     /// A record in the target shall tell of these drops.
