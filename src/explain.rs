@@ -391,6 +391,10 @@ impl Exchange for Explained<'_, '_> {
         if is_name { values.name(field.as_str()) } else { values.get(field.as_str()) }
     }
 
+    fn has_field(&self, format: BodyFormat, field: &Field) -> bool {
+        self.asked.body.is_some() && self.body(format, field, false) != Found::Absent
+    }
+
     fn answer(&self, field: &Field) -> Found<'_> {
         let wanted = Wanted::new(BodyFormat::Json, [field]);
         let reads = Reads { answer: Some(wanted), ..Reads::default() };

@@ -19,6 +19,7 @@ use tirreno_pipeline::capture::extract::{
     AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Found, Head, Reads, Room,
 };
 
+use crate::conf::rule::RuleSet;
 use crate::conf::value::bytes;
 use crate::request::Request;
 use crate::{capture, guarded, identity, response};
@@ -146,7 +147,8 @@ unsafe fn read_body(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
         let bodies = match find(r) {
             Some(Readers { bodies: Some(bodies), .. }) => bodies,
             known => {
-                let Some(reads) = wanted(r, Reads::wants_body) else { return };
+                let may_read = |rules: &RuleSet, method: &[u8]| rules.may_read_of(method);
+                let Some(reads) = wanted(r, may_read, Reads::wants_body) else { return };
                 let Some(readers) = known.or_else(|| attach(r)) else { return };
                 let new = body_readers(r, &reads, &readers.room);
                 readers.bodies.insert(new)
@@ -207,9 +209,9 @@ unsafe fn begin_answer(r: *mut ngx_http_request_t) {
             return;
         }
         // Without a body, the answer stays unread.
-        let Some(reads) = wanted(r, Reads::wants_answer).filter(|_| (*r).header_only() == 0) else {
-            return;
-        };
+        let may_read = |rules: &RuleSet, _: &[u8]| rules.may_read();
+        let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| (*r).header_only() == 0);
+        let Some(reads) = reads else { return };
         let Some(readers) = find(r).or_else(|| attach(r)) else { return };
         let encoding = response::sent_header(r, b"content-encoding").unwrap_or_default();
         readers.answer = Some(AnswerReader::new(&reads, Encoding::parse(encoding), &readers.room));
@@ -245,21 +247,26 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
     }
 }
 
-/// What the rules for the request ask for, of what is `asked` for now.
+/// What the rules for the request ask for, of what is `asked` for now, where rules `may` ask at all.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
-unsafe fn wanted(r: *mut ngx_http_request_t, asked: fn(&Reads) -> bool) -> Option<Reads> {
+unsafe fn wanted(
+    r: *mut ngx_http_request_t,
+    may: fn(&RuleSet, &[u8]) -> bool,
+    asked: fn(&Reads) -> bool,
+) -> Option<Reads> {
     // SAFETY: the caller's promise; this is the event loop.
     let request = unsafe { Request::new(r) };
     let location = request.location()?;
     if location.enabled().is_none_or(|enabled| enabled.is_constant_off()) {
         return None;
     }
-    let rules = location.rules().filter(|rules| rules.may_read())?;
+    let method = request.method();
+    let rules = location.rules().filter(|rules| may(rules, method))?;
     let mut path = Vec::new();
     let path = capture::path_for_rules(request.target(), location.event_prefix(), &mut path)?;
-    rules.reads(request.method(), path).filter(asked)
+    rules.reads(method, path).filter(asked)
 }
 
 /// Whether the head of a request says that a body follows.

@@ -14,6 +14,7 @@ use ngx::http::{
 };
 use tirreno_pipeline::capture::decision::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
+use tirreno_pipeline::capture::rule;
 use tirreno_pipeline::capture::value::{Name, arg, cookie_pairs};
 use tirreno_pipeline::record::TRACE_LEN;
 
@@ -333,9 +334,11 @@ impl Exchange for HttpExchange<'_, '_> {
             .is_some_and(|(own, path)| own == path || own.is_empty() && path == b"/");
         let overrides =
             |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
+        // PHP makes `_method` of more names than others.
+        let named = |name: &&str| arg(self.query(), name, Some(BodyFormat::Php)).is_some();
         is_normal
             && !self.request.headers().any(|(key, _)| key.len() > 12 && overrides(key))
-            && (self.query().is_empty() || arg(self.query(), "_method", None).is_none())
+            && (self.query().is_empty() || !rule::OVERRIDES.iter().any(named))
     }
 
     fn session(&self) -> Session<'_> {

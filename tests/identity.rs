@@ -283,6 +283,52 @@ fn nothing_is_ever_put_on_a_victims_record() {
     site.nginx.wait_log("claimed to be of another user");
 }
 
+/// The application may have answered as to another method than the rule is for.
+#[test]
+fn an_overridden_method_proves_nothing() {
+    const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded");
+    const PARTS: (&str, &str) = ("Content-Type", "multipart/form-data; boundary=x");
+    let part = |name: &str| {
+        let head = "Content-Disposition: form-data; name=";
+        format!("--x\r\n{head}\"a\"\r\n\r\nb\r\n--x\r\n{head}\"{name}\"\r\n\r\nPUT\r\n--x--\r\n")
+    };
+    let site = Site::start(
+        "tirreno on;
+         tirreno_verify session;
+         tirreno_session cookie:MMAUTHTOKEN;
+         tirreno_event page_edit POST /posts bind=answer:user_id session=required:201;
+         client_max_body_size 4m;
+         location / { proxy_pass http://%BACKEND%; }",
+        |builder| builder,
+    );
+    let long = format!("a={}&_method=PUT", "x".repeat(1 << 20));
+    let padded = format!("a={}&%5fmethod=PUT", "x".repeat(900_000));
+    let overrides: [(&str, RequestHeaders<'_>, &str); 11] = [
+        ("/posts?_method=PUT", &[], ""),
+        ("/posts?a=b&%5Fmethod=PUT", &[], ""),
+        ("/posts?X-HTTP-Method-Override=PUT", &[], ""),
+        ("/posts", &[("x-http-method-override", "PUT")], ""),
+        ("/posts", &[FORM], "_method=PUT"),
+        ("/posts", &[FORM], "a=b&_%6dethod=&c=d"),
+        ("/posts", &[FORM], "X-HTTP-Method-Override=PUT"),
+        ("/posts", &[FORM], &padded),
+        ("/posts", &[FORM], &long),
+        ("/posts", &[PARTS], &part("_method")),
+        ("/posts", &[], "_method=PUT"),
+    ];
+    let token = cookie(&site.unbound("ann-id"));
+    for (path, headers, body) in overrides {
+        let headers = [headers, &[("Cookie", &*token)]].concat();
+        let seen = site.send("POST", path, &headers, body);
+        assert_eq!((&*seen.user, &*seen.captured), ("", "anonymous"), "{path} {body:.100}");
+    }
+    for (kind, body) in [(FORM, "a=_method&method=PUT"), (PARTS, &part("c"))] {
+        let token = cookie(&site.unbound("ann-id"));
+        let seen = site.send("POST", "/posts?a=_method", &[kind, ("Cookie", &token)], body);
+        assert!(seen.is("page_edit", "ann-id", "answer"), "{body}: {seen:?}");
+    }
+}
+
 #[test]
 fn a_session_that_is_nobodys_yet_is_its_own_user_until_an_answer_tells() {
     let site = Site::simple();

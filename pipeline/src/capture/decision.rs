@@ -30,6 +30,10 @@ pub trait Exchange {
     fn cookies(&self) -> impl Iterator<Item = &[u8]>;
     /// A field of the request's body as the application reads it; whether it is a name, which no number is.
     fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_>;
+    /// Whether the request's body may have that field: also where it is not known.
+    fn has_field(&self, format: BodyFormat, field: &Field) -> bool {
+        self.body(format, field, false) != Found::Absent
+    }
     /// A field of the JSON answer.
     fn answer(&self, field: &Field) -> Found<'_>;
     /// Whether these bytes are in the answer's first 64 KB.
@@ -52,8 +56,9 @@ pub trait Exchange {
     fn is_refused(&self) -> bool;
     /// Whether the client went away, or waiting ended, before the application's header.
     fn is_hung_up(&self) -> bool;
-    /// Whether the path in the request line is byte for byte what nginx makes of it, and nothing overrides
-    /// the method: only then the application certainly reads both as rules do.
+    /// Whether the path in the request line is byte for byte what nginx makes of it, and no header or argument
+    /// overrides the method: only then, and where the body does not either, the application certainly reads
+    /// both as rules do.
     fn is_exact(&self) -> bool {
         true
     }
@@ -221,7 +226,7 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     is_read: bool,
 ) -> Lesson<'e> {
     let Some(path) = exchange.path() else { return Lesson::Nothing };
-    if !exchange.is_exact() || !exchange.is_applications() {
+    if !exchange.is_applications() || !exchange.is_exact() || rules.is_overridden(exchange) {
         return Lesson::Nothing;
     }
     let mut is_early = false;
@@ -334,8 +339,14 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         let required = self.rule.and_then(|rule| rule.session.as_ref());
         !self.is_hung_up
             && self.exchange.is_applications()
-            && self.exchange.is_exact()
             && required.is_some_and(|required| required.holds(self.exchange))
+            && self.is_exact()
+    }
+
+    /// Whether the application certainly reads method and path as rules do.
+    fn is_exact(&self) -> bool {
+        let is_overridden = |rules: &RuleSet<T>| rules.is_overridden(self.exchange);
+        self.exchange.is_exact() && !self.settings.rules.is_some_and(is_overridden)
     }
 
     fn claims_count(&self, is_accepted: bool, session: &Session<'_>) -> bool {
@@ -351,7 +362,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
 
     /// A user that a value names.
     fn value(&self, value: &Value<T>, claims_count: bool) -> Option<Named<'e>> {
-        if value.reads_answer() && !self.exchange.is_exact() {
+        if value.reads_answer() && !self.is_exact() {
             return None;
         }
         let identity = match value.trust() {
@@ -700,6 +711,37 @@ mod tests {
         // Accepted, and nobody can read by what.
         location.assert(&at("/marked", 200, &none), "page_view  none");
         location.assert(&at("/marked", 200, &bound), "page_view bob session");
+    }
+
+    #[test]
+    fn what_may_be_another_method_proves_nothing() {
+        let mut location = Location::new(&[
+            "page_edit POST /a session=required",
+            "account_login POST /login user=answer:id user=body:name body=php confirmed=body",
+        ]);
+        location.verify = Verify::Answer;
+        let post = Facts { method: "POST", ..cookie() };
+        let answer = vec![("id", Found::Value("eve"))];
+        let login = Facts { path: "/login", answer, ..post.clone() };
+        location.assert(&post, "page_edit ann claim");
+        location.assert(&login, "account_login eve answer");
+        let by = |facts: &Facts, name, found| Facts { body: vec![(name, found)], ..facts.clone() };
+        for name in ["_method", "X-HTTP-Method-Override"] {
+            for found in [Found::Value("PUT"), Found::Value(""), Found::Unreadable, Found::Unread] {
+                location.assert(&by(&post, name, found), "page_edit  none skipped");
+                location.assert(&by(&login, name, found), "account_login  none skipped");
+            }
+        }
+        location.assert(&by(&post, "method", Found::Value("PUT")), "page_edit ann claim");
+        let put = Facts { method: "PUT", ..by(&post, "_method", Found::Value("POST")) };
+        location.assert(&put, "off");
+        // An application that reads JSON alone reads no such field.
+        let mut json = Location::new(&[
+            "page_edit POST /a session=required",
+            "account_login_fail POST /login user=body:name body=json",
+        ]);
+        json.verify = Verify::Answer;
+        json.assert(&by(&post, "_method", Found::Value("PUT")), "page_edit ann claim");
     }
 
     #[test]

@@ -254,6 +254,12 @@ impl<T: Text> Rule<T> {
         self.bind.is_some() || self.event == Some(EventType::AccountLogout)
     }
 
+    /// Whether it takes something for proven that an application could say of another method.
+    fn proves(&self) -> bool {
+        let by_answer = |user: &User<T>| matches!(user, User::Value(value) if value.reads_answer());
+        self.bind.is_some() || self.session.is_some() || self.users.iter().any(by_answer)
+    }
+
     /// Whether a failed login was the first half of one.
     pub fn is_first_step<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
         let holds = |condition: &Condition<T>| condition.holds(exchange, self.body);
@@ -799,7 +805,30 @@ pub struct RuleSet<T> {
     reading: Option<Rules<Rc<Rule<T>>>>,
     /// Those of its own that may tell of a session, if any.
     teaching: Option<Rules<Rc<Rule<T>>>>,
+    /// Those of its own that take something for proven, if any.
+    proving: Option<Rules<Rc<Rule<T>>>>,
+    /// The fields of a form by which a client may name another method to the application.
+    overrides: Box<[(BodyFormat, Field)]>,
     outer: Option<Rc<Self>>,
+}
+
+/// Names by which frameworks let a POST's form, or the query, name another method than the request line.
+pub const OVERRIDES: [&str; 2] = ["_method", "X-HTTP-Method-Override"];
+
+/// Those fields, of the kinds of forms that an application reads: those that its rules name, or all where
+/// none says how it reads a body.
+fn overrides<'r, T: 'r>(
+    rules: impl Iterator<Item = &'r Rule<T>>,
+) -> impl Iterator<Item = (BodyFormat, Field)> {
+    let mut formats: Vec<_> = rules.filter_map(|rule| rule.body).collect();
+    if formats.is_empty() {
+        formats = BodyFormat::ALL.into();
+    }
+    let forms = [BodyFormat::Php, BodyFormat::Rails].into_iter();
+    let forms = forms.filter(move |form| formats.contains(form));
+    forms.flat_map(|form| {
+        OVERRIDES.into_iter().filter_map(move |name| Some((form, Field::parse(name, form).ok()?)))
+    })
 }
 
 impl<T: Text> RuleSet<T> {
@@ -819,6 +848,13 @@ impl<T: Text> RuleSet<T> {
             redacting: some(|rule| !rule.redact.is_empty()),
             reading: some(Rule::reads),
             teaching: some(Rule::teaches),
+            proving: some(Rule::proves),
+            overrides: overrides(
+                own.iter()
+                    .map(|entry| entry.rule.as_ref())
+                    .chain(outer.iter().flat_map(|set| set.iter()).map(|(.., rule)| rule)),
+            )
+            .collect(),
             outer: outer.cloned(),
         }))
     }
@@ -849,14 +885,33 @@ impl<T: Text> RuleSet<T> {
         self.levels().any(|set| set.reading.is_some())
     }
 
+    /// Whether any rule needs the body of a request with that method.
+    pub fn may_read_of(&self, method: &[u8]) -> bool {
+        self.may_read()
+            || may_be_overridden(method) && self.levels().any(|set| set.proving.is_some())
+    }
+
     /// What of bodies the rules for a request need; nothing where they need none.
     pub fn reads(&self, method: &[u8], path: &[u8]) -> Option<Reads> {
         let mut wishes = Wishes::default();
         for rules in self.levels().filter_map(|set| set.reading.as_ref()) {
             rules.each(method, path, |rule| wishes.add(rule));
         }
+        let mut proving = self.levels().filter_map(|set| set.proving.as_ref());
+        if may_be_overridden(method)
+            && proving.any(|rules| rules.first(method, path, |_, _| true).is_some())
+        {
+            wishes.body.extend(self.overrides.iter().map(|(format, field)| (*format, field)));
+        }
         let reads = wishes.reads();
         (!reads.is_empty()).then_some(reads)
+    }
+
+    /// Whether the request's body may name another method than the request line: it has such a field, or
+    /// it cannot be read.
+    pub fn is_overridden<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
+        may_be_overridden(exchange.method())
+            && self.overrides.iter().any(|(form, field)| exchange.has_field(*form, field))
     }
 
     /// Adds to `out` which parts of a normalized path the rules below `prefix` call secret.
@@ -896,6 +951,11 @@ impl<T: Text> RuleSet<T> {
     pub fn binds(&self) -> bool {
         self.iter().any(|(.., rule)| rule.bind.is_some())
     }
+}
+
+/// Whether frameworks take another method from the body of a request with that one.
+fn may_be_overridden(method: &[u8]) -> bool {
+    method == b"POST"
 }
 
 /// What some rules need of bodies.
