@@ -245,6 +245,7 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("rate off;", rate("off")),
         // Flags and other words.
         ("accept_200 yes;", flag("accept_200", "yes")),
+        ("resend yes;", flag("resend", "yes")),
         ("ssl_verify 1;", flag("ssl_verify", "1")),
         ("ssl_verify ON;", flag("ssl_verify", "ON")),
         (

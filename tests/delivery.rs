@@ -630,6 +630,75 @@ fn interim_answers_are_no_answers() {
     assert_arrived(&sensor, &sent);
 }
 
+/// A server takes 20 events, stores none of them, and breaks the connection at the next one. Returns how often each event
+/// was sent.
+fn sends_over_a_failure(parameters: &str, failure: Answer) -> Vec<usize> {
+    let sensor = Sensor::start(SensorOptions::default());
+    sensor.set_default(Answer::code(204));
+    sensor.set_rule("/break", failure);
+    let nginx = site(&sensor, &format!("rate 1000r/s; {parameters}")).start();
+    let mut sent: Vec<_> = (0..20).map(|n| ("user".to_owned(), format!("/{n}"))).collect();
+    sent.push(("user".to_owned(), "/break".to_owned()));
+    let sent = visits(&nginx, sent);
+    let is_break = |post: &RequestRecord| post.param("url").as_deref() == Some("/break");
+    wait_until(SOON, "the failure", || posts(&sensor).iter().any(is_break));
+    sensor.clear_rules();
+    sensor.set_default(Answer::normal());
+    let row = wait_settled(&nginx, sent.len());
+    assert_eq!((row.delivered, row.rejected, row.dropped), (21, 0, 0));
+    let posts = posts(&sensor);
+    let failed = posts.iter().find(|post| is_break(post)).unwrap().at;
+    let recent = |visit: &&Visit| {
+        let of_visit =
+            |post: &&RequestRecord| post.header("X-Request-Id").as_deref() == Some(&*visit.trace);
+        let at = posts.iter().find(of_visit).unwrap().at;
+        // Another's work may have held up the machine.
+        at + Duration::from_millis(900) >= failed
+    };
+    // Those that were stored are in order.
+    let order: Vec<_> = sensor.stored().iter().filter_map(|event| event.trace_id.clone()).collect();
+    let places = order.iter().map(|trace| sent.iter().position(|visit| visit.trace == *trace));
+    let places: Vec<_> = places.flatten().collect();
+    assert!(places.is_sorted(), "{places:?}");
+    sent.iter()
+        .filter(recent)
+        .map(|visit| {
+            posts
+                .iter()
+                .filter(|post| post.header("X-Request-Id").as_deref() == Some(&*visit.trace))
+                .count()
+        })
+        .collect()
+}
+
+#[test]
+fn what_a_failing_server_accepted_last_is_sent_again_if_that_is_wanted() {
+    for failure in [Answer::reset(), Answer::code(500)] {
+        for spool in ["", "spool %PREFIX%/spool;"] {
+            let sends = sends_over_a_failure(&format!("resend on; {spool}"), failure.clone());
+            let (broken, others) = sends.split_last().unwrap();
+            assert!(!others.is_empty() && *broken >= 2, "{sends:?}");
+            assert!(others.iter().all(|sends| *sends == 2), "{sends:?}");
+        }
+        let sends = sends_over_a_failure("", failure.clone());
+        let (broken, others) = sends.split_last().unwrap();
+        assert!(*broken >= 2 && others.iter().all(|sends| *sends == 1), "{sends:?}");
+    }
+}
+
+#[test]
+fn what_may_be_sent_again_is_counted_when_nginx_stops() {
+    let sensor = Sensor::start(SensorOptions::default());
+    let mut nginx = site(&sensor, "resend on; rate 1000r/s;").start();
+    let sent = visit(&nginx, "last", 20);
+    sensor.wait_stored(20, SOON).unwrap();
+    nginx.quit();
+    assert_arrived(&sensor, &sent);
+    let log = nginx.error_log();
+    assert!(!log.contains("could not be delivered"), "{log}");
+    assert_eq!(posts(&sensor).len(), 20);
+}
+
 // What a 200 and a 401 mean: the key.
 
 #[test]

@@ -269,6 +269,8 @@ pub struct TirrenoConfig {
     pub rate: Option<f64>,
     /// Whether 200 means success.
     pub accept_200: bool,
+    /// Whether what was accepted just before the server failed is sent again.
+    pub resend: bool,
     /// How long a failed login waits for a good one that follows, as with a second factor; zero: it
     /// does not wait.
     pub login_fail_delay: Duration,

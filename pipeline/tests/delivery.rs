@@ -97,6 +97,7 @@ impl Bench {
                 connections,
                 rate: None,
                 accept_200: false,
+                resend: false,
                 login_fail_delay: Duration::from_secs(60),
             }),
         };

@@ -44,7 +44,7 @@ const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
 /// Each parameter: its name, the least and the most arguments, and the types that it belongs to.
-const PARAMETERS: [(&str, usize, usize, u8); 41] = [
+const PARAMETERS: [(&str, usize, usize, u8); 42] = [
     ("include", 1, 1, ANY),
     ("type", 1, 1, ANY),
     ("events", 1, usize::MAX, ANY),
@@ -65,6 +65,7 @@ const PARAMETERS: [(&str, usize, usize, u8); 41] = [
     ("connections", 1, 1, TIRRENO),
     ("rate", 1, 1, TIRRENO),
     ("accept_200", 1, 1, TIRRENO),
+    ("resend", 1, 1, TIRRENO),
     ("login_fail_delay", 1, 1, TIRRENO),
     ("spool", 1, 4, TIRRENO),
     ("ssl_trusted_certificate", 1, 1, TIRRENO | SYSLOG | TCP),

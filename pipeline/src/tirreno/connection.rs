@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::log_queue::{Level, LogQueue};
 use crate::shm::zone::DropReason;
 use crate::tirreno::http::Outbound;
-use crate::tirreno::policy::{Attempt, Pause, Permit, Verdict};
+use crate::tirreno::policy::{Attempt, CONFIRM, Pause, Permit, Verdict};
 use crate::tirreno::target::{Closed, Connect, Event, Shared};
 
 /// The longest time without a look at the state, while nothing is kept: an event wakes it …
@@ -43,6 +43,12 @@ pub struct Connection {
     kept: HashMap<u64, Kept>,
     /// Kept and new events take turns, so that neither can hold up the other for ever.
     kept_turn: bool,
+    /// Events that were accepted within [`CONFIRM`], and when; with `resend` only.
+    accepted: VecDeque<(Instant, Event)>,
+    /// Events that were, and are to be sent again before all others.
+    again: VecDeque<Event>,
+    /// How often the server has failed when that was last looked at.
+    failures: u64,
     ended: bool,
 }
 
@@ -57,6 +63,9 @@ impl Connection {
             head: None,
             kept: HashMap::new(),
             kept_turn: false,
+            accepted: VecDeque::new(),
+            again: VecDeque::new(),
+            failures: 0,
             ended: false,
         }
     }
@@ -79,6 +88,7 @@ impl Connection {
     fn send_all(&mut self, mut outbound: Box<dyn Outbound>) {
         while !self.shared.is_closed() {
             let now = Instant::now();
+            self.confirm(now);
             if self.head.is_none() {
                 self.head = self.next(now);
             }
@@ -131,14 +141,51 @@ impl Connection {
         self.shared.wake();
         match verdict {
             Verdict::Settled => self.settle(),
+            Verdict::Accepted => self.accepted(),
             Verdict::Later(pause) => self.keep(pause),
             Verdict::Again | Verdict::AskKey => {}
         }
     }
 
     fn settle(&mut self) {
-        let Some(event) = self.head.take() else { return };
-        self.shared.release(&event);
+        if let Some(event) = self.done() {
+            self.shared.release(&event);
+        }
+    }
+
+    /// It counts when it stays accepted.
+    fn accepted(&mut self) {
+        if let Some(event) = self.done() {
+            self.accepted.push_back((Instant::now(), event));
+        }
+    }
+
+    /// Counts what stays accepted, and takes back what was accepted just before the server failed.
+    fn confirm(&mut self, now: Instant) {
+        let (failures, failed) = self.shared.policy().failures();
+        if failures != std::mem::replace(&mut self.failures, failures) {
+            let lasting = self.accepted.iter().take_while(|(at, _)| *at + CONFIRM < failed).count();
+            let before = self.accepted.iter().take_while(|(at, _)| *at <= failed).count();
+            for (_, event) in self.accepted.drain(lasting..before).rev() {
+                match self.kept.get_mut(&event.user) {
+                    Some(kept) => kept.events.push_front(event),
+                    None => self.again.push_front(event),
+                }
+            }
+        }
+        let is_over = self.shared.is_stopping();
+        while let Some((at, _)) = self.accepted.front()
+            && (is_over || *at + CONFIRM <= now)
+            && let Some((_, event)) = self.accepted.pop_front()
+        {
+            self.shared.policy().confirm(event.id);
+            self.shared.release(&event);
+        }
+    }
+
+    /// Takes the event that was sent; its user's next one may follow.
+    fn done(&mut self) -> Option<Event> {
+        let event = self.head.take()?;
         if let Some(kept) = self.kept.get_mut(&event.user) {
             if kept.events.is_empty() {
                 self.kept.remove(&event.user);
@@ -146,6 +193,7 @@ impl Connection {
                 (kept.due, kept.recoveries) = (Instant::now(), None);
             }
         }
+        Some(event)
     }
 
     fn keep(&mut self, pause: Pause) {
@@ -154,11 +202,20 @@ impl Connection {
         let fresh = || Kept { events: VecDeque::new(), due, recoveries: None };
         let kept = self.kept.entry(event.user).or_insert_with(fresh);
         (kept.due, kept.recoveries) = (due, pause.recoveries);
+        let user = event.user;
+        let again = std::mem::take(&mut self.again).into_iter();
+        let (of_user, others) = again.partition(|event| event.user == user);
+        self.again = others;
+        let of_user: VecDeque<_> = of_user;
+        of_user.into_iter().rev().for_each(|event| kept.events.push_front(event));
         kept.events.push_front(event);
     }
 
     /// The next event to send, if there is one now.
     fn next(&mut self, now: Instant) -> Option<Event> {
+        if let Some(event) = self.again.pop_front() {
+            return Some(event);
+        }
         self.kept_turn = !self.kept_turn;
         if self.kept_turn {
             self.next_kept(now).or_else(|| self.next_new())
@@ -198,7 +255,8 @@ impl Connection {
     fn idle(&mut self, now: Instant) {
         let kept = self.kept.values().map(|k| k.due.saturating_duration_since(now));
         let due = kept.chain(self.shared.policy().key_due_in(now)).min();
-        let most = if self.kept.is_empty() { IDLE } else { KEPT };
+        let is_idle = self.kept.is_empty() && self.accepted.is_empty();
+        let most = if is_idle { IDLE } else { KEPT };
         let limit = due.map_or(most, |due| due.min(most)).max(Duration::from_millis(1));
         self.shared.wait_next(self.number, limit);
     }

@@ -1,6 +1,7 @@
 //! HTTP to one target over one connection.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +13,7 @@ use ureq::http::{HeaderValue, StatusCode, Uri, header};
 use crate::config::TirrenoConfig;
 use crate::delivery::http::{self, Addresses};
 use crate::fault::Fault;
-use crate::tirreno::policy::{Answer, KeyAnswer};
+use crate::tirreno::policy::{Answer, CONFIRM, KeyAnswer};
 
 /// The most bytes of a body that are read, so that the connection can be used again.
 const MAX_BODY: u64 = 64 * 1024;
@@ -58,12 +59,15 @@ pub struct Tirreno {
     agent: Agent,
     addresses: Addresses,
     config: Arc<TirrenoConfig>,
+    /// When something was answered last.
+    answered: Cell<Option<Instant>>,
 }
 
 impl Tirreno {
     /// A connection; `addresses` are shared by all of the target's.
     pub fn new(config: Arc<TirrenoConfig>, addresses: Addresses) -> Self {
-        Self { agent: http::agent(config.tls.clone(), addresses.clone()), addresses, config }
+        let agent = http::agent(config.tls.clone(), addresses.clone());
+        Self { agent, addresses, config, answered: Cell::default() }
     }
 
     /// Sends a request, and once more on a fresh connection when the one that was open has died.
@@ -97,6 +101,7 @@ impl Tirreno {
                 .send(body);
             match sent {
                 Ok(mut response) => {
+                    self.answered.set(Some(Instant::now()));
                     let retry_after =
                         response.headers().get(header::RETRY_AFTER).and_then(retry_after);
                     // What is left unread would close the connection.
@@ -114,7 +119,10 @@ impl Tirreno {
                     let fault = http::fault(&error, self.config.tls.as_ref());
                     self.addresses.forget();
                     let was_open = http::connects() == connects;
-                    if was_open && fault == Fault::ConnectionBroken {
+                    // With `resend`, what was accepted just before has to go before this one.
+                    let in_use = self.answered.get().is_some_and(|at| at.elapsed() <= CONFIRM);
+                    let is_failure = self.config.resend && in_use;
+                    if was_open && fault == Fault::ConnectionBroken && !is_failure {
                         continue;
                     }
                     return Err(fault);

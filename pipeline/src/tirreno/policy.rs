@@ -37,6 +37,8 @@ const MAX_STRUCK_OUT: usize = 1024;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// So many rejected events are named in the log within [`REPEAT`].
 const MAX_NAMED: u32 = 10;
+/// With `resend`: for so long after its acceptance an event is sent again when the server fails.
+pub const CONFIRM: Duration = Duration::from_secs(1);
 /// The same thing is said once in this time.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -78,6 +80,8 @@ pub enum Permit {
 pub enum Verdict {
     /// It is settled and counted: delivered or rejected.
     Settled,
+    /// It is accepted, and counts when [`Policy::confirm`] says that it stays so.
+    Accepted,
     /// It is kept and comes next.
     Again,
     /// It is kept, and other users' events come first.
@@ -182,6 +186,8 @@ pub struct PolicyConfig {
     pub label: String,
     /// Whether 200 means success.
     pub accept_200: bool,
+    /// Whether what was accepted just before the server failed is sent again.
+    pub resend: bool,
     /// Events a second at the most.
     pub rate: Option<f64>,
     /// How long an attempt may take.
@@ -236,6 +242,8 @@ pub struct Policy {
     /// Whether an event failed since one was accepted.
     in_trouble: bool,
     recoveries: u64,
+    /// How often the server failed, and when it did last.
+    failures: (u64, Instant),
     /// Whether the key was asked for since the start.
     key_asked: bool,
     /// Whether the last answer about the key was good.
@@ -272,6 +280,7 @@ impl Policy {
             suspects: 0,
             in_trouble: false,
             recoveries: 0,
+            failures: (0, now),
             key_asked: false,
             key_good: false,
             key_trusted_until: None,
@@ -370,6 +379,15 @@ impl Policy {
             answer => (answer, None),
         };
         self.asked = asked.unwrap_or_default();
+        let has_failed = matches!(
+            answer,
+            Answer::Status(500..)
+                | Answer::None(Fault::ConnectionBroken | Fault::ConnectionRefused)
+        );
+        // One event that is refused again and again tells nothing new.
+        if has_failed && !self.strikes.contains_key(&id) {
+            self.failures = (self.failures.0 + 1, now);
+        }
         match answer {
             Answer::Status(204) => self.accepted(attempt, now),
             Answer::Status(200) if self.config.accept_200 => self.accepted(attempt, now),
@@ -396,6 +414,18 @@ impl Policy {
             Answer::Status(code) => self.refused(attempt, Fault::Answered(code), now),
             Answer::Later(..) => Verdict::Again,
             Answer::None(fault) => self.failed(id, fault, sent, now),
+        }
+    }
+
+    /// How often the server failed, and when it did last: a connection broke, or it answered 5xx.
+    pub fn failures(&self) -> (u64, Instant) {
+        self.failures
+    }
+
+    /// What was [`Verdict::Accepted`] stays so, and counts.
+    pub fn confirm(&mut self, id: EventId) {
+        if !self.closed {
+            self.book.delivered(id);
         }
     }
 
@@ -538,7 +568,9 @@ impl Policy {
         }
         self.pacer.accepted(attempt.sent, now, waiting);
         self.book.ledger.observe(self.book.slot, attempt.captured_ms);
-        self.book.delivered(id);
+        if !self.config.resend {
+            self.book.delivered(id);
+        }
         let complained = std::mem::take(&mut self.complained);
         if self.accepted == 1 {
             self.log(Level::Notice, "first event accepted");
@@ -546,7 +578,7 @@ impl Policy {
             self.log(Level::Notice, "events are accepted again");
         }
         self.show(None);
-        Verdict::Settled
+        if self.config.resend { Verdict::Accepted } else { Verdict::Settled }
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
@@ -756,6 +788,7 @@ mod tests {
             let config = PolicyConfig {
                 label: "t".into(),
                 accept_200: false,
+                resend: false,
                 rate: None,
                 timeout: Duration::from_secs(5),
             };

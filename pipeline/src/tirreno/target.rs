@@ -191,6 +191,11 @@ impl Shared {
         self.closed.load(Relaxed)
     }
 
+    /// Whether no event comes any more, and what is there has to be settled.
+    pub fn is_stopping(&self) -> bool {
+        self.inbox.is_stopping()
+    }
+
     /// Whether this event is not to be sent any more: it is in the spool, for the next deliverer.
     pub fn leaves(&self, event: &Event) -> bool {
         event.is_stored() && self.leaving.load(Relaxed)
@@ -304,6 +309,7 @@ pub fn new(
     let policy = PolicyConfig {
         label: label.clone(),
         accept_200: tirreno.accept_200,
+        resend: tirreno.resend,
         rate: tirreno.rate,
         timeout: tirreno.timeout,
     };

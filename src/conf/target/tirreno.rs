@@ -27,6 +27,7 @@ pub(super) struct Draft {
     connections: Option<usize>,
     rate: Option<Option<f64>>,
     accept_200: Option<bool>,
+    resend: Option<bool>,
     login_fail_delay: Option<Duration>,
     pub(super) spool: Option<SpoolConfig>,
 }
@@ -84,6 +85,7 @@ impl Draft {
                 let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
                 self.rate = Some(rate.ok_or_else(|| value.invalid(must))?);
             }
+            "resend" => self.resend = Some(value.flag()?),
             "accept_200" => self.accept_200 = Some(value.flag()?),
             "login_fail_delay" => self.login_fail_delay = Some(value.time(0)?),
             _ => {}
@@ -111,6 +113,7 @@ impl Draft {
             connections: self.connections.unwrap_or(1),
             rate: self.rate.flatten(),
             accept_200: self.accept_200.unwrap_or(false),
+            resend: self.resend.unwrap_or(false),
             login_fail_delay: self.login_fail_delay.unwrap_or(Duration::from_secs(60)),
         })
     }
