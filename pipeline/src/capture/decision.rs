@@ -257,7 +257,8 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
 }
 
 /// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
-/// the others.
+/// the others; so does one about a failure of basic authentication where the session is known: it is the
+/// session's user that the application has refused.
 fn find<'e, T: Text, X: Exchange<Text = T>>(
     exchange: &'e X,
     rules: Option<&'e RuleSet<T>>,
@@ -265,12 +266,15 @@ fn find<'e, T: Text, X: Exchange<Text = T>>(
 ) -> Option<(&'e Rule<T>, Segments<'e, 'e>)> {
     let (rules, path) = (rules?, exchange.path()?);
     let holds = |rule: &Rule<T>| rule.check(exchange, !is_hung_up).is_ok();
-    let is_failure = |rule: &Rule<T>| rule.event == Some(EventType::AccountLoginFail);
+    let is_bound = || matches!(exchange.session(), Session::Bound(..));
+    let is_failure = |rule: &Rule<T>| {
+        let is_basic = || rule.users.iter().any(|user| matches!(user, User::Basic));
+        rule.event == Some(EventType::AccountLoginFail) && (is_hung_up || is_basic() && is_bound())
+    };
     let first = |wanted: &dyn Fn(&Rule<T>) -> bool| {
         rules.first(exchange.method(), path, |rule, _| wanted(rule) && holds(rule))
     };
-    let found = first(&|rule| !is_hung_up || !is_failure(rule));
-    if found.is_none() && is_hung_up { first(&is_failure) } else { found }
+    first(&|rule| !is_failure(rule)).or_else(|| first(&is_failure))
 }
 
 /// A question: who has made this request?
@@ -291,7 +295,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         let is_accepted = self.is_accepted();
         let session = self.exchange.session();
         let claims_count = self.claims_count(is_accepted, &session);
-        let account = self.account();
+        let account = self.account(&session);
         let mut whose = Whose::default();
         let named = match self.settings.given_user {
             Some(given) => self.value(given, claims_count),
@@ -398,6 +402,9 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         match user {
             User::Session => bound(session),
             User::Value(value) if !value.reads_body() => self.value(value, claims_count),
+            User::Basic if self.kind == EventType::AccountLoginFail && bound(session).is_some() => {
+                bound(session)
+            }
             User::Basic if self.kind != EventType::AccountLoginFail => {
                 let name = basic_name(self.exchange.header("authorization")?)?;
                 claims_count.then_some((name.into(), Identity::Claim))
@@ -451,7 +458,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
     }
 
     /// The account that the client writes into its request, by the first of the rule's users that has one.
-    fn account(&self) -> Option<Account<'e>> {
+    fn account(&self, session: &Session<'_>) -> Option<Account<'e>> {
         if self.is_hung_up {
             return None;
         }
@@ -460,6 +467,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             let name = match user {
                 User::Value(value) => read(value, self.rule, self.exchange).text(),
                 _ if self.kind != EventType::AccountLoginFail => return None,
+                _ if matches!(session, Session::Bound(..)) => return None,
                 _ => basic_name(self.exchange.header("authorization")?)?.into(),
             };
             if name.trim_ascii().is_empty() {
@@ -788,6 +796,7 @@ mod tests {
             "account_login_fail POST /omit body=json user=body:name unknown=omit anonymous=on",
             "account_login_fail POST /basic status=401 user=basic",
             "page_view POST /basic user=basic",
+            "account_login_fail POST /only user=basic",
         ]);
         let settings = location.settings();
         let named = |path, status, name| Facts {
@@ -841,6 +850,14 @@ mod tests {
             ..named("/basic", 401, Found::Absent)
         };
         assert!(user(&basic).0.starts_with("unknown-"), "{basic:?}");
+        // A known session's user is refused, not the account beside it.
+        let session = Session::Bound(b"ann".into(), Identity::Session);
+        let known = Facts { session, path: "/only", ..basic.clone() };
+        assert_eq!(user(&known), ("ann".into(), Identity::Session));
+        assert!(decide(&known, &settings, Some(accounts)).unwrap().whose.account.is_none());
+        let session = Session::Unknown(b"session-1".into());
+        let unknown = Facts { session, ..basic.clone() };
+        assert!(user(&unknown).0.starts_with("unknown-"), "{unknown:?}");
         assert_eq!(user(&Facts { status: 200, ..basic }), ("u2".into(), Identity::Claim));
 
         let is_first = |facts: &Facts| decide(facts, &settings, None).unwrap().is_first_step;
