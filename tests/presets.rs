@@ -265,6 +265,9 @@ macro_rules! mattermost_client {
     };
 }
 
+/// victim:5ecret
+const VICTIMS_BASIC: &str = "Basic dmljdGltOjVlY3JldA==";
+
 const XHR: (&str, &str) = ("X-Requested-With", "XMLHttpRequest");
 
 const MATTERMOST: App = App {
@@ -293,6 +296,44 @@ const MATTERMOST: App = App {
         // Names a user and has no session.
         ("forged", mattermost_client![("Cookie", "MMUSERID=victim; MMAUTHTOKEN=forged5ecret")]),
         ("claim", mattermost_client![("Cookie", "MMUSERID=victim")]),
+        (
+            "alone-bearer",
+            mattermost_client![
+                ("Authorization", "Bearer forged5ecret"),
+                ("Cookie", "MMUSERID=victim")
+            ],
+        ),
+        ("alone-basic", mattermost_client![("Authorization", VICTIMS_BASIC)]),
+        // Ann, who says that she is somebody else.
+        (
+            "mixed-cookie",
+            mattermost_client![XHR, ("Cookie", "MMUSERID=victim; MMAUTHTOKEN=5ecretann")],
+        ),
+        (
+            "mixed-twice",
+            mattermost_client![
+                XHR,
+                (
+                    "cOOKIE",
+                    "MMUSERID=victim; MMAUTHTOKEN=5ecretann; MMAUTHTOKEN=forged5ecret; MMUSERID=ann"
+                )
+            ],
+        ),
+        (
+            "mixed-bearer",
+            mattermost_client![
+                ("AUTHORIZATION", "bearer\t5ecretphone"),
+                ("Cookie", "MMUSERID=victim")
+            ],
+        ),
+        (
+            "mixed-basic",
+            mattermost_client![
+                XHR,
+                ("Authorization", VICTIMS_BASIC),
+                ("Cookie", "MMAUTHTOKEN=5ecretann; MMUSERID=victim")
+            ],
+        ),
     ],
     answers: &[
         (
@@ -518,6 +559,32 @@ const NEXTCLOUD: App = App {
         ("nobody", &[]),
         // dav:5ecret
         ("dav", &[("Authorization", "Basic ZGF2OjVlY3JldA==")]),
+        ("alone-cookie", &[("Cookie", "nc_username=victim; nc_token=forged5ecret")]),
+        (
+            "alone-session",
+            &[(
+                "Cookie",
+                "oc1a2b3c4d5e=forged5ecret; oc_sessionPassphrase=forged5ecret; nc_username=victim",
+            )],
+        ),
+        ("alone-basic", &[("Authorization", VICTIMS_BASIC)]),
+        (
+            "mixed-cookie",
+            &[(
+                "Cookie",
+                "nc_username=victim; oc1a2b3c4d5e=5ecretann; oc_sessionPassphrase=5ecret; nc_username=ann",
+            )],
+        ),
+        (
+            "mixed-basic",
+            &[
+                ("Authorization", VICTIMS_BASIC),
+                (
+                    "cOOKIE",
+                    "oc_sessionPassphrase=5ecret; oc1a2b3c4d5e=5ecretann; nc_username=victim",
+                ),
+            ],
+        ),
     ],
     answers: &[
         ("cookies", "set_cookie=nc_username%3Dnew&set_cookie=nc_token%3D5ecret"),
@@ -594,6 +661,30 @@ const WORDPRESS: App = App {
         ("victim", &[("Cookie", "wordpress_logged_in_0a1b2c3d=victim%7C1%7Cx%7Cx")]),
         // app:5ecret
         ("app", &[("Authorization", "Basic YXBwOjVlY3JldA==")]),
+        (
+            "alone-twice",
+            &[("Cookie", "wordpress_logged_in_x=victim|1|x|x; wordpress_logged_in_y=victim|2|x|x")],
+        ),
+        ("alone-basic", &[("Authorization", VICTIMS_BASIC)]),
+        (
+            "mixed-cookie",
+            &[(
+                "cOOKIE",
+                "wordpress_logged_in_0a1b2c3d=ann%7C1700000000%7C5ecret%7C5ecret; \
+                 wordpress_logged_in_x=victim%7C1700000000%7C5ecret%7C5ecret",
+            )],
+        ),
+        (
+            "mixed-basic",
+            &[
+                ("Authorization", VICTIMS_BASIC),
+                (
+                    "Cookie",
+                    "wordpress_logged_in_0a1b2c3d=victim%7C1%7Cx%7Cx; \
+                     wordpress_logged_in_0a1b2c3d=ann%7C1700000000%7C5ecret%7C5ecret",
+                ),
+            ],
+        ),
         ("xml", &[]),
         ("array", &[]),
         ("open", &[]),
@@ -689,6 +780,75 @@ fn a_multicall_of_wordpress_tells_how_many_calls_it_has() {
     assert_eq!((&*event.event_type, &*event.url), ("account_login_fail", "/xmlrpc?calls=20"));
     assert!(is_alias(&event.user_name), "{}", event.user_name);
     no_secret_is_left(&site);
+}
+
+/// Whoever names a victim in cookies or by basic authentication puts nothing on the victim's record: what Ann
+/// does in her session is hers, whatever else she sends, and what the application refuses, or does for
+/// everybody, is not the victim's. `refusals`: what it answers who has no session.
+#[track_caller]
+fn nobody_can_be_forged(app: &'static App, preset: &str, refusals: &[&str]) {
+    let site = Site::start(app, &format!("tirreno on; {preset}"), |builder| builder);
+    let port = site.nginx.port();
+    site.begin(port, "");
+    let table = app.table();
+    let rows: Vec<Vec<&str>> =
+        lines(&table).map(|line| line.split_whitespace().collect()).collect();
+    let clients = |prefix: &str| {
+        let names = app.clients.iter().map(|(name, _)| *name);
+        names.filter(|name| name.starts_with(prefix)).collect::<Vec<_>>()
+    };
+    // Of downloads the second one is the same event.
+    let is_hers = |row: &&Vec<&str>| {
+        row[3] == "ann"
+            && row[5] == "ann"
+            && !matches!(row[4], "account_logout" | "account_login" | "page_view")
+    };
+    for client in clients("mixed") {
+        let line = |row: &Vec<&str>| [row[0], row[1], row[2], client, row[4], row[5]].join(" ");
+        let own: Vec<_> = rows.iter().filter(is_hers).map(line).collect();
+        assert!(own.len() >= 15, "{own:?}");
+        site.check(port, "", &own.join("\n"));
+    }
+    let mut sent = Vec::new();
+    let mut wire = Wire { port, connection: None };
+    for client in clients("alone") {
+        for refusal in refusals {
+            for row in rows.iter().filter(|row| !row[2].ends_with("+unread") && row[2] != "101") {
+                let text = [row[0], row[1], refusal, client, "-", "-"].join(" ");
+                let line = app.read(&text);
+                wire.send(&line, row[1], &format!("alone-{}", sent.len()));
+                sent.push(text);
+            }
+        }
+    }
+    let names: Vec<_> = (0..sent.len()).map(|n| format!("alone-{n}")).collect();
+    let events = cases::events(&site.nginx, &site.sensor, names.iter().map(String::as_str));
+    for (name, text) in names.iter().zip(&sent) {
+        for event in events.get(name).into_iter().flatten() {
+            // Whose password is tried is told.
+            let is_tried = text.contains("alone-basic") && event.event_type == "account_login_fail";
+            assert!(event.user_name != "victim" || is_tried, "{text}: {}", event.to_line());
+        }
+    }
+}
+
+#[test]
+fn nobody_is_forged_in_mattermost() {
+    let preset = preset("mattermost.conf");
+    let refusals = ["200", "401", "401+ended", "403", "404", "429"];
+    nobody_can_be_forged(&MATTERMOST, &preset, &refusals);
+}
+
+#[test]
+fn nobody_is_forged_in_nextcloud() {
+    let refusals = ["303+again", "401", "404", "412", "429", "503"];
+    nobody_can_be_forged(&NEXTCLOUD, &preset("nextcloud.conf"), &refusals);
+}
+
+#[test]
+fn nobody_is_forged_in_wordpress() {
+    let refusals = ["302+login", "401", "403+nonce", "404", "429", "500"];
+    nobody_can_be_forged(&WORDPRESS, &preset("wordpress.conf"), &refusals);
 }
 
 /// Checks an application's table.
