@@ -102,7 +102,7 @@ const HTTP: [&str; 9] = [
     "http",
 ];
 /// Parameters of a target that stand alone in a page.
-const PARAMETERS: [&str; 2] = ["omit", "format"];
+const PARAMETERS: [&str; 4] = ["omit", "format", "framing", "max_message_size"];
 /// What makes a target.
 const TIRRENO: &str = "url http://127.0.0.1:1/sensor/; api_key_file tirreno.key;";
 /// Upstreams that pages leave to the reader.
@@ -138,9 +138,10 @@ fn complete(text: &str) -> (String, String) {
     }
     // Each is an alternative to the one before.
     for (number, parameter) in target.lines().enumerate() {
-        let kind = match parameter.starts_with("format") {
-            true => "type file; path %PREFIX%/logs/shown.log;",
-            false => TIRRENO,
+        let kind = match parameter.split(' ').next() {
+            Some("omit") => TIRRENO,
+            Some("format") => "type file; path %PREFIX%/logs/shown.log;",
+            _ => "type syslog; server 127.0.0.1:1; transport tcp;",
         };
         http += &format!("tirreno_target shown{number} {{ {kind} {parameter} }}\n");
     }

@@ -3,18 +3,18 @@
 use std::collections::HashMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tirreno_tests::backend::{Answer, Backend, BackendRequest};
-use tirreno_tests::client::{self, Connection, RequestHeaders, Response};
-use tirreno_tests::nginx::{Builder, Nginx};
+use tirreno_tests::client::{self, Connection, RequestHeaders, Response, WebSocket};
+use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::wait_until;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Nobody may be recorded as this user but by its own session.
 const VICTIM: &str = "victim-id";
@@ -36,8 +36,15 @@ const SERVER: &str = r#"
         session=required:200,304;
     tirreno_event page_edit POST /posts bind=answer:user_id session=required:201;
     tirreno_event page_view GET /open anonymous=on;
+    tirreno_event page_view GET /socket status=101 user=session anonymous=on;
+    tirreno_event account_edit POST /csrf status=401,2xx user=session;
     tirreno_event page_view * '/action/{*rest}' session=required;
-    location / { proxy_pass http://%BACKEND%; }
+    location / {
+        proxy_http_version 1.1;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $http_connection;
+        proxy_pass http://%BACKEND%;
+    }
     location /mine/ {
         tirreno_event page_view * '/mine/{*rest}' session=required;
         auth_basic off;
@@ -92,6 +99,11 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
         }
         ("/open", _) => {}
         ("/csrf", _) => answer.status = 401,
+        // Other pages than nginx takes them for: they tell of another.
+        (path, _) if path != "/users/me" && path.contains("/users/") => {
+            header("Etag", &format!("9.5.{VICTIM}.17"));
+            answer.body = format!(r#"{{"id":"{VICTIM}","user_id":"{VICTIM}"}}"#).into();
+        }
         ("/missing", _) => answer.status = 404,
         (_, None) => {
             answer.status = 401;
@@ -135,6 +147,8 @@ struct Site {
     _sensor: Sensor,
     _backend: Backend,
     sessions: Sessions,
+    /// Whether the application fails at everything.
+    is_down: Arc<AtomicBool>,
 }
 
 impl Site {
@@ -142,7 +156,12 @@ impl Site {
         let sessions = Sessions::default();
         let own = Arc::clone(&sessions);
         let sensor = Sensor::start(SensorOptions::default());
-        let backend = Backend::answering(move |request| application(&own, request));
+        let is_down = Arc::new(AtomicBool::new(false));
+        let down = Arc::clone(&is_down);
+        let backend = Backend::answering(move |request| match down.load(Relaxed) {
+            true => Answer { status: 500, ..Answer::default() },
+            false => application(&own, request),
+        });
         let http = "
             log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
             access_log %PREFIX%/seen.log seen;
@@ -152,7 +171,7 @@ impl Site {
             server { listen 127.0.0.1:%PORT9%; location = /status { access_log off; tirreno_status; } }";
         let builder = Nginx::builder().sensor(&sensor.url()).var("BACKEND", &backend.address());
         let nginx = more(builder.http(http).server(server)).start();
-        Self { nginx, _sensor: sensor, _backend: backend, sessions }
+        Self { nginx, _sensor: sensor, _backend: backend, sessions, is_down }
     }
 
     fn simple() -> Self {
@@ -329,6 +348,173 @@ fn an_overridden_method_proves_nothing() {
     }
 }
 
+/// Nginx's own pages, caches and sockets, and other spellings: who has a session is known, and its answers
+/// tell nothing of others.
+#[test]
+fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
+    let cached = "
+        tirreno_event page_view GET /users/cached bind=$upstream_http_etag~^[0-9.]+\\.([a-z-]+)\\.[0-9]+$
+            session=required;
+        location = /users/cached {
+            proxy_cache sessions;
+            proxy_cache_valid 200 1s;
+            proxy_cache_use_stale error http_500;
+            proxy_ignore_headers Set-Cookie;
+            add_header X-Cache $upstream_cache_status;
+            proxy_pass http://%BACKEND%/users/me;
+        }";
+    let http = "proxy_cache_path %PREFIX%/cache keys_zone=sessions:1m;";
+    let site = Site::start(&format!("{cached} {SERVER}"), |builder| builder.http(http));
+    let (own, victims) = (site.log_in("eve"), site.log_in("victim"));
+    let whose = |token: &str| site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "").user;
+    let is_unbound = |token: &str, why: &str| {
+        let user = whose(token);
+        assert!(user.starts_with("session-"), "{why}: {user}");
+    };
+
+    // From the cache, fresh and stale, of the victim's page.
+    let get_cached = |token: &str| {
+        let headers = [("Cookie", &*cookie(token))];
+        let (answer, seen) = site.send_for("GET", "/users/cached", &headers, "");
+        (answer.header("X-Cache").unwrap_or_default(), seen)
+    };
+    let (from, seen) = get_cached(&victims);
+    assert!(from == "MISS" && seen.is("page_view", VICTIM, "answer"), "{from} {seen:?}");
+    let mut from = vec![from];
+    site.is_down.store(true, Relaxed);
+    wait_until(SOON, "a stale answer", || {
+        let token = site.unbound("eve-id");
+        let (status, seen) = get_cached(&token);
+        assert_ne!(seen.user, VICTIM, "{status}");
+        site.is_down.store(false, Relaxed);
+        is_unbound(&token, &status);
+        site.is_down.store(true, Relaxed);
+        // Who has a session is known also where the cache answers.
+        let (status_of_own, seen) = get_cached(&own);
+        assert!(seen.is("page_view", "eve-id", "session"), "{status_of_own} {seen:?}");
+        from.extend([status, status_of_own]);
+        from.iter().any(|status| status == "STALE")
+    });
+    site.is_down.store(false, Relaxed);
+    assert!(from.iter().any(|status| status == "HIT"), "{from:?}");
+
+    // Paths that may be another page to the application, and overridden methods.
+    for path in [
+        "/users//me",
+        "//users/me",
+        "/users/./me",
+        "/users/me/",
+        "/users/%6de",
+        "/users/victim-id/../me",
+        "/users/victim-id/..%2fme",
+        "/users/me%3fa",
+        "/users/me;a",
+        "/users/me%00",
+    ] {
+        let token = site.unbound("eve-id");
+        let bytes = format!("GET {path} HTTP/1.1\r\nHost: h\r\nCookie: {}\r\n\r\n", cookie(&token));
+        let before = site.lines().len();
+        client::raw(site.nginx.port(), bytes.as_bytes()).unwrap();
+        wait_until(SOON, "the request to be logged", || site.lines().len() > before);
+        is_unbound(&token, path);
+    }
+    for name in ["X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"] {
+        let token = site.unbound("eve-id");
+        let headers = [("Cookie", &*cookie(&token)), (name, "DELETE")];
+        site.send("GET", "/users/me", &headers, "");
+        is_unbound(&token, name);
+        // What the session does is its user's all the same.
+        let headers = [("Cookie", &*cookie(&own)), (name, "DELETE")];
+        let seen = site.send("GET", "/action/1", &headers, "");
+        assert!(seen.is("page_view", "eve-id", "session"), "{name}: {seen:?}");
+    }
+    let token = site.unbound("eve-id");
+    site.send("GET", "/users/me?_method=DELETE", &[("Cookie", &cookie(&token))], "");
+    is_unbound(&token, "_method");
+
+    // A cookie from before, planted or left: neither is the other's afterwards.
+    for (planted, name) in [(&victims, "eve"), (&own, "victim")] {
+        let cookies = format!("MMUSERID={VICTIM}; {}", cookie(planted));
+        let headers = [("Cookie", &*cookies), ("X-Requested-With", "XMLHttpRequest")];
+        let body = format!(r#"{{"login_id":"{name}"}}"#);
+        let (answer, seen) = site.send_for("POST", "/login", &headers, &body);
+        assert!(seen.is("account_login", &format!("{name}-id"), "answer"), "{seen:?}");
+        assert_eq!(whose(&answer.header("Token").unwrap()), format!("{name}-id"));
+        let body = r#"{"login_id":"wrong"}"#;
+        let seen = site.send("POST", "/login", &headers, body);
+        assert!(
+            seen.event == "account_login_fail" && seen.user.starts_with("unknown-"),
+            "{seen:?}"
+        );
+    }
+    assert_eq!((whose(&victims), whose(&own)), (VICTIM.into(), "eve-id".into()));
+    assert!(site.nginx.crashes(&[]).is_empty());
+}
+
+/// The same cookies in many shapes, and connections that change their protocol.
+#[test]
+fn cookies_count_as_the_application_reads_them() {
+    let http2 = if nginx_is_before(25) { "http2;" } else { "; http2 on;" };
+    let second = format!("server {{ listen 127.0.0.1:%PORT7% {http2} {SERVER} }}");
+    let site = Site::start(SERVER, |builder| builder.http(&second));
+    let (own, garbage) = (site.log_in("eve"), "garbage");
+    let victim = format!("MMUSERID={VICTIM}");
+    // The first of two counts, and the known one is not believed where it is the second.
+    for (first, second, user) in [(&*own, garbage, "eve-id"), (garbage, &*own, "")] {
+        let cookies = format!("{victim}; {}; {}", cookie(first), cookie(second));
+        let seen = site.send("GET", "/action/1", &[("Cookie", &cookies)], "");
+        assert_ne!(seen.user, VICTIM, "{cookies}: {seen:?}");
+        assert!(user.is_empty() || seen.is("page_view", user, "session"), "{cookies}: {seen:?}");
+    }
+    // HTTP/2 splits them into crumbs; every piece may be a header of its own in HTTP/1.1, too.
+    let before = site.lines().len();
+    for (n, crumbs) in [
+        vec![&*victim, &*cookie(&own)],
+        vec!["a=b", &*cookie(&own), &*victim, "c=d"],
+        vec![&*victim],
+        vec![&*victim, &*cookie(garbage)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let headers: Vec<_> = crumbs.iter().map(|crumb| ("cookie", *crumb)).collect();
+        let request = client::h2_request("GET", "/action/1", &headers, b"");
+        client::h2(site.nginx.port_n(7), &[request]).unwrap();
+        wait_until(SOON, "the request to be logged", || site.lines().len() > before + n);
+        let seen = seen(&site.lines()[before + n]);
+        match n {
+            0 | 1 => assert!(seen.is("page_view", "eve-id", "session"), "{crumbs:?}: {seen:?}"),
+            _ => assert_eq!(seen.user, "", "{crumbs:?}"),
+        }
+    }
+    // A socket opens before the application knows who it is.
+    for (cookies, user) in [
+        (&*victim, ""),
+        (&*format!("{victim}; {}", cookie(garbage)), ""),
+        (&*cookie(&own), "eve-id"),
+    ] {
+        let before = site.lines().len();
+        let mut socket =
+            WebSocket::open(site.nginx.port(), "/socket", &[("Cookie", cookies)]).unwrap();
+        assert_eq!(socket.echo("hello").unwrap(), "hello");
+        drop(socket);
+        wait_until(SOON, "the socket to be logged", || site.lines().len() > before);
+        let seen = seen(&site.lines()[before]);
+        assert_eq!((&*seen.event, &*seen.user), ("page_view", user), "{cookies}: {seen:?}");
+    }
+    // By nginx itself, and refused: the session's user, or nobody.
+    for (path, event) in [("/mine/1", "page_view"), ("/csrf", "account_edit")] {
+        let seen =
+            site.send("POST", path, &[("Cookie", &format!("{victim}; {}", cookie(&own)))], "");
+        assert!(seen.is(event, "eve-id", "session") && seen.claimed == VICTIM, "{path}: {seen:?}");
+        for cookies in [victim.clone(), format!("{victim}; {}", cookie(garbage))] {
+            let seen = site.send("POST", path, &[("Cookie", &cookies)], "");
+            assert_eq!((&*seen.user, &*seen.captured), ("", "anonymous"), "{path}: {seen:?}");
+        }
+    }
+    assert!(site.nginx.crashes(&[]).is_empty());
+}
+
 #[test]
 fn a_session_that_is_nobodys_yet_is_its_own_user_until_an_answer_tells() {
     let site = Site::simple();
@@ -360,7 +546,7 @@ fn a_logout_ends_a_session_and_a_401_does_not() {
     let token = site.log_in("ann");
     let headers = [("Cookie", &*cookie(&token))];
     let seen = site.send("POST", "/csrf", &headers, "");
-    assert_eq!(seen.event, "");
+    assert!(seen.is("account_edit", "ann-id", "session"), "{seen:?}");
     let seen = site.send("GET", "/action/1", &headers, "");
     assert!(seen.is("page_view", "ann-id", "session"), "{seen:?}");
     let seen = site.send("POST", "/logout", &headers, "");
@@ -416,6 +602,120 @@ fn bound_sessions_stay_bound_over_restart_reload_and_kill() {
     site.nginx.start();
     let seen = site.send("GET", "/action/1", &headers, "");
     assert!(seen.user.starts_with("session-"), "{seen:?}");
+}
+
+#[test]
+fn bound_sessions_stay_bound_over_a_binary_upgrade() {
+    let mut site = Site::start(SERVER, |builder| builder.daemon().workers(2).http(STATE));
+    let token = site.log_in("ann");
+    let user = |site: &Site, token: &str| {
+        site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "").user
+    };
+    let is_bound = |site: &Site, token: &str| (0..16).all(|_| user(site, token) == "ann-id");
+    let file = site.nginx.prefix().join("state");
+    wait_until(SOON, "the state file", || fs::metadata(&file).is_ok_and(|about| about.len() > 0));
+    let old = site.nginx.master_pid();
+    site.nginx.usr2();
+    // Workers of both serve.
+    assert!(is_bound(&site, &token));
+    let other = site.log_in("ann");
+    let pid = rustix::process::Pid::from_raw(old as i32).unwrap();
+    rustix::process::kill_process(pid, Signal::QUIT).unwrap();
+    site.nginx.wait_gone(old);
+    assert!(is_bound(&site, &token));
+    // What either has learned meanwhile is the other's soon.
+    wait_until(SOON, "the other's session", || is_bound(&site, &other));
+    assert!(site.nginx.crashes(&[]).is_empty());
+}
+
+/// The file is the workers' user's, and the worst that he can do is to take away what was learned.
+#[test]
+fn who_writes_the_state_file_forges_nobody() {
+    let mut site = Site::start(SERVER, |builder| builder.http(STATE));
+    let tokens: Vec<_> =
+        (0..6).map(|n| (site.log_in(&format!("user{n}")), format!("user{n}-id"))).collect();
+    let file = site.nginx.prefix().join("state");
+    let ids = |bytes: &[u8]| {
+        let is = |id: &String| bytes.windows(id.len()).any(|part| part == id.as_bytes());
+        tokens.iter().filter(|(_, id)| is(id)).count()
+    };
+    wait_until(SOON, "the state file", || fs::read(&file).is_ok_and(|bytes| ids(&bytes) == 6));
+    site.nginx.quit();
+    let good = fs::read(&file).unwrap();
+    // Right, or nobody's; how many are right.
+    let known = |site: &Site| {
+        let user = |(token, id): &(String, String)| {
+            let seen = site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "");
+            assert!(seen.user == *id || seen.user.starts_with("session-"), "{id}: {seen:?}");
+            seen.user == *id
+        };
+        tokens.iter().filter(|token| user(token)).count()
+    };
+    let swapped = {
+        let text = good.clone();
+        let place = |id: &str| text.windows(id.len()).position(|part| part == id.as_bytes());
+        let mut text = text.clone();
+        for (one, other) in [("user0-id", "user1-id"), ("user1-id", "user0-id")] {
+            let at = place(one).unwrap();
+            text[at..at + one.len()].copy_from_slice(other.as_bytes());
+        }
+        text
+    };
+    let each_byte = |step: usize| {
+        let flip = |(at, byte): (usize, &u8)| if at % step == 7 { byte ^ 0x10 } else { *byte };
+        good.iter().enumerate().map(flip).collect::<Vec<_>>()
+    };
+    let files = [
+        ("as it was", good.clone(), 6..=6),
+        ("twice", [&*good, &good].concat(), 6..=6),
+        ("cut", good[..good.len() / 2].to_vec(), 1..=5),
+        ("cut within an entry", good[..good.len() - 3].to_vec(), 5..=5),
+        ("without its beginning", good[good.len() / 2..].to_vec(), 0..=5),
+        ("users exchanged", swapped, 4..=4),
+        ("a byte of each entry changed", each_byte(29), 0..=5),
+        ("empty", Vec::new(), 0..=0),
+        ("long", b"tirreno".repeat(100_000), 0..=0),
+        ("zeros", vec![0; 1 << 20], 0..=0),
+    ];
+    for (what, bytes, wanted) in files {
+        fs::write(&file, &bytes).unwrap();
+        site.nginx.start();
+        let found = known(&site);
+        assert!(wanted.contains(&found), "{what}: {found} of 6 are known");
+        site.nginx.quit();
+    }
+    // While it runs: what is known stays, what is learned next is kept again.
+    fs::write(&file, &good).unwrap();
+    site.nginx.start();
+    for (n, change) in ["truncate", "garbage", "remove", "replace"].into_iter().enumerate() {
+        match change {
+            "truncate" => {
+                fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(1).unwrap()
+            }
+            "garbage" => fs::write(&file, b"garbage".repeat(5000)).unwrap(),
+            "remove" => fs::remove_file(&file).unwrap(),
+            _ => {
+                let other = file.with_extension("other");
+                fs::write(&other, each_byte(31)).unwrap();
+                fs::rename(other, &file).unwrap();
+            }
+        }
+        assert_eq!(known(&site), 6, "{change}");
+        let (name, id) = (format!("new{n}"), format!("new{n}-id"));
+        let token = site.log_in(&name);
+        wait_until(SOON, "the new session in the file", || {
+            fs::read(&file).is_ok_and(|bytes| bytes.windows(id.len()).any(|p| p == id.as_bytes()))
+        });
+        site.nginx.quit();
+        site.nginx.start();
+        let seen = site.send("GET", "/action/1", &[("Cookie", &cookie(&token))], "");
+        assert!(seen.is("page_view", &id, "session"), "{change}: {seen:?}");
+        known(&site);
+        site.nginx.quit();
+        fs::write(&file, &good).unwrap();
+        site.nginx.start();
+    }
+    assert!(site.nginx.crashes(&[]).is_empty());
 }
 
 /// Asks the application itself whose a token is.

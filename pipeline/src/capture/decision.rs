@@ -238,6 +238,9 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     if is_early {
         return Lesson::InBody;
     }
+    if !is_written_so(rule, exchange) {
+        return Lesson::Nothing;
+    }
     let accepted = rule.session.as_ref().map(|required| required.holds(exchange));
     let Some(bind) = &rule.bind else {
         let is_logout = rule.event == Some(EventType::AccountLogout);
@@ -254,6 +257,14 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     let user = read(bind, Some(rule), exchange).text();
     let user = if user.trim_ascii().is_empty() { user } else { user_name(user, user_case) };
     if user.is_empty() { Lesson::Nothing } else { Lesson::User(user) }
+}
+
+/// Whether the path ends as the rule's does. A slash at its end does not count for rules, and may be another
+/// page to the application.
+fn is_written_so<T, X: Exchange<Text = T>>(rule: &Rule<T>, exchange: &X) -> bool {
+    let path = exchange.path().unwrap_or_default();
+    rule.path.ends_with('}') && rule.path.contains("{*")
+        || rule.path.ends_with('/') == path.ends_with(b"/")
 }
 
 /// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
@@ -329,7 +340,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
         whose.account = account.and_then(|account| self.learn(&account, &whose));
         if whose.identity.is_proof() {
-            whose.claimed = self.claim().filter(|claim| *claim != whose.user).unwrap_or_default();
+            let claim = self.claim(whose.identity);
+            whose.claimed = claim.filter(|claim| *claim != whose.user).unwrap_or_default();
         }
         whose
     }
@@ -366,7 +378,11 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
 
     /// A user that a value names.
     fn value(&self, value: &Value<T>, claims_count: bool) -> Option<Named<'e>> {
-        if value.reads_answer() && !self.is_exact() {
+        let is_exact = || {
+            let is_written_so = |rule: &Rule<T>| is_written_so(rule, self.exchange);
+            self.is_exact() && self.rule.is_none_or(is_written_so)
+        };
+        if value.reads_answer() && !is_exact() {
             return None;
         }
         let identity = match value.trust() {
@@ -507,12 +523,15 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
     }
 
     /// Whom the client claims to be.
-    fn claim(&self) -> Option<Cow<'e, [u8]>> {
+    fn claim(&self, identity: Identity) -> Option<Cow<'e, [u8]>> {
         let of_rule = self.rules_users().iter().filter_map(|user| match user {
             User::Value(value) if !value.reads_body() => Some(value),
             _ => None,
         });
-        let of_location = self.settings.users.iter().filter(|_| self.rules_users().is_empty());
+        // Somebody else's login may well come with an old cookie.
+        let asks_session = self.rules_users().iter().any(|user| matches!(user, User::Session));
+        let is_told = self.rules_users().is_empty() || asks_session && identity != Identity::Answer;
+        let of_location = self.settings.users.iter().filter(|_| is_told);
         let mut claims = of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim);
         let (claim, _) = claims.find_map(|value| self.value(value, true))?;
         Some(user_name(claim, self.settings.user_case))
@@ -769,6 +788,17 @@ mod tests {
     }
 
     #[test]
+    fn a_slash_at_the_end_may_be_another_page() {
+        let location = Location::new(&["page_view GET /a user=answer:id"]);
+        let at = |path| Facts { path, answer: vec![("id", Found::Value("eve"))], ..cookie() };
+        location.assert(&at("/a"), "page_view eve answer");
+        location.assert(&at("/a/"), "page_view  none skipped");
+        let location = Location::new(&["page_view GET /{*all} user=answer:id"]);
+        location.assert(&at("/a/"), "page_view eve answer");
+        location.assert(&at("/a"), "page_view eve answer");
+    }
+
+    #[test]
     fn a_claim_that_differs_is_told() {
         let location = Location::new(&["page_view GET /a"]);
         let session = Session::Bound(b"bob".into(), Identity::Session);
@@ -779,6 +809,16 @@ mod tests {
         let session = Session::Bound(b"ann".into(), Identity::Session);
         let facts = Facts { session, ..cookie() };
         assert!(decide(&facts, &settings, None).unwrap().whose.claimed.is_empty());
+        let location = Location::new(&["page_view GET /a user=answer:id user=session"]);
+        let session = Session::Bound(b"bob".into(), Identity::Session);
+        let facts = Facts { session, ..cookie() };
+        let claimed = |facts: &Facts| {
+            let whose = decide(facts, &location.settings(), None).unwrap().whose;
+            String::from_utf8(whose.claimed.into_owned()).unwrap()
+        };
+        assert_eq!(claimed(&facts), "ann");
+        // An old cookie of somebody else, as at a login.
+        assert_eq!(claimed(&Facts { answer: vec![("id", Found::Value("eve"))], ..facts }), "");
     }
 
     #[test]
