@@ -151,6 +151,15 @@ impl Bench {
     }
 }
 
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.log.drain().for_each(|message| println!("{}", message.text));
+            println!("{:?}", self.zone.totals(0));
+        }
+    }
+}
+
 fn push(worker: &mut Producer, user: &str, url: &str) {
     static NEXT_TRACE: AtomicUsize = AtomicUsize::new(0);
     let mut event = Capture::new(wall_ms());

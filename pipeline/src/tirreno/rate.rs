@@ -7,7 +7,7 @@
 //! So the pacer *starts* faster and faster until the first 429. The window is *full* then, and it probes
 //! until an event is accepted again. What a host got out of that first burst says nothing about its fair
 //! share: hence it *searches* for that. All hosts begin at the same rate and grow alike until the window
-//! is full once more, and what a host got in that time is its share. The rate is *settled* then: a 429
+//! is full once more, and what a host has in it then is its share. The rate is *settled* then: a 429
 //! takes a part of it, and when there was none for a while, it grows again by a part of itself. The host
 //! with the higher rate meets more of the 429s, so that unequal shares become equal. The longer there is
 //! no 429, the faster it grows: the share of a host that has stopped, or a limit that was lifted, is
@@ -16,6 +16,7 @@
 //! How many 429s there are in all follows from how long the rate stays calm: about one for each host in
 //! that time.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// So many events are sent at once at the start, …
@@ -28,7 +29,9 @@ const START_GROWTH: f64 = 3.0;
 /// The rate with which a search for the share begins, …
 const SEARCH: f64 = 1.0;
 /// … and what each second adds to it, as a share of it.
-const SEARCH_GROWTH: f64 = 0.5;
+const SEARCH_GROWTH: f64 = 0.55;
+/// So many accepted events are remembered in a search.
+const MEMORY: usize = 1024;
 /// What of a share that was found is used.
 const MARGIN: f64 = 0.94;
 /// What a 429 leaves of the rate.
@@ -77,8 +80,9 @@ enum Phase {
     Free,
     /// The server answers 429: the first and the last of them.
     Full { since: Instant, last: Instant },
-    /// So many events were accepted since then; `window` is how long the server remembers, at the least.
-    Search { rate: Rate, since: Instant, accepted: u32, window: Duration },
+    /// `window` is how long the server remembers, at the least, and `accepted` are the last events that
+    /// it took.
+    Search { rate: Rate, window: Duration, accepted: VecDeque<Instant> },
     /// The last 429 that counted came at `decreased`; others count only from `deaf_until` on.
     Settled { rate: Rate, decreased: Instant, deaf_until: Instant },
 }
@@ -113,6 +117,16 @@ fn probe(full: Duration) -> Duration {
         _ if full < WINDOW => WINDOW - full,
         _ => PROBE,
     }
+}
+
+/// How many of these events fall into a second of the last `window`.
+fn rate_of(events: &VecDeque<Instant>, window: Duration, now: Instant) -> f64 {
+    let age = |event: &Instant| now.saturating_duration_since(*event);
+    let recent = events.iter().filter(|event| age(event) < window).count();
+    // Older ones may be forgotten.
+    let known = events.front().map_or(window, age);
+    let span = if events.len() == MEMORY { known.min(window) } else { window };
+    recent as f64 / span.as_secs_f64().max(0.001)
 }
 
 impl Pacer {
@@ -201,16 +215,14 @@ impl Pacer {
                 let room = now.min(*last + PROBE);
                 let window = room.saturating_duration_since(*since).max(WINDOW);
                 let rate = Rate::new(SEARCH, now);
-                self.phase = Phase::Search { rate, since: now, accepted: 1, window };
+                self.phase = Phase::Search { rate, window, accepted: [now].into() };
                 self.next = Some(now);
             }
-            Phase::Search { rate, since, accepted, window } => {
-                *accepted += 1;
-                // What was long ago counts less and less, should the limit not be met.
-                let span = now.saturating_duration_since(*since);
-                if span > 2 * *window {
-                    (*accepted, *since) = (accepted.div_ceil(2), *since + span / 2);
+            Phase::Search { rate, accepted, .. } => {
+                if accepted.len() == MEMORY {
+                    accepted.pop_front();
                 }
+                accepted.push_back(now);
                 if may_grow {
                     rate.grow(SEARCH_GROWTH, now);
                 }
@@ -236,11 +248,9 @@ impl Pacer {
                 self.phase = Phase::Full { since: now, last: now };
             }
             Phase::Full { last, .. } => *last = now,
-            Phase::Search { since, accepted, window, .. } => {
-                let span = now.saturating_duration_since(*since).max(*window);
-                let share = f64::from(*accepted) / span.as_secs_f64();
+            Phase::Search { accepted, window, .. } => {
+                let rate = Rate::new(rate_of(accepted, *window, now) * MARGIN, now);
                 let deaf_until = now + *window;
-                let rate = Rate::new(share * MARGIN, now);
                 self.phase = Phase::Settled { rate, decreased: now, deaf_until };
             }
             Phase::Settled { rate, decreased, deaf_until } => {
@@ -394,6 +404,18 @@ mod tests {
     }
 
     #[test]
+    fn one_host_has_found_the_limit_after_four_windows() {
+        for (most, window) in [(25, 5), (40, 4), (200, 20), (500, 5)] {
+            let mut host = [Host::new(0..4 * window + 20, usize::MAX)];
+            play(&mut host, &mut Window::new(most, window), 1);
+            let limit = most as f64 / window as f64;
+            let outcome = measure(&host, limit, 4 * window..4 * window + 20);
+            println!("{most} in {window} s: {outcome:.3?}");
+            assert!(outcome.used >= 0.85 && outcome.refused <= 0.1);
+        }
+    }
+
+    #[test]
     fn three_hosts_with_a_backlog_end_together() {
         for seed in 0..20 {
             let mut hosts: Vec<_> = (0..3).map(|_| Host::new(0..900, 60)).collect();
@@ -502,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_that_meets_no_limit_forgets_the_time_before() {
+    fn a_search_counts_what_the_server_remembers() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs_f64(seconds);
         let mut pacer = Pacer::new(None);
