@@ -168,6 +168,15 @@ fn a_targets_batch_size_does_not_decide_for_a_spool() {
     assert!(written.len() + dropped >= 20_000, "{} written, {dropped} said", written.len());
 }
 
+/// Sets a flag when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 /// 0.1.0: `captured` goes from 1047 to 666 and `pending` back and forth while a spool takes batches.
 #[test]
 fn counters_never_go_backwards_and_add_up() {
@@ -183,6 +192,8 @@ fn counters_never_go_backwards_and_add_up() {
             }
             last
         });
+        // Whatever becomes of it, the watch ends.
+        let _stop = Stop(&stop);
         bench.requests(0..5_000);
         wait_until(SOON, "all in the spool", || bench.spooled() == 5_000);
         stop.store(true, SeqCst);
@@ -285,6 +296,8 @@ fn a_killed_collector_is_replaced_at_once() {
         let old = wait_for(SOON, "a collector", find);
         bench.requests(number..number + 40);
         number += 40;
+        // nginx answers a request before it captures it.
+        bench.wait_count("file", "captured", number as u64);
         bench.nginx.signal_worker(old, Signal::KILL);
         let new = wait_for(SOON, "another collector", || match find()? {
             pid if pid != old => Ok(pid),

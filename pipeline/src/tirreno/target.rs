@@ -355,6 +355,7 @@ pub fn new(
         login_fail_delay,
         shared,
         store,
+        stores: true,
         connections,
         connect,
         started: 0,
@@ -392,6 +393,8 @@ struct TirrenoTarget {
     login_fail_delay: Duration,
     shared: Arc<Shared>,
     store: Option<Arc<Spool>>,
+    /// Whether the spool took what was last put into it.
+    stores: bool,
     /// How many connections there shall be, and what makes them.
     connections: usize,
     connect: Arc<Connect>,
@@ -603,8 +606,10 @@ impl TirrenoTarget {
         let Some(appended) = store.append(&intake, self.login_fail_delay) else {
             inbox.put_back();
             store.fault().into_iter().for_each(|fault| inbox.failing(fault));
+            self.stores = false;
             return Some(RETRY);
         };
+        self.stores = true;
         self.spool_dropped += appended.dropped;
         inbox.settle(entries.len(), Outcome::Spooled(store.totals().as_ref()));
         self.look_at = Some(now);
@@ -671,9 +676,10 @@ impl TirrenoTarget {
         if read.is_some() {
             self.last_read = now;
         }
-        // What is in memory comes behind what is in the spool, unless that cannot even be opened, or not
-        // be read for a while.
-        if read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD {
+        // What is in memory, because the spool takes nothing, comes behind what is in the spool, unless that
+        // cannot even be opened, or not be read for a while.
+        if !self.stores && (read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD)
+        {
             self.send_memory(inbox);
         }
         let is_over = totals.is_some_and(|totals| totals.pending == 0) && read == Some(true);
