@@ -377,7 +377,7 @@ fn a_lock_stops_the_file_only_for_who_may_write_it() {
     let writer = File::open(bench.path(".audit.log.lock")).unwrap();
     writer.lock().unwrap();
     bench.requests(2..5);
-    let row = bench.wait_row("audit", "the lock", |row| row.state == "retrying");
+    let row = bench.wait_row("audit", "the lock", |row| row.state == "waiting");
     assert_eq!(row.last_error.as_deref(), Some("held by another process"));
     assert_eq!(bench.numbers("audit.log"), [0, 1]);
     drop(writer);

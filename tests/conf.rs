@@ -1328,6 +1328,7 @@ fn configurations(directory: &Path) -> Vec<PathBuf> {
 
 fn demo_conf_passes(text: &str) {
     let nginx = configuration("").file("tirreno.key", "%KEY%").build();
+    fs::create_dir(nginx.prefix().join("audit")).unwrap();
     let module = from_env("TEST_NGINX_MODULE");
     let text = replace_all(
         text,

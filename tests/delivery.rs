@@ -1337,6 +1337,7 @@ fn the_status_has_exactly_the_documented_keys_for_each_target() {
         "captured",
         "delivered",
         "rejected",
+        "rejected_by_reason",
         "dropped",
         "dropped_by_reason",
         "delivered_per_second",

@@ -98,8 +98,13 @@ impl Site {
         wait_for(SOON, "everything to be delivered", || {
             let status = self.status();
             let target = &status["targets"]["main"];
-            let done = target["pending"] == 0 && target["captured"] == target["delivered"];
-            if done { Ok(()) } else { Err(status.to_string()) }
+            let count = |name: &str| target[name].as_u64().expect("a count");
+            let told = count("delivered") + count("merged");
+            if count("pending") == 0 && count("captured") == told {
+                Ok(())
+            } else {
+                Err(status.to_string())
+            }
         });
         let (mut events, mut posts) = (self.sensor.stored(), self.sensor.requests());
         assert!(self.sensor.lost().is_empty(), "{:?}", self.sensor.lost());

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
+use tirreno_tests::status::Row;
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -330,4 +332,162 @@ fn a_long_queue_costs_no_memory_at_the_start() {
     assert_eq!(bench.sensor.stored_count(), 10);
     let memory: u64 = bench.nginx.workers().into_iter().map(|pid| bench.nginx.rss_anon(pid)).sum();
     assert!(memory < 24 << 20, "{memory} bytes");
+}
+
+// The workers' user is not a friend: other programs may share it.
+
+const SPOOL: &str = "tirreno_target tirreno {
+                         url %SENSOR%; api_key test-key; interval 20ms; spool %DIR%/spool;
+                     }
+                     tirreno_target audit { type file; path %DIR%/audit.log; interval 20ms; }";
+
+/// What is put into the place of a file.
+#[derive(Clone, Copy, Debug)]
+enum Instead {
+    Pipe,
+    Link,
+    Directory,
+}
+
+impl Instead {
+    const ALL: [Self; 3] = [Self::Pipe, Self::Link, Self::Directory];
+
+    fn put(self, path: &Path) {
+        match self {
+            Self::Pipe => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+            Self::Link => std::os::unix::fs::symlink("/dev/null", path).unwrap(),
+            Self::Directory => fs::create_dir(path).unwrap(),
+        }
+    }
+
+    fn remove(self, path: &Path) {
+        match self {
+            Self::Pipe | Self::Link => fs::remove_file(path).unwrap(),
+            Self::Directory => fs::remove_dir(path).unwrap(),
+        }
+    }
+}
+
+impl Bench {
+    /// The spool's file whose name ends so.
+    fn spool_file(&self, end: &str) -> PathBuf {
+        wait_for(SOON, "the spool", || {
+            let files = fs::read_dir(self.path("spool")).map_err(|error| error.to_string())?;
+            let mut paths = files.flatten().map(|entry| entry.path());
+            paths.find(|path| path.to_string_lossy().ends_with(end)).ok_or_else(String::new)
+        })
+    }
+
+    /// Waits until the target waits for this reason, while the other one has all of its events.
+    fn wait_waiting(&self, target: &str, other: &str, reason: &str) {
+        let row = Row::wait(&self.nginx, target, "the reason", |row| row.state == "waiting");
+        assert_eq!(row.last_error.as_deref(), Some(reason), "{row:?}");
+        let other = Row::settled(&self.nginx, other);
+        assert_eq!((other.state.as_str(), other.delivered), ("ok", other.captured), "{other:?}");
+        assert_eq!(row.dropped, 0, "{row:?}");
+        self.nginx.wait_log(reason);
+    }
+
+    /// Waits until both have all events.
+    fn wait_all(&self, count: u64) {
+        for target in ["tirreno", "audit"] {
+            let row = Row::settled(&self.nginx, target);
+            assert_eq!(
+                (row.captured, row.delivered, row.state.as_str()),
+                (count, count, "ok"),
+                "{row:?}"
+            );
+        }
+    }
+}
+
+const NOT_PLAIN: &str = "a link, a pipe or a directory lies where a plain file belongs";
+
+#[test]
+fn a_spools_lock_that_another_program_holds_is_told() {
+    let mut bench = Bench::start(SPOOL, 1);
+    bench.requests(0..5);
+    bench.wait_all(5);
+    let lock = bench.spool_file(".lock");
+    bench.nginx.quit();
+    let held = fs::File::options().read(true).write(true).open(&lock).unwrap();
+    held.lock().unwrap();
+    bench.nginx.start();
+    bench.requests(5..10);
+    bench.wait_waiting("tirreno", "audit", "held by another process");
+    assert_eq!(bench.sensor.stored_count(), 5);
+    drop(held);
+    wait_until(SOON, "the events", || bench.sensor.stored_count() == 10);
+    Row::settled(&bench.nginx, "tirreno");
+}
+
+#[test]
+fn something_else_in_the_place_of_a_spools_lock_is_told() {
+    for instead in Instead::ALL {
+        let mut bench = Bench::start(SPOOL, 1);
+        bench.requests(0..5);
+        bench.wait_all(5);
+        let lock = bench.spool_file(".lock");
+        bench.nginx.quit();
+        fs::remove_file(&lock).unwrap();
+        instead.put(&lock);
+        bench.nginx.start();
+        bench.requests(5..10);
+        bench.wait_waiting("tirreno", "audit", NOT_PLAIN);
+        instead.remove(&lock);
+        wait_until(SOON, "the events", || bench.sensor.stored_count() == 10);
+        Row::settled(&bench.nginx, "tirreno");
+    }
+}
+
+#[test]
+fn something_else_in_the_place_of_a_database_is_told_and_done_without() {
+    for instead in Instead::ALL {
+        let mut bench = Bench::start(SPOOL, 1);
+        bench.requests(0..5);
+        bench.wait_all(5);
+        let database = bench.spool_file(".db");
+        bench.nginx.quit();
+        fs::remove_file(&database).unwrap();
+        instead.put(&database);
+        bench.nginx.start();
+        bench.requests(5..10);
+        wait_until(SOON, "the events", || bench.sensor.stored_count() == 10);
+        bench.nginx.wait_log(NOT_PLAIN);
+        assert_eq!(Row::settled(&bench.nginx, "audit").state, "ok");
+    }
+}
+
+#[test]
+fn a_database_that_is_swapped_is_noticed() {
+    let bench = Bench::start(SPOOL, 1);
+    bench.requests(0..5);
+    bench.wait_all(5);
+    let database = bench.spool_file(".db");
+    // Another one is left in its place.
+    fs::rename(&database, database.with_extension("moved")).unwrap();
+    bench.requests(5..10);
+    bench.nginx.wait_log("was deleted or replaced while it was used");
+    wait_until(SOON, "the events", || bench.sensor.stored_count() == 10);
+    wait_until(SOON, "the new database", || database.exists());
+    assert_eq!(Row::settled(&bench.nginx, "audit").delivered, 10);
+}
+
+#[test]
+fn something_else_in_the_place_of_an_audit_file_is_told() {
+    for (name, instead) in ["audit.log", ".audit.log.lock"]
+        .into_iter()
+        .flat_map(|name| Instead::ALL.map(|i| (name, i)))
+    {
+        let bench = Bench::start(SPOOL, 1);
+        bench.requests(0..5);
+        bench.wait_all(5);
+        let path = bench.path(name);
+        fs::rename(&path, path.with_extension("moved")).unwrap();
+        instead.put(&path);
+        bench.requests(5..10);
+        bench.wait_waiting("audit", "tirreno", NOT_PLAIN);
+        instead.remove(&path);
+        bench.wait_all(10);
+    }
 }

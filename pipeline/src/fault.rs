@@ -34,6 +34,8 @@ pub enum Fault {
     NotUnderstood(u16),
     /// As [`HttpToTls`](Self::HttpToTls), of a stream of records.
     PlainToTls,
+    /// A link, a pipe, a directory or a file with a second name lies where a plain file belongs.
+    NotPlain,
 }
 
 impl Fault {
@@ -62,6 +64,7 @@ impl Fault {
             Self::Database => (20, 0),
             Self::NotUnderstood(code) => (40, code),
             Self::PlainToTls => (41, 0),
+            Self::NotPlain => (42, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -92,6 +95,7 @@ impl Fault {
             20 => Self::Database,
             40 => Self::NotUnderstood(code),
             41 => Self::PlainToTls,
+            42 => Self::NotPlain,
             _ => return None,
         })
     }
@@ -125,6 +129,9 @@ impl fmt::Display for Fault {
             Self::NotUnderstood(code) => write!(f, "answered {code}, which is not understood"),
             Self::PlainToTls => {
                 f.write_str("the server speaks TLS on this port, set \"transport tls\"")
+            }
+            Self::NotPlain => {
+                f.write_str("a link, a pipe or a directory lies where a plain file belongs")
             }
         }
     }
@@ -249,6 +256,9 @@ impl From<io::Error> for Fault {
             ReadOnlyFilesystem => Self::ReadOnly,
             NotFound => Self::NotFound,
             ResourceBusy => Self::Busy,
+            // What this module itself says of a pipe or a second name, and the system of a link.
+            InvalidInput | IsADirectory => Self::NotPlain,
+            _ if error.raw_os_error() == Some(libc::ELOOP) => Self::NotPlain,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => Self::TooLong,
             ConnectionReset | ConnectionAborted | BrokenPipe | NotConnected | UnexpectedEof => {
                 Self::ConnectionBroken
@@ -289,6 +299,7 @@ mod tests {
             Fault::Database,
             Fault::NotUnderstood(202),
             Fault::PlainToTls,
+            Fault::NotPlain,
         ] {
             assert_eq!(Fault::unpack(fault.pack()), Some(fault));
         }

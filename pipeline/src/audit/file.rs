@@ -21,6 +21,7 @@ use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use flate2::{Compression, write::GzEncoder};
 
+use crate::clock::monotonic_ns;
 use crate::config::FileConfig;
 use crate::delivery::thread::{NICE_SENDING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
@@ -39,6 +40,10 @@ const MOVES: usize = 8;
 const LONGEST_LINE: u64 = 1 << 20;
 /// How often backups are looked at that nothing was added to: for `max_age`.
 const TIDY: Duration = Duration::from_secs(60 * 60);
+/// A clock that goes so much ahead of another one has jumped, …
+const JUMP: TimeDelta = TimeDelta::hours(2);
+/// … and is right when that lasts so long.
+const SURE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The same thing is said once in this time.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -172,12 +177,19 @@ impl RotatedFile {
                 || period(modified) < period(SystemTime::now()))
     }
 
+    /// The time in the next backup's name: later than the last one, also where that is deleted already, because backups
+    /// are ordered by it; unless the clock was wrong by much then.
+    fn backup_time(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        match self.rotated {
+            Some(last) if last - now < JUMP => now.max(last + MILLISECOND),
+            _ => now,
+        }
+    }
+
     /// Gives the file a backup's name, and returns that.
     fn rotate(&mut self) -> io::Result<PathBuf> {
         let names = Names::new(&self.config.path);
-        // Later than the last one, also where that is deleted already: backups are ordered by it.
-        let after_last = self.rotated.map_or(DateTime::UNIX_EPOCH, |last| last + MILLISECOND);
-        let mut now = DateTime::from(SystemTime::now()).max(after_last);
+        let mut now = self.backup_time(SystemTime::now().into());
         while names.plain(now).exists() || names.compressed(now).exists() {
             now += MILLISECOND;
         }
@@ -280,6 +292,35 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
     path.into()
 }
 
+/// A wall's clock that is believed only while it goes as fast as the machine's other one: a jump ahead makes
+/// nothing old until it has lasted for [`SURE`].
+struct Ages {
+    /// The time that is believed, and what the other clock said then.
+    known: (DateTime<Utc>, Duration),
+    /// Since when, by the other clock, the wall's is ahead.
+    ahead: Option<Duration>,
+}
+
+impl Ages {
+    /// `known`: a time that was not long ago.
+    fn new(known: DateTime<Utc>, monotonic: Duration) -> Self {
+        Self { known: (known, monotonic), ahead: None }
+    }
+
+    /// The time by which things get old.
+    fn now(&mut self, wall: DateTime<Utc>, monotonic: Duration) -> DateTime<Utc> {
+        let (known, at) = self.known;
+        let passed = TimeDelta::from_std(monotonic.saturating_sub(at)).unwrap_or_default();
+        let expected = known + passed;
+        let since = *self.ahead.get_or_insert(monotonic);
+        if wall - expected > JUMP && monotonic.saturating_sub(since) < SURE {
+            return expected;
+        }
+        *self = Self::new(wall, monotonic);
+        wall
+    }
+}
+
 /// Compresses and deletes.
 struct Backups {
     names: Names,
@@ -294,8 +335,12 @@ impl Backups {
     /// Tidies up now, at each order, and once in a while, until nobody can order any more.
     fn tend(&self, orders: &Receiver<()>, label: &str, log: &LogQueue) {
         let mut said = Once::every(REPEAT);
+        let since_boot = || Duration::from_nanos(monotonic_ns());
+        let mut ages =
+            Ages::new(self.last_known().unwrap_or_else(|| SystemTime::now().into()), since_boot());
         loop {
-            if let Err((path, error)) = self.tidy(SystemTime::now().into())
+            let now = ages.now(SystemTime::now().into(), since_boot());
+            if let Err((path, error)) = self.tidy(now)
                 && said.may(Instant::now())
             {
                 let (path, error) = (path.display(), error.kind());
@@ -314,6 +359,10 @@ impl Backups {
         let times = self.times().map_err(|error| (self.names.directory.clone(), error))?;
         let surplus = self.config.max_backups.map_or(0, |most| times.len().saturating_sub(most));
         let too_old = self.config.max_age.and_then(|age| TimeDelta::from_std(age).ok());
+        // Names from a time to come are of a clock that was wrong: they are no newer than those of now.
+        let (to_come, mut times): (Vec<_>, Vec<_>) =
+            times.into_iter().partition(|time| *time - now > JUMP);
+        times.splice(0..0, to_come);
         let newest = times.last().copied();
         let mut result = Ok(());
         for (i, time) in times.into_iter().enumerate() {
@@ -330,6 +379,13 @@ impl Backups {
             result = result.and(done.map_err(|error| (plain, error)));
         }
         result
+    }
+
+    /// When something was written or rotated last, as far as the files tell.
+    fn last_known(&self) -> Option<DateTime<Utc>> {
+        let written = fs::metadata(&self.config.path).and_then(|about| about.modified()).ok();
+        let rotated = self.times().ok().and_then(|times| times.last().copied());
+        written.map(DateTime::from).into_iter().chain(rotated).max()
     }
 
     /// The times of all backups, sorted.
@@ -507,6 +563,50 @@ mod tests {
             .unwrap();
         file.append(b"b\n").unwrap();
         assert_eq!((bench.content().as_str(), bench.backups().len()), ("b\n", 1));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_makes_nothing_old_at_once() {
+        let time = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
+        let (now, far) = (time("2026-01-31T12:00:00Z"), time("2038-01-19T03:14:07Z"));
+        let hour = Duration::from_secs(3600);
+        let mut ages = Ages::new(now, hour);
+        assert_eq!(ages.now(now, hour), now);
+        assert_eq!(ages.now(now + hour, 2 * hour), now + hour);
+        // There and back.
+        assert_eq!(ages.now(far, 3 * hour), now + 2 * hour);
+        assert_eq!(ages.now(far + 10 * hour, 13 * hour), now + 12 * hour);
+        assert_eq!(ages.now(now + 13 * hour, 14 * hour), now + 13 * hour);
+        // There to stay.
+        assert_eq!(ages.now(far, 15 * hour), now + 14 * hour);
+        assert_eq!(ages.now(far + 23 * hour, 38 * hour), now + 37 * hour);
+        assert_eq!(ages.now(far + 24 * hour, 39 * hour), far + 24 * hour);
+        // Back is always believed.
+        assert_eq!(ages.now(now, 40 * hour), now);
+
+        let mut bench = Bench::new();
+        bench.config.max_age = Some(hour * 24);
+        bench.config.max_backups = Some(2);
+        let names = ["2026-01-31T10-00-00.000", "2026-01-31T11-00-00.000"];
+        let write = |time: &str| {
+            fs::write(bench.dir.path().join(format!("audit-{time}.log")), "").unwrap();
+        };
+        names.map(write);
+        let backups = Backups::new(&bench.config);
+        // A machine that starts with a wrong clock knows from its files what time it was.
+        assert_eq!(backups.last_known(), Some(time("2026-01-31T11:00:00Z")));
+        let mut ages = Ages::new(backups.last_known().unwrap(), hour);
+        backups.tidy(ages.now(far, hour)).unwrap();
+        assert_eq!(bench.backups().len(), 2);
+        // What was rotated then is not taken for the newest one.
+        write("2038-01-19T03-14-07.000");
+        backups.tidy(now).unwrap();
+        assert_eq!(bench.backups(), names.map(|name| format!("audit-{name}.log")));
+        let mut file = RotatedFile::new(&bench.config, "t", &log_queue().0);
+        file.rotated = Some(far);
+        assert_eq!(file.backup_time(now), now);
+        file.rotated = Some(now);
+        assert_eq!(file.backup_time(now), now + MILLISECOND);
     }
 
     #[test]

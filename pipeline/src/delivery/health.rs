@@ -21,7 +21,8 @@ impl Health {
     /// An attempt failed; it is repeated.
     pub fn failed(&mut self, inbox: &Inbox, fault: Fault, now: Instant) {
         self.in_trouble = true;
-        let state = if fault == Fault::Busy { State::Waiting } else { State::Retrying };
+        let waits = matches!(fault, Fault::Busy | Fault::NotPlain);
+        let state = if waits { State::Waiting } else { State::Retrying };
         inbox.ledger().show(inbox.slot(), state, Some(fault));
         inbox.ledger().retry(inbox.slot());
         self.say(inbox, fault, "events are kept in memory while it lasts", now);

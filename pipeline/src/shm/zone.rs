@@ -239,7 +239,7 @@ struct TargetCounters {
     /// How many of them the log tells of.
     said: [AtomicU64; DropReason::ALL.len()],
     state: AtomicU32,
-    /// Not 0: shown instead of `state`.
+    /// Not 0: shown instead of `state`, but for [`State::Waiting`].
     degraded: AtomicU32,
     fault: AtomicU32,
     fault_ms: AtomicU64,
@@ -840,9 +840,11 @@ impl Zone {
         let dropped = std::array::from_fn(|r| counters.dropped[r].load(Relaxed));
         let fault = Fault::unpack(counters.fault.load(Relaxed));
         let oldest_ms = counters.oldest_ms.load(Relaxed) as i64;
-        let state = match counters.degraded.load(Relaxed) {
-            0 => State::from_number(counters.state.load(Relaxed)),
-            _ => State::Degraded,
+        let state = match State::from_number(counters.state.load(Relaxed)) {
+            // That tells why.
+            State::Waiting => State::Waiting,
+            _ if counters.degraded.load(Relaxed) != 0 => State::Degraded,
+            state => state,
         };
         Totals {
             state,

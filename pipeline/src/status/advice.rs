@@ -86,6 +86,10 @@ fn of_fault(fault: Fault, is_tirreno: bool) -> &'static str {
         Fault::Busy => {
             "Another process holds the file: is another nginx running with the same path?"
         }
+        Fault::NotPlain => {
+            "The workers' user, which other programs may share, has put something else there: remove it, and see who \
+             did it."
+        }
         Fault::TooLong => "A record is longer than the receiver takes: see max_message_size.",
         _ => "nginx's error log tells more.",
     }

@@ -22,7 +22,7 @@ use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::Record;
 use crate::shm::ring::Place;
-use crate::shm::zone::{DropReason, Ledger, Zone};
+use crate::shm::zone::{DropReason, Ledger, State, Zone};
 use crate::tirreno::connection::Connection;
 use crate::tirreno::first_steps::FirstSteps;
 use crate::tirreno::form;
@@ -374,6 +374,7 @@ pub fn new(
         measured: (now, 0),
         delivered: (now, zone.totals(config.slot).delivered),
         rate_said: Once::every(RATE_REPEAT),
+        waiting: (false, Once::every(RATE_REPEAT)),
         ticked: now,
         active: now,
     };
@@ -423,6 +424,8 @@ struct TirrenoTarget {
     /// The same for what was delivered.
     delivered: (Instant, u64),
     rate_said: Once,
+    /// Whether it is shown that the spool's events wait for another process, and when that was said.
+    waiting: (bool, Once),
     /// When what is due was last shown, and when the last event moved.
     ticked: Instant,
     active: Instant,
@@ -676,6 +679,7 @@ impl TirrenoTarget {
         if read.is_some() {
             self.last_read = now;
         }
+        self.show_waiting(inbox, store, now);
         // What is in memory, because the spool takes nothing, comes behind what is in the spool, unless that
         // cannot even be opened, or not be read for a while.
         if !self.stores && (read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD)
@@ -691,6 +695,29 @@ impl TirrenoTarget {
         };
         self.look_at = [look, again].into_iter().flatten().min().map(|after| now + after);
         [look, again, Some(others)].into_iter().flatten().min()
+    }
+
+    /// Shows and says that what is in the spool cannot be sent, because another process has the right to.
+    fn show_waiting(&mut self, inbox: &Inbox, store: &Spool, now: Instant) {
+        let fault =
+            store.waits_for().filter(|_| store.totals().is_some_and(|totals| totals.pending > 0));
+        let (is_shown, said) = &mut self.waiting;
+        match fault {
+            Some(fault) => {
+                *is_shown = true;
+                self.ledger.show(self.config.slot, State::Waiting, Some(fault));
+                if said.may(now) {
+                    let note = "its lock is not to be had, events wait in it until another process sends \
+                                them or lets go";
+                    inbox.log(Level::Error, &format!("spool: {fault}: {note}"));
+                }
+            }
+            None if mem::take(is_shown) => {
+                self.ledger.show(self.config.slot, State::Ok, None);
+                inbox.log(Level::Notice, "spool: its lock is to be had again");
+            }
+            None => {}
+        }
     }
 
     /// Hands over what is in the spool, as there is room. Returns whether that was all, or nothing when

@@ -35,6 +35,7 @@ use crate::capture::login::Attempt;
 use crate::capture::rank::Rank;
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::delivery::priority_queue::BEFORE;
+use crate::delivery::spool::lock::is_plain;
 use crate::delivery::spool::schema::{ROW_OVERHEAD, prepare};
 use crate::delivery::turns::Turns;
 use crate::privacy::View;
@@ -46,6 +47,8 @@ use crate::tirreno::form;
 const BUSY: Duration = Duration::from_secs(2);
 /// How often it looks whether that has ended.
 const BUSY_POLL: Duration = Duration::from_millis(1);
+/// So much older events get, at the most, while the machine is off.
+const MAX_OFF: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often opening is tried until then.
 const RETRY: Duration = Duration::from_millis(10);
 /// So much of the file system is left free: where SQLite's log cannot be moved into the database,
@@ -102,6 +105,8 @@ pub enum SpoolError {
     NoReserve,
     /// Another version of the module made it.
     Layout,
+    /// Something else than a plain file lies in its place.
+    NotPlain,
 }
 
 impl SpoolError {
@@ -126,7 +131,7 @@ impl SpoolError {
     fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Database(error) => error.sqlite_error_code(),
-            Self::NoReserve | Self::Layout => None,
+            Self::NoReserve | Self::Layout | Self::NotPlain => None,
         }
     }
 
@@ -153,6 +158,9 @@ impl fmt::Display for SpoolError {
             _ if matches!(self, Self::Layout) => {
                 "another version of the module made it: let that one deliver what is in it, or move \
                  it away"
+            }
+            _ if matches!(self, Self::NotPlain) => {
+                return Fault::NotPlain.fmt(f);
             }
             _ if self.is_full() => "the disk is full",
             Some(ErrorCode::ReadOnly) => "the file system or the file is read-only",
@@ -381,6 +389,10 @@ impl Database {
         // SQLite gives its other files the mode of this one. One that is there is not opened: closing
         // it would end this process's locks on it.
         let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
+        // SQLite follows links.
+        if fs::symlink_metadata(file).is_ok_and(|about| !is_plain(&about)) {
+            return Err(SpoolError::NotPlain);
+        }
         let mut db = Connection::open(file)?;
         wait_for_others(&mut db)?;
         // What a statement changes is noted in memory, not in a file in another directory.
@@ -436,7 +448,11 @@ impl Database {
             let newest: Option<i64> =
                 tx.query_row("SELECT max(stamp) FROM pending", [], |row| row.get(0))?;
             let wall = wall_ms().saturating_mul(1_000_000);
-            let epoch = wall.max(newest.map_or(0, |stamp| stamp + 1)) - now;
+            // A wall's clock that has jumped makes nothing old at once.
+            let start = newest.map_or(wall, |newest| {
+                wall.min(newest.saturating_add(MAX_OFF.as_nanos() as i64)).max(newest + 1)
+            });
+            let epoch = start - now;
             set_total(&tx, "epoch", epoch.max(0))?;
             set_total(&tx, "boot", boot)?;
             // The rings are gone with the boot before, and so is the clock of their stamps.

@@ -37,6 +37,8 @@ const EXPIRE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(250);
 /// The pause between two steps of giving space back.
 const SHRINK: Duration = Duration::from_millis(50);
+/// Another process may have the right to send for so long before that is shown: an old worker at a reload.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A target's spool.
 pub struct Spool {
@@ -71,6 +73,10 @@ struct Inner {
     database: Option<Database>,
     /// The right to send, kept here because it is also the right to set a damaged file aside.
     sender: Option<Sender>,
+    /// Since when that cannot be had, and why.
+    waits: Option<(Instant, Fault)>,
+    /// Which file the database is.
+    opened: Option<(u64, u64)>,
     /// Whether it was said what else lies in the directory.
     greeted: bool,
     tried: Option<Instant>,
@@ -91,6 +97,11 @@ type Seen = Option<(i64, i64, u64)>;
 fn seen(file: &Path) -> Seen {
     let about = fs::metadata(file).ok()?;
     Some((about.mtime(), about.mtime_nsec(), about.len()))
+}
+
+/// Which file that is.
+fn identity(file: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(file).ok().map(|about| (about.dev(), about.ino()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,6 +133,8 @@ impl Spool {
             inner: Mutex::new(Inner {
                 database: None,
                 sender: None,
+                waits: None,
+                opened: None,
                 greeted: false,
                 tried: None,
                 expired: None,
@@ -138,10 +151,23 @@ impl Spool {
     /// Takes the right to send, if no other process has it. It is kept until [`leave`](Self::leave).
     pub fn may_send(&self) -> bool {
         let mut inner = lock(&self.inner);
-        if !inner.sender.as_ref().is_some_and(Sender::is_locked) {
-            inner.sender = Sender::try_lock(&self.file);
+        let has_lock = |sender: &Sender| sender.is_locked() && sender.is_in_place(&self.file);
+        if !inner.sender.as_ref().is_some_and(has_lock) {
+            let (sender, fault) = match Sender::try_lock(&self.file) {
+                Ok(sender) => (Some(sender), None),
+                Err(fault) => (None, Some(fault)),
+            };
+            inner.sender = sender;
+            let since = inner.waits.map_or_else(Instant::now, |(since, _)| since);
+            inner.waits = fault.map(|fault| (since, fault));
         }
         inner.sender.is_some()
+    }
+
+    /// Why the right to send cannot be had, once it could not for a while.
+    pub fn waits_for(&self) -> Option<Fault> {
+        let waits = lock(&self.inner).waits;
+        waits.filter(|(since, _)| since.elapsed() >= PATIENCE).map(|(_, fault)| fault)
     }
 
     /// Whether another instance of nginx captures for this spool too.
@@ -327,6 +353,21 @@ impl Spool {
         }
     }
 
+    /// The file is not what it was: what is committed to it nobody would find again.
+    fn abandon(&self, inner: &mut Inner) {
+        inner.database = None;
+        inner.recount = true;
+        // Another one has other events.
+        let mut shared = lock(&self.shared);
+        (shared.unwritten, shared.since) = (BTreeMap::new(), None);
+        let file = self.file.display();
+        let text = format!(
+            "spool: \"{file}\" was deleted or replaced while it was used: what was in it and not yet on its \
+             way is lost, unless the file is put back"
+        );
+        self.log(Level::Error, &text);
+    }
+
     /// Uses the database, opening it if need be and writing outcomes first.
     fn with<T>(
         &self,
@@ -337,6 +378,9 @@ impl Spool {
         let now = Instant::now();
         if inner.in_trouble && inner.tried.is_some_and(|at| now - at < RETRY) {
             return None;
+        }
+        if inner.database.is_some() && inner.opened != identity(&self.file) {
+            self.abandon(inner);
         }
         let mut database = inner.database.take();
         let result = self.run(&mut database, inner, use_it);
@@ -384,7 +428,11 @@ impl Spool {
                 }
                 database
             }
-            None => database.insert(Database::open(&self.config, &self.file, self.instance)?),
+            None => {
+                let opened = Database::open(&self.config, &self.file, self.instance)?;
+                inner.opened = identity(&self.file);
+                database.insert(opened)
+            }
         };
         if inner.sender.is_some() && !database.is_sending() {
             database.start_sending()?;
@@ -430,7 +478,7 @@ impl Spool {
 
     fn replace(&self, inner: &mut Inner) {
         if inner.sender.is_none() {
-            inner.sender = Sender::try_lock(&self.file);
+            inner.sender = Sender::try_lock(&self.file).ok();
         }
         let Some(sender) = &inner.sender else { return };
         let text = match set_aside(&self.file, sender) {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::clock::wall_ms;
+use crate::fault::Fault;
 
 /// The right to send what is in a spool.
 #[derive(Debug)]
@@ -17,20 +18,49 @@ pub struct Sender {
 
 impl Sender {
     /// Takes the right to send from the spool in `file`, if nobody has it.
-    pub fn try_lock(file: &Path) -> Option<Self> {
-        // On a file system that has become read-only the lock is still held by somebody.
-        let Ok(lock) = lock_file(file).or_else(|_| File::open(file.with_extension("lock"))) else {
-            return Some(Self { lock: None });
+    ///
+    /// # Errors
+    /// Somebody has it, or something else than a file lies in the place of the lock.
+    pub fn try_lock(file: &Path) -> Result<Self, Fault> {
+        let path = file.with_extension("lock");
+        let lock = match lock_file(file) {
+            Ok(lock) => lock,
+            Err(_) if fs::symlink_metadata(&path).is_ok_and(|about| !is_plain(&about)) => {
+                return Err(Fault::NotPlain);
+            }
+            // On a file system that has become read-only the lock is still held by somebody.
+            Err(_) => match OpenOptions::new().read(true).custom_flags(CAREFUL).open(&path) {
+                Ok(lock) => lock,
+                Err(_) => return Ok(Self { lock: None }),
+            },
         };
         // SAFETY: the descriptor is open.
-        let rc = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-        (rc == 0).then_some(Self { lock: Some(lock) })
+        match unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+            0 => Ok(Self { lock: Some(lock) }),
+            _ => Err(Fault::Busy),
+        }
+    }
+
+    /// Whether others find this lock where they look for it.
+    pub fn is_in_place(&self, file: &Path) -> bool {
+        let lock = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
+        let found = fs::symlink_metadata(file.with_extension("lock")).ok();
+        let id = |about: fs::Metadata| (about.dev(), about.ino());
+        lock.map(id) == found.map(id)
     }
 
     /// Whether the right is guarded by a lock, so that it lasts.
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
+}
+
+/// Neither is a link followed nor somebody waited for.
+const CAREFUL: libc::c_int = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Whether it is a plain file, under this name alone.
+pub fn is_plain(about: &fs::Metadata) -> bool {
+    about.is_file() && about.nlink() == 1
 }
 
 /// Where in the lock's file an instance of nginx says that it captures: each has a byte of its own.
@@ -54,9 +84,8 @@ fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
 /// given to that user only if it was made here.
 fn lock_file(file: &Path) -> std::io::Result<File> {
     let path = file.with_extension("lock");
-    let careful = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600).custom_flags(careful);
+    options.read(true).write(true).mode(0o600).custom_flags(CAREFUL);
     match options.clone().create_new(true).open(&path) {
         Ok(made) => {
             if let Some(owner) = file.parent().and_then(|directory| fs::metadata(directory).ok()) {
@@ -66,8 +95,7 @@ fn lock_file(file: &Path) -> std::io::Result<File> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let found = options.open(&path)?;
-            let about = found.metadata()?;
-            match about.is_file() && about.nlink() == 1 {
+            match is_plain(&found.metadata()?) {
                 true => Ok(found),
                 false => Err(std::io::Error::other("it is no plain file")),
             }
