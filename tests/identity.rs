@@ -77,7 +77,7 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
         ("/login", _) => {
             let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
             let name = body["login_id"].as_str().unwrap();
-            if name == "wrong" {
+            if name == "wrong" || request.header("X-Wrong").is_some() {
                 answer.status = 401;
                 return answer;
             }
@@ -105,6 +105,7 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
             answer.body = format!(r#"{{"id":"{VICTIM}","user_id":"{VICTIM}"}}"#).into();
         }
         ("/missing", _) => answer.status = 404,
+        ("/form" | "/basic", _) => answer.status = 401,
         (_, None) => {
             answer.status = 401;
             header("Set-Cookie", "MMAUTHTOKEN=; Path=/; Max-Age=-1");
@@ -756,6 +757,211 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
     let asked = asked.iter().filter(|request| request.header("X-Tirreno-Lookup").is_some());
     assert_eq!(asked.count(), 1);
     assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
+}
+
+/// What all secrets of clients have in them, and how one is sent in basic authentication.
+const MARKS: [&str; 2] = ["5ecr3t", "dXNlcjo1ZWNyM3QtaW4tYmFzaWM="];
+
+/// The secrets, by their kind.
+const SECRETS: [(&str, &str); 8] = [
+    ("a session's token in a cookie", "5ecr3t-token-in-cookie"),
+    ("a token in Authorization", "5ecr3t-token-of-bearer"),
+    ("access_token", "5ecr3t-token-of-access"),
+    ("a token that is asked about", "5ecr3t-token-to-ask"),
+    ("a password in JSON", "5ecr3t-in-json"),
+    ("a password in a form", "5ecr3t-in-form"),
+    ("a name that nobody has signed in with", "typed-5ecr3t-name"),
+    ("a password in basic authentication", "dXNlcjo1ZWNyM3QtaW4tYmFzaWM="),
+];
+
+/// The readable and writable memory of a process, as a core dump has it.
+fn core_of(pid: u32) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let process = std::path::Path::new("/proc").join(pid.to_string());
+    let maps = fs::read_to_string(process.join("maps")).unwrap();
+    let memory = fs::File::open(process.join("mem")).unwrap();
+    let mut core = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (start, rest) = line.split_once('-').unwrap();
+        let end = rest.split(' ').next().unwrap();
+        let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).unwrap());
+        let mut bytes = vec![0; (end - start) as usize];
+        // What cannot be read is not in a core dump either.
+        if memory.read_exact_at(&mut bytes, start).is_ok() {
+            core.extend(bytes);
+        }
+    }
+    core
+}
+
+/// The secrets that are in these bytes, each with what is around it.
+fn found(bytes: &[u8]) -> Vec<String> {
+    let places = MARKS.iter().flat_map(|mark| memchr::memmem::find_iter(bytes, mark));
+    let around = |at: usize| {
+        bytes[at.saturating_sub(60)..(at + 60).min(bytes.len())].escape_ascii().to_string()
+    };
+    places.map(around).collect()
+}
+
+/// No secret of a client is anywhere but in the worker that serves the client, and there no longer than its
+/// request.
+#[test]
+fn secrets_are_nowhere_but_in_their_request() {
+    // What is freed is overwritten then: nginx itself leaves it where it was.
+    let overwritten = "glibc.malloc.tcache_count=0:glibc.malloc.perturb=165";
+    for tunables in [overwritten, ""] {
+        let server = format!(
+            "tirreno_event account_login_fail POST /form body=php status=401 user=body:log;
+             tirreno_event account_login_fail GET /basic status=401 if=header:Authorization user=basic
+                 anonymous=on;
+             {SERVER}"
+        );
+        let http = format!(
+            "{STATE} {LOOKUP}
+             tirreno_target spooled {{
+                 url %SENSOR%; api_key test-key; interval 20ms; spool %PREFIX%/spool; repeat off;
+             }}
+             server {{
+                 listen 127.0.0.1:%PORT1% reuseport;
+                 tirreno_lookup chat;
+                 location = /pid {{ access_log off; tirreno off; return 200 $pid; }}
+                 {server}
+             }}"
+        );
+        let site = Site::start(SERVER, |builder| {
+            builder.workers(2).env("GLIBC_TUNABLES", tunables).http(&http)
+        });
+        let serving = send_secrets(&site);
+        look_for_secrets(&site);
+        let memory = core_of(serving);
+        match tunables.is_empty() {
+            false => {
+                let found = found(&memory);
+                assert!(found.is_empty(), "the serving worker's memory: {found:#?}");
+            }
+            // The client sends this token as a cookie; as a bearer's only the look-up does.
+            true => {
+                let bearer = memchr::memmem::find(&memory, b"Bearer 5ecr3t-token-to-ask");
+                assert_eq!(bearer, None, "the look-up's copy of the token");
+            }
+        }
+    }
+}
+
+/// Sends all secrets to the worker that does not collect. Returns which that is, once it has closed the
+/// connections and all events are delivered.
+fn send_secrets(site: &Site) -> u32 {
+    let collects =
+        |pid: &u32| site.nginx.thread_names(*pid).iter().any(|name| name == "tirreno-target");
+    wait_until(SOON, "a collector", || site.nginx.workers().iter().any(&collects));
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, site.nginx.port_n(1)));
+    let mut serving = 0;
+    let mut connections = Vec::new();
+    wait_until(SOON, "connections to the other worker", || {
+        let mut connection = Connection::open(address).unwrap();
+        let answer = connection.request("GET", "/pid", &[], b"").unwrap();
+        let pid: u32 = answer.text().parse().unwrap();
+        if !collects(&pid) {
+            serving = pid;
+            connections.push(connection);
+        }
+        connections.len() == 4
+    });
+    let secret = |kind: &str| SECRETS.iter().find(|(own, _)| own.starts_with(kind)).expect(kind).1;
+    let tokens = ["a session", "a token in", "access", "a token that"].map(secret);
+    for (n, token) in tokens.into_iter().enumerate() {
+        site.sessions.lock().unwrap().insert(token.into(), format!("user{n}-id"));
+    }
+    let [in_cookie, bearer, argument, asked] = tokens;
+    let name = secret("a name");
+    let json = format!(r#"{{"login_id":"{name}","password":"{}"}}"#, secret("a password in JSON"));
+    let form = format!("log={name}&pwd={}", secret("a password in a form"));
+    let basic = format!("Basic {}", secret("a password in basic"));
+    let bearer = format!("Bearer {bearer}");
+    let by_argument = |path: &str| format!("{path}?access_token={argument}");
+    let before = site.lines().len();
+    let mut sent = 0;
+    for connection in &mut connections {
+        let mut send = |method: &str, path: &str, headers: RequestHeaders<'_>, body: &str| {
+            connection.request(method, path, headers, body.as_bytes()).unwrap();
+            sent += 1;
+        };
+        let is_form = ("Content-Type", "application/x-www-form-urlencoded");
+        send("POST", "/login", &[("X-Wrong", "1")], &json);
+        send("POST", "/form", &[is_form], &form);
+        send("GET", "/basic", &[("Authorization", &basic)], "");
+        send("POST", "/posts", &[("Cookie", &cookie(in_cookie))], "{}");
+        send("GET", "/action/1", &[("Cookie", &cookie(in_cookie))], "");
+        send("GET", "/users/me", &[("Authorization", &bearer)], "");
+        send("GET", "/action/2", &[("Authorization", &bearer)], "");
+        send("GET", &by_argument("/action/3"), &[], "");
+        send("GET", &by_argument("/users/me"), &[], "");
+        send("GET", "/action/4", &[("Cookie", &cookie(asked))], "");
+        send("GET", "/open", &[], "");
+    }
+    drop(connections);
+    wait_until(SOON, "the access log", || site.lines().len() >= before + sent);
+    wait_until(SOON, "the look-ups", || site.status()["identity"]["lookup"].as_u64() >= Some(4));
+    wait_until(SOON, "all events", || {
+        let targets = &site.status()["targets"];
+        ["tirreno", "audit", "spooled"].iter().all(|name| {
+            let count = |what: &str| targets[name][what].as_u64();
+            count("pending") == Some(0) && count("captured") >= Some(30)
+        })
+    });
+    let state = site.nginx.prefix().join("state");
+    wait_until(SOON, "the state file", || fs::read(&state).is_ok_and(|bytes| !bytes.is_empty()));
+    wait_until(SOON, "the connections' end", || {
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        let port = format!(":{:04X} ", site.nginx.port_n(1));
+        // 01: established, 08: the client has closed it.
+        !sockets.lines().any(|line| {
+            let local = line
+                .split_whitespace()
+                .nth(1)
+                .is_some_and(|own| format!("{own} ").ends_with(&port));
+            local && matches!(line.split_whitespace().nth(3), Some("01" | "08"))
+        })
+    });
+    serving
+}
+
+/// There is none in the collector's memory, shared memory, what was sent, files, logs and the status.
+fn look_for_secrets(site: &Site) {
+    let mut remains = vec![("shared memory".to_owned(), site.nginx.shared_memory())];
+    for pid in site.nginx.workers() {
+        if site.nginx.thread_names(pid).iter().any(|name| name == "tirreno-target") {
+            remains.push(("the collector's memory".to_owned(), core_of(pid)));
+        }
+    }
+    assert_eq!(remains.len(), 2, "one collects");
+    for format in ["json", "prometheus", "html"] {
+        let path = format!("/status?format={format}");
+        let status = client::get(site.nginx.port_n(9), &path, &[("Accept", "text/html")]);
+        remains.push((path, status.unwrap().body));
+    }
+    for post in site._sensor.requests() {
+        remains.push(("what the sensor got".into(), post.body));
+        remains.extend(post.headers);
+    }
+    let mut directories = vec![site.nginx.prefix().to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                remains.push((path.display().to_string(), bytes));
+            }
+        }
+    }
+    for wanted in ["/spool", "/state", "/error.log", "/audit.json", "/seen.log"] {
+        assert!(remains.iter().any(|(name, _)| name.contains(wanted)), "{wanted}");
+    }
+    for (name, bytes) in &remains {
+        let found = found(bytes);
+        assert!(found.is_empty(), "{name}: {found:#?}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use ureq::unversioned::transport::{
     TransportAdapter,
 };
 use ureq::{Agent, Error, Timeout};
+use zeroize::Zeroize;
 
 use crate::delivery::tls::Tls;
 use crate::fault::{Fault, TlsFault};
@@ -363,15 +364,19 @@ impl Transport for AnswerTransport {
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.head.get_or_insert_default();
-        let mut rest = &self.buffers.output()[..amount];
-        while !rest.is_empty() {
+        let all = &mut self.buffers.output()[..amount];
+        let (mut rest, mut sent) = (&*all, Ok(()));
+        while sent.is_ok() && !rest.is_empty() {
             let room = self.inner.buffers().output();
             let part = rest.len().min(room.len());
             room[..part].copy_from_slice(&rest[..part]);
             rest = &rest[part..];
-            self.inner.transmit_output(part, timeout)?;
+            sent = self.inner.transmit_output(part, timeout);
+            // Buffers stay with the connection, and tokens and keys are sent.
+            self.inner.buffers().output()[..part].zeroize();
         }
-        Ok(())
+        all.zeroize();
+        sent
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {

@@ -11,10 +11,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use regex::bytes::Regex;
 use ureq::Agent;
-use ureq::http::Uri;
+use ureq::http::{HeaderValue, Uri};
 use zeroize::Zeroizing;
 
 use crate::capture::identity::Identity;
@@ -276,18 +277,21 @@ impl Asking {
     }
 
     fn ask(&self, question: &Question) -> Option<Known> {
-        let token = str::from_utf8(&question.token).ok()?;
+        let token = question.token.as_slice();
         let mut request = self.agent.get(&self.config.url);
-        let secret = |prefix: &str, separator: &str| {
-            let mut value = Zeroizing::new(String::with_capacity(prefix.len() + token.len() + 1));
-            value.push_str(prefix);
-            value.push_str(separator);
-            value.push_str(token);
-            value
+        let secret = |prefix: &str, separator: u8| {
+            let mut value = Zeroizing::new(Vec::with_capacity(prefix.len() + 1 + token.len()));
+            value.extend_from_slice(prefix.as_bytes());
+            value.push(separator);
+            value.extend_from_slice(token);
+            // The value is not copied, and overwritten with the request.
+            let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(value)).ok()?;
+            value.set_sensitive(true);
+            Some(value)
         };
         request = match &self.config.send {
-            SendAs::Bearer => request.header("Authorization", &*secret("Bearer", " ")),
-            SendAs::Cookie(name) => request.header("Cookie", &*secret(name, "=")),
+            SendAs::Bearer => request.header("Authorization", secret("Bearer", b' ')?),
+            SendAs::Cookie(name) => request.header("Cookie", secret(name, b'=')?),
         };
         request = request.header(MARK, self.keys.mark(self.zone.instance()));
         if let Some(address) = question.address {
