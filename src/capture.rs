@@ -193,9 +193,8 @@ fn push(
     let Scratch { path, encoding } = scratch;
     let path = path_for_rules(request.target(), location.event_prefix(), path);
     let exchange = HttpExchange { request, path, status: request.status() };
-    let known = main.zone.map(|zone| zone.known_accounts());
     let realm = location.realm(request);
-    let accounts = known.as_ref().map(|known| {
+    let accounts = main.accounts.as_ref().map(|known| {
         let time_ms = request.start_ms();
         Accounts { known, realm, time_ms }
     });

@@ -14,6 +14,7 @@ use nginx_sys::{
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK, Status};
 use ngx::http::{HttpModuleMainConf as _, HttpModuleServerConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::decision::{Settings, Verify};
+use tirreno_pipeline::capture::known_accounts::KnownAccounts;
 use tirreno_pipeline::capture::redact::{Redaction, SecretSegments};
 use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
@@ -68,6 +69,8 @@ pub(crate) struct MainConf {
     pub(crate) state_file: Option<PathBuf>,
     /// What tokens and names are hashed with, once there is a zone.
     pub(crate) keys: Option<Keys>,
+    /// Whose accounts are known, once there is a zone.
+    pub(crate) accounts: Option<KnownAccounts>,
     /// `tirreno_identity`.
     pub(crate) lookups: Vec<LookupConfig>,
     /// What marks the module's own requests to applications.
@@ -105,6 +108,7 @@ impl Default for MainConf {
             state: None,
             state_file: None,
             keys: None,
+            accounts: None,
             lookups: Vec::new(),
             lookup_mark: String::new(),
             realms: Vec::new(),

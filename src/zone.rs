@@ -98,6 +98,7 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     prepare_state(main, zone, old.is_none())?;
     let keys = zone.keys();
     main.lookup_mark = keys.mark(zone.instance());
+    main.accounts = Some(zone.known_accounts(&keys));
     main.keys = Some(keys);
     for target in &main.targets {
         if let Some(spool) = &target.spool {

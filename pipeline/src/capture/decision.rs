@@ -824,7 +824,7 @@ mod tests {
     #[test]
     fn the_account_of_a_login() {
         let zone = anonymous(1 << 20).unwrap();
-        let known = zone.known_accounts();
+        let known = zone.known_accounts(&zone.keys());
         let accounts = Accounts { known: &known, realm: b"", time_ms: 1 };
         let set = |rules: &[&'static str]| Location::new(rules);
         let location = set(&[

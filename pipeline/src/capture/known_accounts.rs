@@ -219,10 +219,17 @@ mod tests {
     use super::*;
     use crate::shm::zone::{Zone, anonymous};
 
+    /// Of a new zone.
+    fn known(size: usize) -> KnownAccounts {
+        let zone = anonymous(size).unwrap();
+        zone.known_accounts(&zone.keys())
+    }
+
     #[test]
     fn what_is_learned_is_found_by_all() {
         let zone = anonymous(1 << 20).unwrap();
-        let (one, other) = (zone.known_accounts(), zone.known_accounts());
+        let keys = zone.keys();
+        let (one, other) = (zone.known_accounts(&keys), zone.known_accounts(&keys));
         let key = one.key(b"", "Ann@Example.com");
         assert_eq!(other.find(&key), None);
         one.learn(&key, b"4yqk5pwc", 1);
@@ -239,15 +246,14 @@ mod tests {
 
     #[test]
     fn another_zone_has_another_key() {
-        let [a, b] =
-            [(); 2].map(|()| anonymous(1 << 20).unwrap().known_accounts().key(b"", "ann").alias());
+        let [a, b] = [(); 2].map(|()| known(1 << 20).key(b"", "ann").alias());
         assert_ne!(a, b);
         assert_eq!(a.len(), "unknown-".len() + 16);
     }
 
     #[test]
     fn the_table_is_bounded_and_forgets_the_oldest() {
-        let accounts = anonymous(Zone::min_size(1)).unwrap().known_accounts();
+        let accounts = known(Zone::min_size(1));
         let keys: Vec<_> = (0..10_000).map(|i| accounts.key(b"", &format!("user{i}"))).collect();
         for (i, key) in keys.iter().enumerate() {
             accounts.learn(key, format!("id{i}").as_bytes(), i as i64);
@@ -259,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_torn_entry_is_none() {
-        let accounts = anonymous(1 << 20).unwrap().known_accounts();
+        let accounts = known(1 << 20);
         let key = accounts.key(b"", "ann");
         accounts.learn(&key, b"id", 1);
         let entry = accounts.ways(&key.place).find(|entry| entry.read().is_some()).unwrap();

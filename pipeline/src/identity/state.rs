@@ -298,7 +298,7 @@ impl State {
     }
 
     fn zone_changes(&self) -> (u64, u64) {
-        (self.zone.bindings().changes(), self.zone.known_accounts().changes())
+        (self.zone.bindings().changes(), self.zone.known_accounts(&self.keys).changes())
     }
 
     /// Reads what others appended to the file, and appends what the zone has learned. Where somebody
@@ -349,7 +349,7 @@ impl State {
         self.read_from(file, step)?;
         let len = file.metadata()?.len();
         let bindings = self.zone.bindings().all(&self.keys);
-        let accounts = self.zone.known_accounts();
+        let accounts = self.zone.known_accounts(&self.keys);
         let entries: Vec<_> =
             bindings.iter().map(Entry::of).chain(accounts.all().map(Entry::Account)).collect();
         let mut out = Vec::new();
@@ -443,7 +443,7 @@ impl State {
             Entry::Ended { key, time_ms } => {
                 bindings.restore(&self.keys, *key, None, *time_ms);
             }
-            Entry::Account(known) => self.zone.known_accounts().restore(known),
+            Entry::Account(known) => self.zone.known_accounts(&self.keys).restore(known),
         }
         let (hash, mark) = entry.mark();
         if !self.marks.get(&hash).is_some_and(|known| known.covers(&mark)) {
@@ -543,7 +543,7 @@ mod tests {
         assert!(!one.state.is_stale());
         one.bind("t2", "carl", NOW);
         one.zone.bindings().end(&one.keys, one.token("t3"), NOW);
-        let accounts = one.zone.known_accounts();
+        let accounts = one.zone.known_accounts(&one.keys);
         accounts.learn(&accounts.key(b"r", "Ann"), b"ann", NOW);
         accounts.learn(&accounts.key(b"r", "dan"), b"dan", NOW);
         accounts.learn(&accounts.key(b"r", "dan"), b"other", NOW + 1);
@@ -555,7 +555,7 @@ mod tests {
         assert_eq!(two.user("t1").as_deref(), Some("ann"));
         assert_eq!(two.user("t2").as_deref(), Some("carl"));
         assert_eq!(two.user("t3"), None);
-        let accounts = two.zone.known_accounts();
+        let accounts = two.zone.known_accounts(&two.keys);
         assert_eq!(accounts.find(&accounts.key(b"r", "ann")), Some(b"ann".to_vec()));
         assert_eq!(accounts.find(&accounts.key(b"r", "dan")), None);
         assert_eq!(accounts.find(&accounts.key(b"other", "ann")), None);

@@ -607,9 +607,9 @@ impl Zone {
         &self.head.repeats
     }
 
-    /// What is known of accounts.
-    pub fn known_accounts(&self) -> KnownAccounts {
-        KnownAccounts::new(*self.keys().accounts(), &self.head.learned_changes, self.learned)
+    /// What is known of accounts, with the [keys](Self::keys) of this zone.
+    pub fn known_accounts(&self, keys: &Keys) -> KnownAccounts {
+        KnownAccounts::new(*keys.accounts(), &self.head.learned_changes, self.learned)
     }
 
     /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
