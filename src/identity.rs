@@ -214,22 +214,10 @@ fn known<'r>(
     if let Some(known) = kept(request) {
         return known;
     }
-    let mut path = Vec::new();
-    let exchange = exchange(request, location, &mut path);
+    // No token is in the path.
+    let exchange = HttpExchange { request, path: None, status: request.status() };
     let found = look_up(&exchange, location, main);
     keep(request, found)
-}
-
-fn exchange<'r, 'p>(
-    request: Request<'r>,
-    location: &LocationConf,
-    path: &'p mut Vec<u8>,
-) -> HttpExchange<'r, 'p>
-where
-    'r: 'p,
-{
-    let path = path_for_rules(request.target(), location.event_prefix(), path);
-    HttpExchange { request, path, status: request.status() }
 }
 
 fn look_up<'r>(
@@ -273,8 +261,14 @@ fn learn<'r>(
         return;
     }
     let (Some(shared), Some(rules)) = (shared(main), location.rules()) else { return };
+    known.is_learned = true;
+    let mut exchange = HttpExchange { request, path: None, status: request.status() };
+    if !exchange.is_applications() {
+        cell.set(known);
+        return;
+    }
     let mut path = Vec::new();
-    let exchange = exchange(request, location, &mut path);
+    exchange.path = path_for_rules(request.target(), location.event_prefix(), &mut path);
     let may_teach = exchange.path.is_some_and(|path| rules.may_teach(request.method(), path));
     let lesson = match may_teach {
         true => lesson(&exchange, rules, location.user_case(), is_read),
@@ -283,26 +277,21 @@ fn learn<'r>(
     if lesson == Lesson::InBody {
         return;
     }
-    let now_ms = wall_ms();
-    known.is_learned = true;
     match lesson {
         Lesson::User(user) => {
             let user = match user {
                 Cow::Borrowed(user) => user,
                 Cow::Owned(user) => request.keep_text(&user),
             };
-            bind(&exchange, location, shared, known.token, user, now_ms);
+            bind(&exchange, location, shared, known.token, user, wall_ms());
             let user = request.keep_text(user);
             known.user = Some((user, Identity::Answer));
         }
-        Lesson::Ended => end(shared, known.token, now_ms),
+        Lesson::Ended => end(shared, known.token, wall_ms()),
         Lesson::Nothing | Lesson::InBody => {
             let mut tokens = location.sessions().iter();
-            if known.token.is_some()
-                && exchange.is_applications()
-                && tokens.any(|values| is_cleared(values, &exchange))
-            {
-                end(shared, known.token, now_ms);
+            if known.token.is_some() && tokens.any(|values| is_cleared(values, &exchange)) {
+                end(shared, known.token, wall_ms());
             }
         }
     }

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
+use memchr::memchr;
 use regex::bytes::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 
@@ -300,8 +301,7 @@ impl<T: Text> Value<T> {
                 self.take(if *is_cookie { cookie_text(text) } else { Cow::Borrowed(text) })
             }
             Source::Cookie(name) => {
-                let values = exchange.cookies().flat_map(cookie_pairs);
-                let values = values.filter(|(known, _)| name.matches(known));
+                let values = exchange.cookies().flat_map(|line| cookie_pairs_of(line, name));
                 self.first(values.map(|(_, value)| cookie_text(value)))
             }
             Source::SetCookie(name) => {
@@ -349,8 +349,7 @@ impl<T: Text> Value<T> {
         };
         match &self.source {
             Source::Cookie(name) if name.is_prefix => {
-                let cookies = exchange.cookies().flat_map(cookie_pairs);
-                let mut own = cookies.filter(|(known, _)| name.matches(known));
+                let mut own = exchange.cookies().flat_map(|line| cookie_pairs_of(line, name));
                 own.any(|(_, value)| give(self.take(cookie_text(value))));
             }
             _ => {
@@ -526,10 +525,32 @@ fn is_cookie_variable(text: &[u8]) -> bool {
 
 /// The names and values in a `Cookie` header.
 pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    line.split(|b| *b == b';').filter_map(|pair| {
-        let equals = pair.iter().position(|b| *b == b'=')?;
-        Some((pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii()))
+    cookies(line).filter_map(cookie_pair)
+}
+
+/// Those of that name. What begins otherwise is not taken apart.
+pub fn cookie_pairs_of<'l>(
+    line: &'l [u8],
+    name: &Name,
+) -> impl Iterator<Item = (&'l [u8], &'l [u8])> {
+    let own = name.text.as_bytes();
+    let similar = cookies(line).filter(move |cookie| cookie.trim_ascii_start().starts_with(own));
+    similar.filter_map(cookie_pair).filter(move |(known, _)| name.matches(known))
+}
+
+fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let line = rest?;
+        let end = memchr(b';', line);
+        rest = end.map(|end| &line[end + 1..]);
+        Some(&line[..end.unwrap_or(line.len())])
     })
+}
+
+fn cookie_pair(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = memchr(b'=', cookie)?;
+    Some((cookie[..equals].trim_ascii(), cookie[equals + 1..].trim_ascii()))
 }
 
 /// A cookie's value without the quotes around it, percent-decoded where that gives a text.
