@@ -13,6 +13,7 @@ pub mod post;
 pub mod privacy;
 pub mod record;
 pub mod redact;
+pub mod xmlrpc;
 
 /// A property: it takes what it needs from the fuzzer's bytes.
 pub type Check = fn(&mut Unstructured<'_>) -> Result<()>;
@@ -97,6 +98,11 @@ mod tests {
     #[test]
     fn post() {
         some(super::post::check);
+    }
+
+    #[test]
+    fn xmlrpc() {
+        some(super::xmlrpc::check);
     }
 
     #[test]
