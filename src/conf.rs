@@ -30,6 +30,7 @@ use self::value::ComplexValue;
 use crate::TirrenoModule;
 use crate::request::Request;
 
+mod access;
 pub(crate) mod ext;
 pub(crate) mod lookup;
 pub(crate) mod realm;
@@ -58,6 +59,8 @@ pub(crate) struct MainConf {
     believed: Vec<(Rc<Place>, bool)>,
     /// The servers, as places in memory, with the `tirreno_session` for which there is no realm; and
     /// whether that was said of it.
+    /// Places of `tirreno_user`, and whether `tirreno` is on in any location that it holds for.
+    users: Vec<(Rc<Place>, bool)>,
     unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
     /// Whether any rule has `bind=`.
     binds: bool,
@@ -100,6 +103,7 @@ impl Default for MainConf {
             enabled: Vec::new(),
             verified: Vec::new(),
             believed: Vec::new(),
+            users: Vec::new(),
             unrealmed: Vec::new(),
             binds: false,
             known: Known::default(),
@@ -176,6 +180,10 @@ pub(crate) struct LocationConf {
     pub(crate) cut_secrets: bool,
     /// All names that count here, beside the built-in ones; nothing where there is no redaction.
     secrets: OnceCell<Option<Rc<Secrets>>>,
+    /// Where `tirreno_status` stands.
+    pub(crate) status: Option<Place>,
+    /// Whether it was said that a file is included twice.
+    pub(crate) includes_twice: bool,
 }
 
 /// What `tirreno_redact` hides.
@@ -218,6 +226,8 @@ impl Default for LocationConf {
             own_secrets: Vec::new(),
             cut_secrets: false,
             secrets: OnceCell::new(),
+            status: None,
+            includes_twice: false,
         }
     }
 }
@@ -353,7 +363,8 @@ impl LocationConf {
                 }
             }
         }
-        if self.users.is_none() {
+        let has_users = self.users.is_some();
+        if !has_users {
             self.users.clone_from(&parent.users);
         }
         if self.sessions.is_none() {
@@ -383,6 +394,18 @@ impl LocationConf {
         }
         self.inherit_rules(cf, main, parent);
         self.inherit_secrets(parent);
+        if let Some((_, place)) = &self.users {
+            let is_on = |conf: &Self| Some(!conf.enabled.as_ref()?.0.is_constant_off());
+            // Who writes "tirreno off" beside it knows.
+            let beside = if has_users { is_on(self) } else { is_on(parent) };
+            note(&mut main.users, place, is_on(self) == Some(true) || beside == Some(false));
+        }
+        if let Some(place) = self.status.as_ref().filter(|_| access::is_open(cf)) {
+            cf.warn_at(
+                place,
+                "everybody can ask for the status, add \"allow\" and \"deny all\", or \"auth_basic\",",
+            );
+        }
         if let Some((value, place)) = &self.enabled
             && !value.is_constant_off()
         {
@@ -517,6 +540,9 @@ impl MainConf {
                 "\"tirreno\" is on without \"tirreno_user\" or \"tirreno_anonymous on\", nothing \
                  will be captured",
             );
+        }
+        for (place, _) in self.users.iter().filter(|(_, is_used)| !is_used) {
+            cf.warn_at(place, "\"tirreno_user\" does nothing without \"tirreno on\", add it,");
         }
         for (place, _) in self.believed.iter().filter(|(_, is_fine)| !is_fine) {
             cf.warn_at(

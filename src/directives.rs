@@ -397,7 +397,14 @@ handler!(cmd_event, LocationConf, |cf, location, args| {
     let Some(main) = TirrenoModule::main_conf_mut(cf) else { return NGX_CONF_ERROR };
     match main.known.entry(cf, &args[1..]) {
         Ok(entry) => {
-            location.own_rules.push(entry);
+            let is_known = location.own_rules.iter().any(|known| Rc::ptr_eq(known, &entry));
+            if is_known && !std::mem::replace(&mut location.includes_twice, true) {
+                cf.warn("this file is included twice on one level, remove one \"include\" of it");
+            }
+            // What says the same twice is one rule.
+            if !is_known {
+                location.own_rules.push(entry);
+            }
             NGX_CONF_OK
         }
         Err(error) => cf.error(format_args!("{error} in \"tirreno_event\" directive")),
@@ -546,7 +553,8 @@ handler!(cmd_redact, LocationConf, |cf, location, args| {
     NGX_CONF_OK
 });
 
-handler!(cmd_status, LocationConf, |cf, _location, _args| {
+handler!(cmd_status, LocationConf, |cf, location, _args| {
+    location.status = Some(cf.place());
     let Some(core) = NgxHttpCoreModule::location_conf_mut(cf) else { return NGX_CONF_ERROR };
     if core.handler.is_some() {
         return conf_error(

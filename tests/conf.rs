@@ -32,6 +32,9 @@ const PARAMETERS: &str = "userName, emailAddress, ipAddress, url, userAgent, eve
 const NO_USER: &str = "[warn] \"tirreno\" is on without \"tirreno_user\" or \
     \"tirreno_anonymous on\", nothing will be captured";
 
+const UNVERIFIED: &str = "[warn] \"ssl_verify off\" lets anybody pretend to be the server, remove it and name \
+    the server's certificate or its authority in \"ssl_trusted_certificate\",";
+
 /// A configuration with a certificate authority in `ca.pem` and keys in `key` and `empty.key`.
 fn configuration(http: &str) -> Builder {
     Nginx::builder()
@@ -631,7 +634,11 @@ fn a_key_that_is_none_is_refused_and_not_repeated() {
         ("api_key_file empty.key", empty("api_key_file")),
         ("api_key_file two.key", one_line("api_key_file")),
         ("api_key_file wide.key", one_line("api_key_file")),
-        ("api_key_file none.key", no_file.into()),
+        (
+            "api_key_file none.key",
+            "[emerg] \"%PREFIX%/none.key\" cannot be read: No such file or directory (os error 2)"
+                .into(),
+        ),
         // The key itself, where its file belongs.
         ("api_key_file %KEY%", no_file.into()),
         ("api_key_file sub/%KEY%==", no_file.into()),
@@ -686,6 +693,120 @@ fn a_key_file_that_everyone_can_read_is_warned_about_until_chmod() {
     for mode in [0o600, 0o400, 0o640] {
         chmod(mode);
         assert_nginx_says(&nginx, &[]);
+    }
+}
+
+#[test]
+fn a_configuration_with_a_key_that_everyone_can_read_is_warned_about() {
+    let http = format!("tirreno_target {{\nurl http://127.0.0.1:9/;\napi_key %KEY%; {HERE}\n}}");
+    let nginx = configuration(&http).build();
+    let file = nginx.prefix().join("nginx.conf");
+    fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let warning = "[warn] \"%PREFIX%/nginx.conf\" holds the API key and everyone can read it, put the key into \
+                   a file for \"api_key_file\", or run \"chmod 600 %PREFIX%/nginx.conf\"";
+    assert_nginx_says(&nginx, &[warning]);
+}
+
+#[test]
+fn what_others_can_read_or_change_on_the_way_is_warned_about() {
+    let plain = "[warn] \"url\" sends events and the API key to another host over plain http, write \"https://\",";
+    let udp = "[warn] \"server\" is another host and gets its messages over UDP, which loses some, and shows them \
+               to everybody on the way, add \"transport tls\",";
+    for url in
+        ["http://tirreno.example.com/", "http://192.0.2.1:8080/sensor/", "http://[2001:db8::1]/"]
+    {
+        let http = format!("tirreno_target {{\napi_key %KEY%;\nurl {url}; {HERE}\n}}");
+        assert_says(configuration(&http), &[plain]);
+    }
+    for url in ["http://localhost/", "http://127.9.9.9/", "http://[::1]/", "http://LocalHost:8080/"]
+    {
+        assert_says(configuration(&format!("tirreno_target {{ api_key %KEY%; url {url}; }}")), &[]);
+    }
+    let tls = "ssl_trusted_certificate ca.pem; url https://tirreno.example.com/; api_key %KEY%;";
+    let tcp = "type tcp; server siem.example.com:6514; transport tls;";
+    for target in [tls, tcp] {
+        let http = format!("tirreno_target {{ {target}\nssl_verify off; {HERE}\n}}");
+        assert_says(configuration(&http), &[UNVERIFIED]);
+    }
+    for server in ["siem.example.com", "192.0.2.1:514", "[2001:db8::1]"] {
+        let http = format!("tirreno_target {{ type syslog;\nserver {server}; {HERE}\n}}");
+        assert_says(configuration(&http), &[udp]);
+    }
+    for server in ["127.0.0.1", "localhost:514", "unix:/dev/log"] {
+        let http = format!("tirreno_target {{ type syslog; server {server}; }}");
+        assert_says(configuration(&http), &[]);
+    }
+}
+
+#[test]
+fn a_status_for_everybody_is_warned_about() {
+    let warning = "[warn] everybody can ask for the status, add \"allow\" and \"deny all\", or \"auth_basic\",";
+    let status = |server: &str, location: &str| {
+        format!(
+            "%TARGET%\nserver {{ {server} location = /s {{ {location}\ntirreno_status; {HERE}\n}} }}"
+        )
+    };
+    for (server, location) in [
+        ("listen %PORT%;", ""),
+        ("listen [::]:%PORT%;", ""),
+        ("listen 127.0.0.1:%PORT%; listen *:%PORT1%;", ""),
+    ] {
+        assert_says(configuration(&status(server, location)), &[warning]);
+    }
+    for (server, location) in [
+        ("listen %PORT%;", "allow 127.0.0.1; deny all;"),
+        ("listen %PORT%;", "allow ::1; deny all;"),
+        ("listen %PORT%; deny 192.0.2.1;", ""),
+        ("listen %PORT%;", "auth_basic x; auth_basic_user_file key;"),
+        ("listen %PORT%;", "internal;"),
+        ("listen 127.0.0.1:%PORT%;", ""),
+        ("listen unix:%PREFIX%/socket;", ""),
+    ] {
+        let http = status(server, location).replace(HERE, "");
+        assert_says(configuration(&http), &[]);
+    }
+}
+
+#[test]
+fn a_file_of_rules_that_is_included_twice_on_one_level_is_warned_about() {
+    let warning = "[warn] this file is included twice on one level, remove one \"include\" of it";
+    let rules = "tirreno_event account_login POST /login;\ntirreno_event page_edit POST /posts;\n";
+    let include = |levels: &str| format!("%TARGET%\ntirreno on; tirreno_anonymous on; {levels}");
+    let twice = include("server { include rules.conf; include rules.conf; }");
+    let place = format!("{warning} in %PREFIX%/rules.conf:1");
+    assert_says(configuration(&twice).file("rules.conf", rules), &[&place]);
+    for levels in [
+        "server { include rules.conf; }",
+        "server { include rules.conf; } server { server_name b; include rules.conf; }",
+        "server { include rules.conf; location / { include rules.conf; } }",
+    ] {
+        assert_says(configuration(&include(levels)).file("rules.conf", rules), &[]);
+    }
+}
+
+#[test]
+fn a_user_without_tirreno_on_is_warned_about() {
+    let warning = "[warn] \"tirreno_user\" does nothing without \"tirreno on\", add it,";
+    for http in [
+        format!("tirreno_user verified $remote_user; {HERE}\nserver {{ }}"),
+        format!("server {{\ntirreno_user verified $remote_user; {HERE}\n}}"),
+        format!(
+            "server {{\ntirreno_user verified $remote_user; {HERE}\nlocation / {{ tirreno off; }} }}"
+        ),
+        format!(
+            "server {{ location / {{\ntirreno_user verified $remote_user; {HERE}\n}} location /a {{ }} }}"
+        ),
+    ] {
+        assert_says(configuration(&format!("%TARGET%\n{http}")), &[warning]);
+    }
+    for http in [
+        "tirreno_user verified $remote_user; server { location / { tirreno on; } location /a { } }",
+        "server { tirreno_user verified $remote_user; location / { tirreno $arg_a; } }",
+        // Who writes that knows.
+        "server { tirreno off; tirreno_user verified $remote_user; location / { } }",
+        "tirreno off; tirreno_user verified $remote_user; server { location / { } }",
+    ] {
+        assert_says(configuration(&format!("%TARGET%\n{http}")), &[]);
     }
 }
 
@@ -764,9 +885,10 @@ fn https_needs_certificates_of_authorities() {
          \"ssl_trusted_certificate\"";
     assert_says(nginx(HERE, ""), &[message]);
     assert_says(nginx(HERE, "ssl_verify on;"), &[message]);
-    for line in ["ssl_trusted_certificate ca.pem;", "ssl_verify off;", "type none;"] {
+    for line in ["ssl_trusted_certificate ca.pem;", "type none;"] {
         assert_says(nginx("", line), &[]);
     }
+    assert_says(nginx("", &format!("ssl_verify off; {HERE}")), &[UNVERIFIED]);
 }
 
 #[test]
@@ -796,7 +918,6 @@ fn values_in_nginxs_syntax_are_accepted() {
         "rate 300r/m;",
         "accept_200 on;",
         "accept_200 off;",
-        "ssl_verify off;",
         "ssl_verify on; ssl_trusted_certificate ca.pem;",
         "type tirreno;",
         "events *;",
@@ -1139,8 +1260,9 @@ fn an_unknown_variable_is_refused_as_everywhere_in_nginx() {
         "tirreno_ip ${nothing};",
         "tirreno_param url $host$nothing;",
     ] {
+        let off = if line.starts_with("tirreno ") { "" } else { "tirreno off;" };
         let builder =
-            configuration(&format!("%TARGET%\nserver {{ {line} tirreno_anonymous on; }}"));
+            configuration(&format!("%TARGET%\nserver {{ {off} {line} tirreno_anonymous on; }}"));
         assert_says(builder, &["[emerg] unknown \"nothing\" variable"]);
     }
     // Variables that come after their use.
@@ -1211,7 +1333,8 @@ fn relative_paths_start_where_nginx_conf_is() {
 
     let (ok, output) = nginx_t(nginx.prefix(), &main);
     let message = format!(
-        "[emerg] \"api_key_file\" names no file below \"{0}/\" in {0}/sub/target.conf:3",
+        "[emerg] \"{0}/keys/tirreno.key\" cannot be read: No such file or directory (os error 2) in \
+         {0}/sub/target.conf:3",
         conf.display()
     );
     assert_eq!((ok, said(&output)), (false, vec![message.as_str()]));

@@ -1,7 +1,7 @@
 //! What the threads need to know, read from nginx's configuration by the module.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -196,6 +196,23 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Whether it is this machine.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Host(host, _) => is_local_host(host),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+/// Whether a name or an address is this machine's own, whatever its network.
+fn is_local_host(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -357,6 +374,11 @@ impl Endpoint {
     /// Where a key is asked for.
     pub fn key_check(&self) -> &Uri {
         &self.key_check
+    }
+
+    /// Whether it is this machine.
+    pub fn is_local(&self) -> bool {
+        self.sensor.host().is_some_and(is_local_host)
     }
 
     /// Whether it speaks TLS.

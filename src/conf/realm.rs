@@ -39,15 +39,26 @@ unsafe fn first_listen<'c>(
     server: *const ngx_http_core_srv_conf_t,
 ) -> &'c [u8] {
     // SAFETY: the caller's promise.
+    unsafe { listens(ports, server).next().unwrap_or_default() }
+}
+
+/// The addresses that a server listens on, as nginx writes them: `127.0.0.1:80`, `*:80`, `[::]:80`, `unix:/path`.
+///
+/// # Safety
+/// `ports` is null or nginx's array, `server` one of its servers.
+pub(crate) unsafe fn listens<'c>(
+    ports: *const ngx_array_t,
+    server: *const ngx_http_core_srv_conf_t,
+) -> impl Iterator<Item = &'c [u8]> {
+    // SAFETY: the caller's promise.
     unsafe {
         let ports = ports.as_ref().map_or(&[][..], |ports| elements::<ngx_http_conf_port_t>(ports));
         let addresses = ports.iter().flat_map(|port| elements::<ngx_http_conf_addr_t>(&port.addrs));
-        let mut own = addresses.filter(|address| {
+        let own = addresses.filter(move |address| {
             let servers = elements::<*mut ngx_http_core_srv_conf_t>(&address.servers);
             servers.iter().any(|known| known.cast_const() == server)
         });
-        own.next()
-            .map_or(&[], |address| bytes(address.opt.addr_text.data, address.opt.addr_text.len))
+        own.map(|address| bytes(address.opt.addr_text.data, address.opt.addr_text.len))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nginx_sys::{ngx_command_t, ngx_conf_include, ngx_conf_parse, ngx_conf_t, ngx_str_t};
 use ngx::core::{NGX_CONF_ERROR, NGX_CONF_OK};
 use tirreno_pipeline::capture::level::{Level, Routing};
-use tirreno_pipeline::config::{Destination, TargetConfig};
+use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig, Transport};
 use tirreno_pipeline::delivery::tls::{self, ClientCertificate, Roots};
 use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::privacy::Privacy;
@@ -317,18 +317,55 @@ impl Draft {
             return Ok(None);
         }
         let (kind, bit) = self.kind.unwrap_or(TYPES[0]);
+        let unverified = self.tls.verify == Some(false);
         if let Some((parameter, _, place)) = self.seen.iter().find(|seen| seen.1 & bit == 0) {
             let message =
                 format_args!("\"{parameter}\" does not belong into a target of type \"{kind}\"");
             return Err(cf.error_at(place, message));
         }
         let spool = self.tirreno.spool.clone();
+        let seen = self.seen;
         let destination = if bit == TIRRENO {
             self.tirreno.finish(self.tls, name).map(Destination::Tirreno)
         } else {
             self.audit.finish(self.tls, name, bit).map(Destination::Audit)
         };
         let destination = destination.map_err(|message| cf.error_at(place, message))?;
+        let mut warn = |parameter: &str, message: &str| {
+            if let Some((.., place)) = seen.iter().find(|seen| seen.0 == parameter) {
+                cf.warn_at(place, message);
+            }
+        };
+        if unverified {
+            warn(
+                "ssl_verify",
+                "\"ssl_verify off\" lets anybody pretend to be the server, remove it and \
+                                name the server's certificate or its authority in \
+                                \"ssl_trusted_certificate\",",
+            );
+        }
+        match &destination {
+            Destination::Tirreno(tirreno)
+                if !tirreno.endpoint.is_https() && !tirreno.endpoint.is_local() =>
+            {
+                warn(
+                    "url",
+                    "\"url\" sends events and the API key to another host over plain http, write \
+                             \"https://\",",
+                );
+            }
+            Destination::Audit(AuditConfig { sink: Sink::Syslog(syslog), .. })
+                if matches!(syslog.server.transport, Transport::Datagram)
+                    && !syslog.server.address.is_local() =>
+            {
+                warn(
+                    "server",
+                    "\"server\" is another host and gets its messages over UDP, which loses some, and \
+                                shows them to everybody on the way, add \"transport tls\",",
+                );
+            }
+            _ => {}
+        }
         let (queue_events, queue_bytes) = self.queue.unwrap_or(DEFAULT_QUEUE);
         Ok(Some(TargetConfig {
             name: name.to_owned(),
@@ -427,11 +464,24 @@ fn read_key(
     Ok(String::from_utf8_lossy(&key).into_owned())
 }
 
+/// Warns of a file with the key in it that everybody can read.
+fn warn_of_readers(cf: &mut ngx_conf_t, what: &str) {
+    let path = PathBuf::from(&*cf.place().file);
+    if fs::metadata(&path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
+        let path = path.display();
+        cf.warn(format_args!(
+            "\"{path}\" holds {what} and everyone can read it, put the key into a file for \"api_key_file\", or \
+             run \"chmod 600 {path}\""
+        ));
+    }
+}
+
 /// A name without a file may be the key itself, written where its file's path belongs: only an
-/// absolute path is repeated.
+/// absolute path is repeated, and what has a dot, which no key has.
 fn hide_key(cf: &mut ngx_conf_t, path: ngx_str_t, name: &str, error: String) -> String {
+    let is_path = path.as_bytes().starts_with(b"/") || path.as_bytes().contains(&b'.');
     match cf.full_name(path) {
-        Some(full) if !path.as_bytes().starts_with(b"/") && !full.exists() => {
+        Some(full) if !is_path && !full.exists() => {
             let full = full.to_string_lossy();
             let directory = full.strip_suffix(&*path.to_string()).unwrap_or_default();
             format!("\"{name}\" names no file below \"{directory}\"")

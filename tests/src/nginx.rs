@@ -580,7 +580,7 @@ impl Nginx {
     }
 
     fn write_files(&self) {
-        write(&self.prefix().join("nginx.conf"), &self.expand(&self.configuration()), 0o644);
+        write(&self.prefix().join("nginx.conf"), &self.expand(&self.configuration()), 0o600);
         for (name, text) in &self.builder.files {
             let path = self.prefix().join(name);
             if let Some(parent) = path.parent() {

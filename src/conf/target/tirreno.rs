@@ -8,7 +8,7 @@ use ngx::core::{CoreModuleMainConf, NgxCoreModule};
 use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
 use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
 
-use super::{Argument, Tls, checked_key, read_key};
+use super::{Argument, Tls, checked_key, read_key, warn_of_readers};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
 use crate::permissions::check_spool;
 
@@ -53,6 +53,7 @@ impl Draft {
                     return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
                 }
                 let key = if name == "api_key" {
+                    warn_of_readers(cf, API_KEY);
                     arg.to_string()
                 } else {
                     read_key(cf, arg, name, API_KEY)?
