@@ -224,8 +224,9 @@ impl fmt::Display for TlsFault {
                 "certificate not accepted: its extended key usage does not allow servers"
             }
             Self::NothingInCommon => {
-                "no common TLS version or cipher suite: the server must offer TLS 1.3, or TLS 1.2 \
-                 with ECDHE and AES-GCM or ChaCha20"
+                "no common TLS version, cipher suite or kind of key: the server must offer TLS 1.3, or TLS \
+                 1.2 with ECDHE and AES-GCM or ChaCha20, and a certificate with a key of RSA, P-256, P-384 \
+                 or Ed25519"
             }
             Self::ClientCertificateWanted => {
                 "the server demands a client certificate, set \"ssl_certificate\" and \

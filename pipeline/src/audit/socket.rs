@@ -360,11 +360,16 @@ impl Connection {
     /// one that talks without end holds nothing up.
     fn read(&mut self) -> Result<(), Fault> {
         for _ in 0..READS {
+            let mut plain = [0; 1024];
             let read = match &mut self.tls {
                 Some(tls) => tls.connection.read_tls(&mut self.socket),
-                None => self.socket.read(&mut [0; 1024]),
+                None => self.socket.read(&mut plain),
             };
             match read {
+                // A TLS alert: type, then version 3.x.
+                Ok(2..) if self.tls.is_none() && plain.starts_with(&[0x15, 3]) => {
+                    return Err(Fault::PlainToTls);
+                }
                 Ok(0) => {
                     let tls = self.tls.as_ref().map(|session| &session.tls);
                     return Err(tls.map_or(Fault::ConnectionBroken, Tls::closed));
