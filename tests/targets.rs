@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
-use tirreno_tests::sensor::{Sensor, SensorOptions};
+use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
 use tirreno_tests::status::Row;
 use tirreno_tests::wait::{wait_for, wait_until};
 
@@ -490,4 +491,166 @@ fn something_else_in_the_place_of_an_audit_file_is_told() {
         instead.remove(&path);
         bench.wait_all(10);
     }
+}
+
+// Chaos, without kills: those are in the tests of spools.
+
+/// What goes wrong for a moment.
+#[derive(Clone, Copy, Debug)]
+enum Trouble {
+    /// A firewall before the sensor refuses what has a 7 in its URL.
+    Firewall,
+    /// Answers come behind others that are none.
+    Interim,
+    /// The server says when to come again.
+    RetryAfter,
+    /// Connections break.
+    Reset,
+    /// Another program holds the database of the spool …
+    DatabaseLock,
+    /// … or the lock of the audit file.
+    FileLock,
+    /// A receiver stops reading …
+    StopsReading,
+    /// … or breaks the connection.
+    Breaks,
+}
+
+const TROUBLES: [Trouble; 8] = [
+    Trouble::Firewall,
+    Trouble::Interim,
+    Trouble::RetryAfter,
+    Trouble::Reset,
+    Trouble::DatabaseLock,
+    Trouble::FileLock,
+    Trouble::StopsReading,
+    Trouble::Breaks,
+];
+
+/// A receiver of lines on several connections that can be told to stop reading.
+#[derive(Clone, Default)]
+struct Receiver {
+    lines: Arc<Mutex<Vec<u8>>>,
+    stopped: Arc<AtomicBool>,
+    breaks: Arc<AtomicBool>,
+}
+
+impl Receiver {
+    /// Starts it; returns its port.
+    fn start(&self) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let receiver = self.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let receiver = receiver.clone();
+                thread::spawn(move || receiver.read(stream));
+            }
+        });
+        port
+    }
+
+    fn read(&self, mut stream: TcpStream) {
+        let (mut line, mut part) = (Vec::new(), [0; 256]);
+        while let Ok(read @ 1..) = stream.read(&mut part) {
+            if self.breaks.swap(false, SeqCst) {
+                return;
+            }
+            line.extend_from_slice(&part[..read]);
+            // Only whole lines count.
+            if let Some(end) = line.iter().rposition(|byte| *byte == b'\n') {
+                self.lines.lock().unwrap().extend(line.drain(..=end));
+            }
+            while self.stopped.load(SeqCst) {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    fn numbers(&self) -> BTreeSet<usize> {
+        let lines = self.lines.lock().unwrap();
+        let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let number = |line: &[u8]| {
+            let line: Value = serde_json::from_slice(line).expect("a whole line");
+            line["url"].as_str()?.strip_prefix('/')?.parse().ok()
+        };
+        lines.filter_map(number).collect()
+    }
+}
+
+#[test]
+fn no_trouble_of_a_receiver_loses_anything() {
+    const EACH: usize = 60;
+    let seed = match std::env::var("TEST_SEED") {
+        Ok(seed) => seed.parse().expect("TEST_SEED is a number"),
+        Err(_) => fastrand::u64(..),
+    };
+    // Shown when the test fails.
+    println!("TEST_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let rounds = if std::env::var_os("TEST_FULL").is_some() { 6 } else { 2 };
+    let mut troubles = TROUBLES.repeat(rounds);
+    random.shuffle(&mut troubles);
+    println!("{troubles:?}");
+
+    let receiver = Receiver::default();
+    let stream = format!(
+        "tirreno_target stream {{ type tcp; server 127.0.0.1:{}; interval 20ms; }}",
+        receiver.start()
+    );
+    let bench = Bench::start(&format!("{SPOOL} {stream}"), 2);
+    bench.requests(0..EACH);
+    bench.wait_all(EACH as u64);
+    let (database, lock) = (bench.spool_file(".db"), bench.path(".audit.log.lock"));
+    let mut next = EACH;
+    for trouble in &troubles {
+        let mut connection = None;
+        let mut file = None;
+        match trouble {
+            Trouble::Firewall => bench.sensor.set_rule("7", Answer::code(403)),
+            Trouble::Interim => {
+                let answer = Answer::code(204).storing().with_interim(103).with_interim(102);
+                bench.sensor.set_default(answer);
+            }
+            Trouble::RetryAfter => bench.sensor.set_default(Answer::code(503).retry_after("1")),
+            Trouble::Reset => bench.sensor.set_default(Answer::reset()),
+            Trouble::DatabaseLock => {
+                let database = rusqlite::Connection::open(&database).unwrap();
+                database.busy_timeout(SOON).unwrap();
+                database.execute_batch("BEGIN IMMEDIATE").unwrap();
+                connection = Some(database);
+            }
+            Trouble::FileLock => {
+                let held = fs::File::options().read(true).write(true).open(&lock).unwrap();
+                held.lock().unwrap();
+                file = Some(held);
+            }
+            Trouble::StopsReading => receiver.stopped.store(true, SeqCst),
+            Trouble::Breaks => receiver.breaks.store(true, SeqCst),
+        }
+        bench.requests(next..next + EACH);
+        next += EACH;
+        thread::sleep(Duration::from_millis(random.u64(50..700)));
+        bench.sensor.clear_rules();
+        bench.sensor.set_default(Answer::normal());
+        receiver.stopped.store(false, SeqCst);
+        drop((connection, file));
+    }
+    bench.requests(next..next + EACH);
+    next += EACH;
+
+    let all: BTreeSet<_> = (0..next).collect();
+    for target in ["tirreno", "audit", "stream"] {
+        let row = Row::settled(&bench.nginx, target);
+        assert_eq!((row.captured, row.delivered), (next as u64, next as u64), "{target} {row:?}");
+    }
+    let url = |url: &str| url.split('?').next()?.strip_prefix('/')?.parse().ok();
+    let stored = bench.sensor.stored();
+    let stored: BTreeSet<usize> = stored.iter().filter_map(|event| url(&event.url)).collect();
+    assert_eq!(stored, all);
+    let written = bench.written("audit.log");
+    assert_eq!(written.len(), next, "a file has each once");
+    assert_eq!(written.into_iter().collect::<BTreeSet<_>>(), all);
+    assert_eq!(receiver.numbers(), all);
+    assert_eq!(bench.nginx.crashes(&[]), Vec::<String>::new());
 }
