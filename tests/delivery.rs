@@ -1340,6 +1340,7 @@ fn the_status_has_exactly_the_documented_keys_for_each_target() {
         "rejected_by_reason",
         "dropped",
         "dropped_by_reason",
+        "rejected_by_reason",
         "delivered_per_second",
         "delivery_seconds",
         "merged",

@@ -64,9 +64,9 @@ fn account(target: &Target) -> Value {
     });
     let set_aside: Map<_, _> =
         totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
-    if !target.has_spool {
+    if target.kind == "tirreno" && !target.has_spool {
         account["rejected_by_reason"] = set_aside.into();
-    } else {
+    } else if target.has_spool {
         account["spool"] = json!({
             "events": totals.stored.pending,
             "bytes": totals.stored.bytes,
