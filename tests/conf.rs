@@ -1517,3 +1517,31 @@ fn replace_all(text: &str, pairs: &[(&str, &str)]) -> String {
         text.replace(from, to)
     })
 }
+
+#[test]
+fn each_threat_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let (_, threats) = security.split_once("| threat | answer | tried in |").unwrap();
+    let rows: Vec<_> = threats.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() >= 20, "{rows:?}");
+    for row in rows {
+        let tried = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let mut count = 0;
+        for file in tried.split("; ") {
+            let mut names = file.split('`').skip(1).step_by(2);
+            let path = root.join(names.next().unwrap());
+            assert!(path.exists(), "{} in {row}", path.display());
+            for name in names {
+                let text = fs::read_to_string(&path).unwrap();
+                assert!(
+                    text.contains(&format!("fn {name}()")),
+                    "no test {name} in {}",
+                    path.display()
+                );
+                count += 1;
+            }
+        }
+        assert!(count > 0, "no test in {row}");
+    }
+}
