@@ -142,6 +142,15 @@ impl Seen {
     }
 }
 
+/// What each nginx has besides the server.
+const HTTP: &str = "
+            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
+            access_log %PREFIX%/seen.log seen;
+            tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; }
+            tirreno_target audit { type file; path %PREFIX%/audit.json; interval 20ms; }
+            proxy_set_header Accept-Encoding '';
+            server { listen 127.0.0.1:%PORT9%; location = /status { access_log off; tirreno_status; } }";
+
 /// nginx with the application behind it.
 struct Site {
     nginx: Nginx,
@@ -163,15 +172,8 @@ impl Site {
             true => Answer { status: 500, ..Answer::default() },
             false => application(&own, request),
         });
-        let http = "
-            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
-            access_log %PREFIX%/seen.log seen;
-            tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; }
-            tirreno_target audit { type file; path %PREFIX%/audit.json; interval 20ms; }
-            proxy_set_header Accept-Encoding '';
-            server { listen 127.0.0.1:%PORT9%; location = /status { access_log off; tirreno_status; } }";
         let builder = Nginx::builder().sensor(&sensor.url()).var("BACKEND", &backend.address());
-        let nginx = more(builder.http(http).server(server)).start();
+        let nginx = more(builder.http(HTTP).server(server)).start();
         Self { nginx, _sensor: sensor, _backend: backend, sessions, is_down }
     }
 
@@ -962,6 +964,82 @@ fn look_for_secrets(site: &Site) {
         let found = found(bytes);
         assert!(found.is_empty(), "{name}: {found:#?}");
     }
+}
+
+/// Two hosts behind a balancer, each of which learns alone: how many of the events of a working day know their
+/// user, in percent. `docs/identity.md` has the numbers.
+#[test]
+fn two_hosts_behind_a_balancer_know_most_users() {
+    // Of each person's requests, in a random order behind the sign-in: what a web page sends of those that
+    // are events, and how often it asks who it is.
+    let day = [("GET", "/users/me", 2), ("POST", "/posts", 8), ("GET", "/action/1", 33)];
+    let share = |lookups: bool| {
+        let server = match lookups {
+            true => format!("tirreno_lookup chat; {SERVER}"),
+            false => SERVER.to_owned(),
+        };
+        // The day takes seconds here.
+        let lookup = LOOKUP.replace("send bearer;", "send bearer; rate 1000r/s; concurrency 16;");
+        let lookup = format!("{lookup} keepalive_requests 100000;");
+        let one = Site::start(&server, |builder| builder.http(STATE).http(&lookup));
+        let mut other = Nginx::builder()
+            .sensor(&one._sensor.url())
+            .var("BACKEND", &one._backend.address())
+            .http(HTTP)
+            .http(STATE)
+            .http(&lookup)
+            .server(&server)
+            .build();
+        // The same key, with the same owner and mode.
+        fs::copy(one.nginx.prefix().join("state.key"), other.prefix().join("state.key")).unwrap();
+        other.start();
+        let hosts = [&one.nginx, &other];
+        let mut connections = hosts.map(|nginx| {
+            Connection::open(SocketAddr::from((Ipv4Addr::LOCALHOST, nginx.port()))).unwrap()
+        });
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut sent = 0;
+        for person in 0..100 {
+            let body = format!(r#"{{"login_id":"p{person}"}}"#);
+            let host = random.usize(..2);
+            let answer = connections[host].request("POST", "/login", &[], body.as_bytes()).unwrap();
+            let token = format!("Bearer {}", answer.header("Token").unwrap());
+            let mut requests: Vec<_> = day
+                .iter()
+                .flat_map(|(method, path, times)| vec![(*method, *path); *times])
+                .collect();
+            random.shuffle(&mut requests);
+            // When the page has loaded it asks who it is.
+            requests.sort_by_key(|(_, path)| *path != "/users/me");
+            requests[1..].rotate_left(20);
+            sent += 1 + requests.iter().filter(|(_, path)| *path != "/users/me").count();
+            for (method, path) in requests {
+                let host = random.usize(..2);
+                let headers = [("Authorization", &*token)];
+                connections[host].request(method, path, &headers, b"").unwrap();
+            }
+        }
+        let records = || {
+            let text = |nginx: &&Nginx| fs::read_to_string(nginx.prefix().join("audit.json"));
+            let all = hosts.iter().filter_map(|nginx| text(nginx).ok()).collect::<String>();
+            all.lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .collect::<Vec<_>>()
+        };
+        wait_until(SOON, "all records", || records().len() >= sent);
+        let records = records();
+        assert_eq!(records.len(), sent);
+        let known = records.iter().filter(|record| {
+            let user = record["user_id"].as_str().unwrap();
+            // Known, and right; or else nobody's.
+            assert!(user.starts_with('p') || user.starts_with("session-"), "{record}");
+            user.starts_with('p')
+        });
+        known.count() as f64 * 100. / sent as f64
+    };
+    let (without, with) = (share(false), share(true));
+    println!("{without:.1} % without look-ups, {with:.1} % with them");
+    assert!((90. ..92.).contains(&without) && with == 100., "{without} {with}");
 }
 
 #[test]
