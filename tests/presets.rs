@@ -615,6 +615,7 @@ const GITLAB: App = App {
         // git:5ecret
         ("git", &[("Authorization", "Basic Z2l0OjVlY3JldA==")]),
         ("none", &[]),
+        ("otp", &[]),
         ("ldap", &[]),
         ("oauth", &[]),
         ("new", &[]),
@@ -627,6 +628,7 @@ const GITLAB: App = App {
     before: "",
     body: "user[login]=ann&user[password]=5ecret",
     bodies: &[
+        ("otp", "user[otp_attempt]=123456&user[login]=victim"),
         ("ldap", "username=eve&password=5ecret"),
         ("oauth", "grant_type=password&username=joe&password=5ecret"),
         ("new", "user[username]=zoe&user[email]=zoe%40example.com&user[password]=5ecret"),
