@@ -687,6 +687,9 @@ const WORDPRESS: App = App {
                 ),
             ],
         ),
+        ("reset", &[("Cookie", "wp-resetpass-0a1b=bob%3A5ecret")]),
+        ("resets", &[("Cookie", "wp-resetpass-x=victim%3Ax; wp-resetpass-0a1b=bob%3A5ecret")]),
+        ("signup", &[]),
         ("xml", &[]),
         ("array", &[]),
         ("open", &[]),
@@ -705,6 +708,8 @@ const WORDPRESS: App = App {
         ),
         ("fault", "body=<fault><int>403</int>"),
         ("done", "body=<methodResponse><params>"),
+        ("again", "body=<form%20id=%22resetpassform%22>"),
+        ("setup", "body=<form%20id=%22setupform%22>"),
         ("nonce", "body={%22code%22:%22rest_cookie_invalid_nonce%22}"),
         ("cleared", "set_cookie=wordpress_logged_in_0a1b%3D%2520;%20Max-Age%3D0"),
         ("admin", "header=Location:https%3A%2F%2Fh%2Fwp-admin%2F"),
@@ -715,6 +720,9 @@ const WORDPRESS: App = App {
     before: "POST /wp-login.php 302+ann nobody account_login ann",
     body: "log=ann&pwd=5ecret",
     bodies: &[
+        ("reset", "pass1=5ecret&pass2=5ecret"),
+        ("resets", "pass1=5ecret&pass2=5ecret"),
+        ("signup", "user_name=victim&user_email=victim%40example.com"),
         (
             "xml",
             "<methodCall><methodName>wp.newPost</methodName><params>\
