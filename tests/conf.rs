@@ -1451,7 +1451,10 @@ fn configurations(directory: &Path) -> Vec<PathBuf> {
 
 fn demo_conf_passes(text: &str) {
     let nginx = configuration("").file("tirreno.key", "%KEY%").build();
-    fs::create_dir(nginx.prefix().join("audit")).unwrap();
+    // As the demo makes it: the workers are another user's.
+    let audit = nginx.prefix().join("audit");
+    fs::create_dir(&audit).unwrap();
+    fs::set_permissions(&audit, Permissions::from_mode(0o777)).unwrap();
     let module = from_env("TEST_NGINX_MODULE");
     let text = replace_all(
         text,

@@ -12,6 +12,9 @@ use super::{Argument, Tls, checked_key, read_key, warn_of_readers};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
 use crate::permissions::check_spool;
 
+/// How long one POST may take. With 5 s, a slow Tirreno stored events twice: after the time was over, and again.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
 /// What `api_key` and `api_key_file` hold.
 const API_KEY: &str = "the API key";
 const MAX_CONNECTIONS: usize = 64;
@@ -110,7 +113,7 @@ impl Draft {
             api_key,
             headers: self.headers,
             tls,
-            timeout: self.timeout.unwrap_or(Duration::from_secs(5)),
+            timeout: self.timeout.unwrap_or(TIMEOUT),
             connections: self.connections.unwrap_or(1),
             rate: self.rate.flatten(),
             accept_200: self.accept_200.unwrap_or(false),
