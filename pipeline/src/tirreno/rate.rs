@@ -82,7 +82,7 @@ enum Phase {
     Full { since: Instant, last: Instant },
     /// `window` is how long the server remembers, at the least, and `accepted` are the last events that
     /// it took.
-    Search { rate: Rate, window: Duration, accepted: VecDeque<Instant> },
+    Search { rate: Rate, since: Instant, window: Duration, accepted: VecDeque<Instant> },
     /// The last 429 that counted came at `decreased`; others count only from `deaf_until` on.
     Settled { rate: Rate, decreased: Instant, deaf_until: Instant },
 }
@@ -112,8 +112,8 @@ impl Rate {
 /// The pause before the next attempt, so long after the window was found full.
 fn probe(full: Duration) -> Duration {
     match full {
-        // The window may be a short one: it is tried once.
-        _ if full < PROBE => PROBE,
+        // The window may be a short one: it is tried twice.
+        _ if full < 2 * PROBE => PROBE,
         _ if full < WINDOW => WINDOW - full,
         _ => PROBE,
     }
@@ -215,7 +215,7 @@ impl Pacer {
                 let room = now.min(*last + PROBE);
                 let window = room.saturating_duration_since(*since).max(WINDOW);
                 let rate = Rate::new(SEARCH, now);
-                self.phase = Phase::Search { rate, window, accepted: [now].into() };
+                self.phase = Phase::Search { rate, since: now, window, accepted: [now].into() };
                 self.next = Some(now);
             }
             Phase::Search { rate, accepted, .. } => {
@@ -248,6 +248,8 @@ impl Pacer {
                 self.phase = Phase::Full { since: now, last: now };
             }
             Phase::Full { last, .. } => *last = now,
+            // Others had filled the window before: what was found in a moment is no share.
+            Phase::Search { since, window, .. } if now < *since + *window / 2 => {}
             Phase::Search { accepted, window, .. } => {
                 let rate = Rate::new(rate_of(accepted, *window, now) * MARGIN, now);
                 let deaf_until = now + *window;
@@ -443,6 +445,22 @@ mod tests {
             let alone = measure(&hosts[..1], 5.0, 345..400);
             println!("left alone: {alone:.3?}");
             assert!(alone.used >= 0.85 && alone.refused <= 0.1);
+        }
+    }
+
+    #[test]
+    fn who_follows_another_into_a_full_window_is_not_left_with_little() {
+        // As after a reload: the other one stops a second later.
+        for (most, window) in [(20, 2), (25, 5), (100, 10)] {
+            for seed in 0..5 {
+                let mut hosts = [Host::new(0..101, usize::MAX), Host::new(100..200, usize::MAX)];
+                play(&mut hosts, &mut Window::new(most, window), seed);
+                let limit = most as f64 / window as f64;
+                let from = 100 + 4 * window.max(4);
+                let outcome = measure(&hosts[1..], limit, from..from + 20);
+                println!("{most} in {window} s: {outcome:.3?}");
+                assert!(outcome.used >= 0.5);
+            }
         }
     }
 
