@@ -18,7 +18,7 @@ use tirreno_pipeline::log_queue::{Reader, log_queue};
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::ring::Producer;
-use tirreno_pipeline::shm::zone::{DropReason, Fault, Zone, anonymous};
+use tirreno_pipeline::shm::zone::{DropReason, Fault, State, Zone, anonymous};
 use tirreno_pipeline::tirreno::http::{Outbound, Post};
 use tirreno_pipeline::tirreno::policy::{Answer, KeyAnswer};
 use tirreno_pipeline::tirreno::target::Connect;
@@ -171,10 +171,10 @@ fn push(worker: &mut Producer, user: &str, url: &str) {
     worker.push(&event).unwrap();
 }
 
-fn wait(what: &str, condition: impl Fn() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
+fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < until, "not within 20 s: {what}");
+        assert!(Instant::now() < until, "not within a minute: {what}");
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -349,6 +349,40 @@ fn a_spool_keeps_what_a_stopping_process_could_not_deliver() {
     assert_eq!((t.captured, t.delivered, t.pending), (400, 400, 0));
     up.adds_up();
     deliverer.finish(|| None);
+}
+
+#[test]
+fn what_a_slow_disk_left_in_memory_goes_into_the_spool() {
+    // On a machine that is slow itself the database may be given up meanwhile.
+    assert!((0..5).any(|_| a_slow_disk()), "the database was given up each time");
+}
+
+/// Returns whether the disk was only slow.
+fn a_slow_disk() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench::new(1, |_| Answer::Status(503)).spooled(dir.path());
+    let deliverer = bench.start();
+    let mut worker = bench.worker();
+    push(&mut worker, "u", "0");
+    wait("spooled", || bench.zone.totals(0).stored.pending == 1);
+    // Whoever writes to the database has to wait.
+    let config = bench.setup.targets[0].spool.clone().unwrap();
+    let file = Database::file(&config, "t", "http://localhost/sensor/");
+    let other = rusqlite::Connection::open(file).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    (1..300).for_each(|i| push(&mut worker, "u", &i.to_string()));
+    wait("degraded", || bench.zone.totals(0).state == State::Degraded);
+    other.execute_batch("ROLLBACK").unwrap();
+    let given_up = || bench.log.drain().any(|message| message.text.contains("spool: "));
+    let mut is_slow = true;
+    wait("all spooled", || {
+        is_slow &= !given_up();
+        !is_slow || bench.zone.totals(0).stored.pending == 300
+    });
+    deliverer.finish(|| None);
+    let t = bench.zone.totals(0);
+    assert!(!is_slow || (t.captured, t.pending, t.all_dropped()) == (300, 300, 0), "{t:?}");
+    is_slow
 }
 
 #[test]
