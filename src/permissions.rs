@@ -4,10 +4,15 @@ use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::{fs, io};
+use std::time::{Duration, Instant};
+use std::{fs, io, ptr, thread};
 
 use nginx_sys::{NGX_USER, ngx_core_conf_t};
 use tirreno_pipeline::audit::file::lock_path;
+
+/// How long a disk may take to answer when a configuration is read, and how often that is looked at.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+const ANSWERS_POLL: Duration = Duration::from_millis(1);
 
 /// The user that the workers become.
 pub(crate) struct User {
@@ -82,24 +87,8 @@ pub(crate) fn check_directory_of(path: &Path, user: Option<&User>) -> Result<(),
 /// kill all of the process, and that is the master.
 fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    // Like fork(), but the child ends without SIGCHLD: for nginx, which waits for its workers at any
-    // time, it does not exist.
-    let none = 0_usize;
-    // SAFETY: the child has a copy of all memory. It allocates nothing, takes no lock, and leaves
-    // without any handler.
-    let child = unsafe {
-        let child = libc::syscall(libc::SYS_clone, none, none, none, none, none);
-        if child == 0 {
-            let done = become_user(user).and_then(|()| access_path(&path, how));
-            libc::_exit(
-                done.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO), |()| 0),
-            );
-        }
-        libc::pid_t::try_from(child).unwrap_or(-1)
-    };
-    if child < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: it allocates nothing and takes no lock.
+    let child = unsafe { in_child(|| become_user(user).and_then(|()| access_path(&path, how)))? };
     let mut status = 0;
     // SAFETY: the call fills the number.
     while unsafe { libc::waitpid(child, &mut status, libc::__WCLONE) } < 0 {
@@ -113,6 +102,56 @@ fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
         (true, error) => Err(io::Error::from_raw_os_error(error)),
         (false, _) => Err(io::Error::other("the process that tried was killed")),
     }
+}
+
+/// Runs `f` in a child, whose process id it returns; the child's exit status is the error's number.
+///
+/// # Safety
+/// `f` allocates nothing and takes no lock: the child has a copy of all memory, and no other thread.
+unsafe fn in_child(f: impl FnOnce() -> io::Result<()>) -> io::Result<libc::pid_t> {
+    // Like fork(), but the child ends without SIGCHLD: for nginx, which waits for its workers at any
+    // time, it does not exist.
+    let none = 0_usize;
+    // SAFETY: the caller's promise. The child leaves without any handler.
+    let child = unsafe {
+        let child = libc::syscall(libc::SYS_clone, none, none, none, none, none);
+        if child == 0 {
+            let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+            libc::_exit(f().map_or_else(number, |()| 0));
+        }
+        child
+    };
+    match libc::pid_t::try_from(child) {
+        Ok(child) if child > 0 => Ok(child),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether the disk that the file lies on answers within a second. A master that waits for one in the
+/// kernel could not even be stopped, so that a child asks; where that cannot be made, it does.
+pub(crate) fn answers(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let paths = [directory, path, &lock_path(path)];
+    let paths = paths.map(|path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default());
+    // SAFETY: it allocates nothing and takes no lock.
+    let child = unsafe {
+        in_child(|| {
+            // The sockets would stay open for as long as it hangs.
+            libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
+            paths.iter().for_each(|path| drop(access_path(path, libc::F_OK)));
+            Ok(())
+        })
+    };
+    let Ok(child) = child else { return true };
+    let until = Instant::now() + ANSWERS_WITHIN;
+    // SAFETY: no status is asked for.
+    while unsafe { libc::waitpid(child, ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) } == 0 {
+        if Instant::now() >= until {
+            return false;
+        }
+        thread::sleep(ANSWERS_POLL);
+    }
+    true
 }
 
 /// Makes the calling thread, and no other, that user. There is no way back.

@@ -14,10 +14,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nginx_sys::{
-    NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_OK, NGX_PROCESS_SINGLE,
-    NGX_PROCESS_WORKER, ngx_add_timer, ngx_close_connection, ngx_connection_t, ngx_cycle_t,
-    ngx_event_actions, ngx_event_t, ngx_exiting, ngx_free_connection, ngx_get_connection,
-    ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process, ngx_terminate,
+    NGX_CMD_TERMINATE, NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_OK,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_channel, ngx_close_connection,
+    ngx_connection_t, ngx_cycle_t, ngx_event_actions, ngx_event_t, ngx_exiting,
+    ngx_free_connection, ngx_get_connection, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process,
+    ngx_socket_t, ngx_terminate, ngx_uint_t,
 };
 use ngx::log::ngx_cycle_log;
 use ngx::ngx_log_error;
@@ -43,7 +44,7 @@ const MISMATCH_NOTE: Duration = Duration::from_secs(60);
 const LATER: ngx_msec_t = 1000;
 /// The pause before a thread that could not be started is tried again, in milliseconds.
 const RESTART: ngx_msec_t = 1000;
-/// What is left after SIGTERM: the master kills its workers after about 3 s.
+/// What is left after SIGTERM: the master kills its workers after 1.5 s.
 const TERM_LIMIT: Duration = Duration::from_secs(1);
 /// nginx's `NGX_READ_EVENT` on Linux, which is a macro.
 const READ_EVENT: ngx_int_t = (libc::EPOLLIN | libc::EPOLLRDHUP) as ngx_int_t;
@@ -184,17 +185,52 @@ pub(crate) fn stop(cycle: &ngx_cycle_t) {
         keeper.finish();
     }
     match worker.deliverer.take() {
-        Some(deliverer) => deliverer.finish(|| {
-            // SAFETY: nginx's own flag, which its signal handler sets in this thread.
-            let is_terminated = unsafe { ptr::addr_of!(ngx_terminate).read_volatile() } != 0;
-            is_terminated.then_some(TERM_LIMIT)
-        }),
+        Some(deliverer) => {
+            deliverer.finish(|| is_terminated(cycle.log).then_some(TERM_LIMIT));
+        }
         None => deliverer::give_up(&worker.setup),
     }
     log_all(&worker.messages, cycle.log);
     if let Some(waker) = worker.waker.take() {
         // SAFETY: nginx's own, which nobody else closes.
         unsafe { ngx_close_connection(waker.as_ptr()) };
+    }
+}
+
+/// nginx's `ngx_channel_t`, which its bindings lack.
+#[repr(C)]
+struct Channel {
+    command: ngx_uint_t,
+    pid: libc::pid_t,
+    slot: ngx_int_t,
+    fd: RawFd,
+}
+
+unsafe extern "C" {
+    fn ngx_read_channel(
+        socket: ngx_socket_t,
+        channel: *mut Channel,
+        size: usize,
+        log: *mut ngx_log_t,
+    ) -> ngx_int_t;
+}
+
+/// Whether this process, whose event loop has ended, is to exit at once. A master that is told so does not
+/// signal its workers, but writes to their channels.
+fn is_terminated(log: *mut ngx_log_t) -> bool {
+    // SAFETY: nginx's own, which its signal handler and its event loop set, in this thread. The channel
+    // of a worker does not block, and is open until the process ends.
+    unsafe {
+        if ngx_process as u32 == NGX_PROCESS_WORKER {
+            let mut message = mem::zeroed::<Channel>();
+            let size = mem::size_of::<Channel>();
+            while ngx_read_channel(ngx_channel, &mut message, size, log) > 0 {
+                if message.command == NGX_CMD_TERMINATE as ngx_uint_t {
+                    ngx_terminate = 1;
+                }
+            }
+        }
+        ptr::addr_of!(ngx_terminate).read_volatile() != 0
     }
 }
 

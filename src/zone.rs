@@ -21,7 +21,7 @@ use tirreno_pipeline::identity::state::{self, State, Step};
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
-use crate::permissions::{User, access, check_directory_of, check_file};
+use crate::permissions::{User, access, answers, check_directory_of, check_file};
 use crate::{TirrenoModule, guarded};
 
 /// The default of `tirreno_zone`, and its steps: a few workers more do not make it another size, so that
@@ -209,6 +209,18 @@ fn check_files(main: &MainConf) -> Result<(), String> {
         _ => None,
     });
     for (target, file) in files {
+        if !answers(&file.path) {
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                ngx_cycle_log().as_ptr(),
+                "tirreno: target \"{}\": the disk of \"{}\" does not answer: whether the workers can write \
+                 there is not checked, in {}",
+                target.name,
+                file.path.display(),
+                file.place
+            );
+            continue;
+        }
         check_file(&file.path, user.as_ref())
             .map_err(|error| format!("target \"{}\": {error} in {}", target.name, file.place))?;
     }

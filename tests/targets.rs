@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::client::Connection;
+use tirreno_tests::client::{self, Connection};
+use tirreno_tests::hanging_disk::HangingDisk;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
 use tirreno_tests::status::Row;
@@ -653,4 +654,182 @@ fn no_trouble_of_a_receiver_loses_anything() {
     assert_eq!(written.into_iter().collect::<BTreeSet<_>>(), all);
     assert_eq!(receiver.numbers(), all);
     assert_eq!(bench.nginx.crashes(&[]), Vec::<String>::new());
+}
+
+/// A client that makes 200 requests a second, whatever happens to nginx.
+struct Steady {
+    stop: Arc<AtomicBool>,
+    client: thread::JoinHandle<(BTreeSet<usize>, Duration)>,
+}
+
+impl Steady {
+    const GAP: Duration = Duration::from_millis(5);
+
+    fn start(port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let client = thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let (mut answered, mut longest) = (BTreeSet::new(), Duration::ZERO);
+                for number in 0.. {
+                    if stop.load(SeqCst) {
+                        break;
+                    }
+                    let since = Instant::now();
+                    let headers = [("Cookie", "user=u1")];
+                    if client::get(port, &format!("/{number}"), &headers).is_ok() {
+                        answered.insert(number);
+                    }
+                    longest = longest.max(since.elapsed());
+                    thread::sleep(Self::GAP.saturating_sub(since.elapsed()));
+                }
+                (answered, longest)
+            }
+        });
+        Self { stop, client }
+    }
+
+    /// The requests that were answered, and how long the slowest took.
+    fn finish(self) -> (BTreeSet<usize>, Duration) {
+        self.stop.store(true, SeqCst);
+        self.client.join().unwrap()
+    }
+}
+
+impl Bench {
+    /// The workers that have a thread of that name.
+    fn with_thread(&self, name: &str) -> Vec<u32> {
+        let mut pids = self.nginx.workers();
+        pids.retain(|pid| self.nginx.thread_names(*pid).iter().any(|thread| thread == name));
+        pids
+    }
+
+    fn written_set(&self, name: &str) -> BTreeSet<usize> {
+        numbers_in(&fs::read_to_string(self.path(name)).unwrap_or_default())
+    }
+
+    /// The numbers that the sensor has stored.
+    fn stored_set(&self) -> BTreeSet<usize> {
+        let stored = self.sensor.stored();
+        stored.iter().filter_map(|event| event.url.strip_prefix('/')?.parse().ok()).collect()
+    }
+
+    /// Waits until so many more events are delivered.
+    fn wait_more(&self, target: &str, count: u64) {
+        let goal = self.count(target, "delivered") + count;
+        wait_until(SOON, &format!("{count} more events for {target}"), || {
+            self.count(target, "delivered") >= goal
+        });
+    }
+
+    /// The other targets get what is captured, without a gap.
+    fn go_on(&self, when: &str) {
+        let since = Instant::now();
+        ["file", "tirreno"].iter().for_each(|target| self.wait_more(target, 100));
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(5), "{took:?} for 100 events when {when}");
+    }
+
+    /// How many events of a target the log says are lost.
+    fn lost_in_log(&self, target: &str) -> usize {
+        let (log, name) = (self.nginx.error_log(), format!("target \"{target}\""));
+        let lines = log.lines().filter(|line| line.contains(&name) && line.contains("dropped"));
+        let count =
+            |line: &str| line.split(" events ").next()?.rsplit(' ').next()?.parse::<usize>().ok();
+        lines.filter_map(count).sum()
+    }
+}
+
+/// The numbers in the whole lines of a file.
+fn numbers_in(text: &str) -> BTreeSet<usize> {
+    let whole = text.rfind('\n').map_or("", |last| &text[..=last]);
+    let lines = whole.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    lines.filter_map(|line| line["url"].as_str()?.strip_prefix('/')?.parse().ok()).collect()
+}
+
+/// 0.1.0: one thread writes all files and feeds all targets: nothing goes anywhere while the disk hangs, and a
+/// worker's exit waits for it.
+#[test]
+fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
+    // What a busy machine may add to a time that is promised.
+    const SLACK: Duration = Duration::from_secs(3);
+    let spell = match std::env::var_os("TEST_FULL") {
+        Some(_) => Duration::from_secs(60),
+        None => Duration::from_secs(10),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = HangingDisk::mount(directory.path()) else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let targets = format!(
+        "tirreno_target tirreno {{ url %SENSOR%; api_key test-key; interval 20ms; rate 1000r/s;
+                                   shutdown_timeout 30s; }}
+         {}
+         tirreno_target hung {{ type file; path {}; format json; interval 20ms; queue 500; }}",
+        file("file", "interval 20ms;"),
+        disk.file("hung.log").display()
+    );
+    let mut bench = Bench::start(&targets, 3);
+    let load = Steady::start(bench.nginx.port());
+    bench.wait_more("hung", 100);
+    let hangs = Instant::now();
+    disk.hang();
+
+    let degraded = wait_for(SOON, "the disk to be named", || match bench.row("hung") {
+        row if row["state"] == "degraded" => Ok(row),
+        row => Err(row.to_string()),
+    });
+    assert_eq!(degraded["last_error"], "no answer from the disk", "{degraded}");
+    bench.nginx.wait_log("target \"hung\"");
+    bench.nginx.wait_log("degraded: no answer from the disk");
+    bench.go_on("the disk hangs");
+
+    // Its thread does not let the killed process go.
+    let [collector] = bench.with_thread("tirreno-target")[..] else { panic!("one collector") };
+    let killed = Instant::now();
+    bench.nginx.signal_worker(collector, Signal::KILL);
+    wait_until(SOON, "another collector", || {
+        bench.with_thread("tirreno-target").iter().any(|pid| *pid != collector)
+    });
+    assert!(killed.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", killed.elapsed());
+    bench.go_on("the collector was killed");
+
+    let old = bench.nginx.workers();
+    bench.nginx.reload();
+    bench.nginx.wait_log("does not answer");
+    wait_until(SOON, "a collector of the new workers", || {
+        bench.with_thread("tirreno-target").iter().any(|pid| !old.contains(pid))
+    });
+    bench.go_on("the reload");
+    thread::sleep(spell.saturating_sub(hangs.elapsed()));
+
+    let (answered, slowest) = load.finish();
+    assert!(slowest < spell / 2, "a request took {slowest:?}");
+    let workers = bench.nginx.workers();
+    bench.nginx.signal(Signal::QUIT);
+    // One request may be answered by a worker that is killed before it captures it.
+    let all_in =
+        |found: BTreeSet<usize>, said| match answered.difference(&found).collect::<Vec<_>>() {
+            missing if missing.len() <= 1 + said => Ok(()),
+            missing => Err(format!("{} are missing, {said} said: {missing:?}", missing.len())),
+        };
+    wait_for(SOON, "all in the other file", || all_in(bench.written_set("file.log"), 0));
+    // What the killed collector had in memory is lost, and said.
+    let said = bench.lost_in_log("tirreno");
+    wait_for(SOON, "all at the sensor", || all_in(bench.stored_set(), said));
+    bench.nginx.signal(Signal::TERM);
+    let told = Instant::now();
+    workers.iter().for_each(|pid| bench.nginx.wait_gone(*pid));
+    assert!(told.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", told.elapsed());
+
+    disk.release();
+    bench.nginx.term();
+    let text = fs::read_to_string(disk.file("hung.log")).unwrap();
+    let written = numbers_in(&text);
+    let lost = answered.difference(&written).count();
+    let of_hung = bench.lost_in_log("hung");
+    println!("{} answered, {} written, {of_hung} said to be lost", answered.len(), written.len());
+    assert!(lost <= of_hung + 1, "{lost} lost, {of_hung} said");
+    assert_eq!((bench.lost_in_log("file"), bench.lost_in_log("tirreno")), (0, said));
 }

@@ -6,6 +6,7 @@
 //! * [`backend`]: the application behind nginx.
 //! * [`cases`]: requests with a name each, and the events that became of them.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
+//! * [`hanging_disk`]: a file system whose calls hang in the kernel.
 //! * [`receivers`]: what takes audit records, rsyslog among it.
 //! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
@@ -16,6 +17,7 @@
 pub mod backend;
 pub mod cases;
 pub mod client;
+pub mod hanging_disk;
 mod http1;
 pub mod nginx;
 pub mod ports;

@@ -251,7 +251,9 @@ impl Deliverer {
             }
             let waited = self.control.phase_changed.wait_timeout(phase, POLL_STOPPING * 2);
             phase = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if let Some(new) = limit().filter(|new| most.is_none_or(|most| *new < most)) {
+            if most.is_none()
+                && let Some(new) = limit()
+            {
                 // Counted from now on, not from when the process was first told to exit.
                 most = Some(since.elapsed() + new);
                 set(most);

@@ -928,9 +928,9 @@ impl WorkerRow {
         (stay as u64) << 32 | u64::from(pid)
     }
 
-    /// The process, if it is still there.
+    /// The process, if it does anything still.
     fn pid(&self) -> Option<u32> {
-        Some(self.owner.load(Acquire) as u32).filter(|pid| *pid != 0 && alive(*pid))
+        Some(self.owner.load(Acquire) as u32).filter(|pid| *pid != 0 && runs(*pid))
     }
 }
 

@@ -12,6 +12,7 @@ use tirreno_pipeline::config::{
 
 use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+use crate::permissions;
 use tirreno_pipeline::capture::rule::Place;
 
 /// Of a file, before it is rotated.
@@ -242,14 +243,18 @@ fn read_path(cf: &mut ngx_conf_t, value: &Argument<'_>) -> Result<PathBuf, Strin
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(value.invalid(must));
     };
+    if name.as_encoded_bytes().ends_with(b".gz") {
+        return Err(value.invalid("a name without \".gz\", which compressed backups end with"));
+    }
+    if !permissions::answers(&path) {
+        // That is said once the whole configuration is read.
+        return Ok(path);
+    }
     if path.is_dir() || text.ends_with(b"/") || text.ends_with(b"/.") {
         return Err(value.invalid(must));
     }
     if path.is_symlink() {
         return Err(value.invalid("a file, not a symbolic link"));
-    }
-    if name.as_encoded_bytes().ends_with(b".gz") {
-        return Err(value.invalid("a name without \".gz\", which compressed backups end with"));
     }
     // Where the directory does not exist, that is said once the whole configuration is read.
     Ok(directory.canonicalize().map_or_else(|_| path.clone(), |directory| directory.join(name)))
