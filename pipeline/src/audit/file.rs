@@ -591,7 +591,7 @@ mod tests {
         let write = |time: &str| {
             fs::write(bench.dir.path().join(format!("audit-{time}.log")), "").unwrap();
         };
-        names.iter().for_each(|name| write(name));
+        names.iter().for_each(|time| write(time));
         let backups = Backups::new(&bench.config);
         // A machine that starts with a wrong clock knows from its files what time it was.
         assert_eq!(backups.last_known(), Some(time("2026-01-31T11:00:00Z")));
