@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::nginx::Nginx;
 use crate::sensor::{Sensor, StoredEvent};
-use crate::wait::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 /// The header in which a request carries its name.
 pub const CASE: &str = "X-Case";
@@ -44,10 +44,11 @@ pub fn events<'c>(
         };
         log.lines().filter_map(of_case).collect::<HashMap<_, _>>()
     };
-    wait_until(SOON, "the events of the access log", || {
+    wait_for(SOON, "the events of the access log", || {
         let stored = sensor.stored();
         let have = |id: &String| stored.iter().any(|e| e.trace_id.as_ref() == Some(id));
-        captured().keys().all(have)
+        let missing: Vec<_> = captured().into_iter().filter(|(id, _)| !have(id)).collect();
+        if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
     });
     let captured = captured();
     let mut events: BTreeMap<String, Vec<Arc<StoredEvent>>> = BTreeMap::new();
