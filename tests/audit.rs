@@ -601,6 +601,9 @@ fn two_nginxes_share_a_file_during_an_upgrade() {
     bench.requests(10..60);
     let mut found = wait_for(SOON, "all events", || {
         let log = fs::read(bench.path("audit.log")).map_err(|error| error.to_string())?;
+        if !log.ends_with(b"\n") {
+            return Err("somebody is about to write a line".into());
+        }
         let found = numbers(&log);
         if found.len() == 60 { Ok(found) } else { Err(format!("{found:?}")) }
     });

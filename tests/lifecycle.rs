@@ -511,6 +511,19 @@ fn term_with_a_hanging_sensor_takes_a_second_and_counts_the_rest() {
 }
 
 #[test]
+fn term_cuts_short_what_quit_began() {
+    let mut bench = Bench::start("shutdown_timeout 1m; timeout 60s;", |b| b.workers(2));
+    bench.sensor.set_default(Answer::hang());
+    bench.get_many(10);
+    wait_until(SOON, "an attempt", || bench.sensor.events_received() > 0);
+    bench.nginx.signal(Signal::QUIT);
+    wait_until(SOON, "only the deliverer to be left", || bench.nginx.children().len() == 1);
+    let took = bench.stop(Signal::TERM, &[]);
+    assert!(took < Duration::from_secs(1) + SLACK, "{took:?}");
+    assert_eq!(bench.dropped_in_log(SHUTDOWN), 10);
+}
+
+#[test]
 fn what_a_worker_that_ends_first_leaves_in_the_rings_is_the_last_ones() {
     let mut bench = Bench::start("timeout 60s; shutdown_timeout 10s;", |b| b.workers(2));
     bench.sensor.set_default(Answer::hang());
