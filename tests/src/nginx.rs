@@ -405,6 +405,11 @@ impl Nginx {
         self.stop(Signal::TERM)
     }
 
+    /// Kills the master (KILL), which leaves its workers, and waits for its end.
+    pub fn kill(&mut self) -> Option<ExitStatus> {
+        self.stop(Signal::KILL)
+    }
+
     /// Waits until the process `pid` has ended.
     pub fn wait_gone(&self, pid: u32) {
         let Some(process) = Process::of(pid) else { return };
