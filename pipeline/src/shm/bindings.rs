@@ -119,9 +119,10 @@ impl Bound {
         Identity::from_number((self.words[3] >> 8) as u8 & 0xf).unwrap_or_default()
     }
 
-    /// Whether a request that began at that time belongs to the user's session.
+    /// Whether a request that began at that time belongs to the user's session. One of the millisecond in
+    /// which it ended may have come after the end: it does not.
     pub fn is_of(&self, start_ms: i64) -> bool {
-        !self.has_ended() || start_ms <= self.time_ms()
+        !self.has_ended() || start_ms < self.time_ms()
     }
 
     /// Whether the session has ended.
@@ -670,7 +671,7 @@ mod tests {
         // What began before the end is still of the session.
         let ended = table.find(&keys, token(&keys, "t"), NOW).unwrap();
         assert_eq!(ended.user(), b"bob");
-        assert!(ended.is_of(NOW) && !ended.is_of(NOW + 5));
+        assert!(ended.is_of(ended.time_ms() - 1) && !ended.is_of(ended.time_ms()));
         bind(&table, &keys, "t", "ann", NOW);
         assert_eq!(user_of(&table, &keys, "t", NOW).as_deref(), Some("ann"));
         for bad in ["", &"x".repeat(MAX_USER + 1)] {
