@@ -125,7 +125,7 @@ impl Draft {
                 let must = "a size from 1k on, like \"8k\"";
                 self.max_message = Some(size.ok_or_else(|| value.invalid(must))?);
             }
-            _ => {}
+            _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
         }
         Ok(())
     }

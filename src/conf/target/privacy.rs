@@ -37,7 +37,7 @@ pub(super) fn set(
         "hash_user" => privacy.hash_user = Some(read_user_key(cf, arg)?),
         "omit" => privacy.omit = read_omitted(args)?,
         "query" => privacy.cut_query = !value.flag()?,
-        _ => {}
+        _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
     }
     Ok(())
 }

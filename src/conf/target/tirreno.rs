@@ -92,7 +92,7 @@ impl Draft {
             "resend" => self.resend = Some(value.flag()?),
             "accept_200" => self.accept_200 = Some(value.flag()?),
             "login_fail_delay" => self.login_fail_delay = Some(value.time(0)?),
-            _ => {}
+            _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
         }
         Ok(())
     }
