@@ -942,7 +942,7 @@ fn values_in_nginxs_syntax_are_accepted() {
         "http://127.0.0.1",
         "http://127.0.0.1/",
         "http://127.0.0.1:8080/sensor/",
-        "HTTP://tirreno.example.com/sensor/",
+        "HTTP://localhost/sensor/",
         "http://[::1]:9/sensor/",
         "\"http://127.0.0.1/a/b/sensor/\"",
         "https://127.0.0.1/sensor/; ssl_trusted_certificate ca.pem",
@@ -1400,6 +1400,8 @@ fn a_zone_must_have_room_for_all_workers() {
         let target = "tirreno_target { url http://127.0.0.1:9/; api_key k; }";
         let text = format!("{}worker_processes 1000;\n", whole(&format!("{target} {more}")));
         fs::write(&conf, text).unwrap();
+        // It holds a key.
+        fs::set_permissions(&conf, Permissions::from_mode(0o600)).unwrap();
         nginx_t(nginx.prefix(), &conf)
     };
     let (ok, output) = late("");
