@@ -834,7 +834,8 @@ fn no_request_forges_a_message_of_its_own() {
     let target = |name: &str, port: u16, more: &str| {
         format!(
             "tirreno_target {name} {{
-                 type syslog; server 127.0.0.1:{port}; interval 20ms; {more}
+                 type syslog; server 127.0.0.1:{port}; interval 20ms; queue 10000 size=64m;
+                 {more}
              }}"
         )
     };
