@@ -313,7 +313,7 @@ fn the_monitoring_guide_names_each_metric() {
                 used.strip_prefix(*name)
                     .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
             };
-            assert!(names.iter().any(|name| is_part(&name)), "{file} names {used}");
+            assert!(names.iter().any(is_part), "{file} names {used}");
         }
     }
 }
