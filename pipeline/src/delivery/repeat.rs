@@ -23,6 +23,8 @@ pub const SESSION_MANY: &[u8] = b"session-many";
 const SESSION: &[u8] = b"session-";
 
 const MINUTE_NS: u64 = 60_000_000_000;
+/// What was captured in a minute may be read so long after it, and is to be in the same event.
+const READ_WITHIN_NS: u64 = 2_000_000_000;
 /// Places where a counter may be.
 const WAYS: usize = 4;
 /// How long a user without a name is known after its last event, in minutes.
@@ -59,7 +61,7 @@ pub enum Repeat {
     Merged {
         /// The same for those of one account or address in one minute.
         key: u64,
-        /// When the minute is over, a stamp as records have it.
+        /// When all of the minute is read, a stamp as records have it.
         until_ns: u64,
         /// Whose the event is that stands for them, where it is not this one's user.
         user: Option<&'static [u8]>,
@@ -94,7 +96,8 @@ impl Repeats {
         };
         let merged = |key, user| {
             let key = stable_hash_words(&[key, minute]);
-            Repeat::Merged { key, until_ns: (minute + 1) * MINUTE_NS, user }
+            let until_ns = (minute + 1) * MINUTE_NS + READ_WITHIN_NS;
+            Repeat::Merged { key, until_ns, user }
         };
         let user = record.get(Param::UserName).unwrap_or_default();
         if record.kind() == EventType::AccountLoginFail {
@@ -232,7 +235,7 @@ mod tests {
         let first = attack(30);
         assert!(first[..20].iter().all(|repeat| *repeat == Repeat::Single));
         let Repeat::Merged { key, until_ns, user } = first[20] else { panic!("{:?}", first[20]) };
-        assert_eq!((until_ns, user), (60_000_000_000, Some(UNKNOWN_MANY)));
+        assert_eq!((until_ns, user), (MINUTE_NS + READ_WITHIN_NS, Some(UNKNOWN_MANY)));
         assert!(first[20..].iter().all(|repeat| merged_key(*repeat) == Some(key)));
         // The next minute is another event.
         let next = attack(61);
