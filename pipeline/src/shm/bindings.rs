@@ -425,12 +425,23 @@ impl Bindings {
     /// The newest entry of a key: two workers may have written one at the same time.
     fn newest(&self, keys: &Keys, key: TokenKey) -> Option<Bound> {
         let tag = tag(key.0[1]);
-        let matching = self.slots(key).filter(|slot| {
-            let (bucket, i) = self.slot(*slot);
-            bucket.tags[i].load(Acquire) == tag
-        });
-        let entries = matching.filter_map(|slot| self.read(keys, slot));
-        entries.filter(|bound| bound.key() == key).max_by_key(Bound::stamp)
+        let mut newest: Option<Bound> = None;
+        for home in self.homes(key) {
+            // Almost all have another tag: which have this one is told without a branch for each.
+            let tags = self.buckets[home].tags.iter().enumerate();
+            let is_same = |(i, own): (usize, &AtomicU32)| u32::from(own.load(Acquire) == tag) << i;
+            let mut same = tags.map(is_same).fold(0, |all, one| all | one);
+            while same != 0 {
+                let slot = home * SLOTS + same.trailing_zeros() as usize;
+                same &= same - 1;
+                let Some(bound) = self.read(keys, slot) else { continue };
+                let is_newer = |known: &Bound| bound.stamp() >= known.stamp();
+                if bound.key() == key && newest.as_ref().is_none_or(is_newer) {
+                    newest = Some(bound);
+                }
+            }
+        }
+        newest
     }
 
     /// Puts an entry into its old slot, or into the cheapest of its buckets.
