@@ -238,9 +238,6 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     if is_early {
         return Lesson::InBody;
     }
-    if !is_written_so(rule, exchange) {
-        return Lesson::Nothing;
-    }
     let accepted = rule.session.as_ref().map(|required| required.holds(exchange));
     let Some(bind) = &rule.bind else {
         let is_logout = rule.event == Some(EventType::AccountLogout);
@@ -257,14 +254,6 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     let user = read(bind, Some(rule), exchange).text();
     let user = if user.trim_ascii().is_empty() { user } else { user_name(user, user_case) };
     if user.is_empty() { Lesson::Nothing } else { Lesson::User(user) }
-}
-
-/// Whether the path ends as the rule's does. A slash at its end does not count for rules, and may be another
-/// page to the application.
-fn is_written_so<T, X: Exchange<Text = T>>(rule: &Rule<T>, exchange: &X) -> bool {
-    let path = exchange.path().unwrap_or_default();
-    rule.path.ends_with('}') && rule.path.contains("{*")
-        || rule.path.ends_with('/') == path.ends_with(b"/")
 }
 
 /// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
@@ -378,11 +367,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
 
     /// A user that a value names.
     fn value(&self, value: &Value<T>, claims_count: bool) -> Option<Named<'e>> {
-        let is_exact = || {
-            let is_written_so = |rule: &Rule<T>| is_written_so(rule, self.exchange);
-            self.is_exact() && self.rule.is_none_or(is_written_so)
-        };
-        if value.reads_answer() && !is_exact() {
+        if value.reads_answer() && !self.is_exact() {
             return None;
         }
         let identity = match value.trust() {
@@ -785,17 +770,6 @@ mod tests {
         location.assert(&Facts { session, ..facts.clone() }, "page_view bob session");
         location.verify = Verify::Session;
         location.assert(&facts, "page_view guest session");
-    }
-
-    #[test]
-    fn a_slash_at_the_end_may_be_another_page() {
-        let location = Location::new(&["page_view GET /a user=answer:id"]);
-        let at = |path| Facts { path, answer: vec![("id", Found::Value("eve"))], ..cookie() };
-        location.assert(&at("/a"), "page_view eve answer");
-        location.assert(&at("/a/"), "page_view  none skipped");
-        let location = Location::new(&["page_view GET /{*all} user=answer:id"]);
-        location.assert(&at("/a/"), "page_view eve answer");
-        location.assert(&at("/a"), "page_view eve answer");
     }
 
     #[test]
