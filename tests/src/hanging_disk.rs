@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -62,7 +63,8 @@ impl HangingDisk {
 impl Drop for HangingDisk {
     fn drop(&mut self) {
         self.release();
-        // Unmounted lazily: a test that fails leaves nginx running until its own drop.
+        // Lazily: of a test that fails, some process may not have ended yet.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
         drop(self.session.take());
     }
 }
