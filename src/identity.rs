@@ -287,11 +287,11 @@ fn learn<'r>(
             let user = request.keep_text(user);
             known.user = Some((user, Identity::Answer));
         }
-        Lesson::Ended => end(shared, known.token, wall_ms()),
+        Lesson::Ended => end(shared, known.token, request.now_ms()),
         Lesson::Nothing | Lesson::InBody => {
             let mut tokens = location.sessions().iter();
             if known.token.is_some() && tokens.any(|values| is_cleared(values, &exchange)) {
-                end(shared, known.token, wall_ms());
+                end(shared, known.token, request.now_ms());
             }
         }
     }

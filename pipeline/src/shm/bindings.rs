@@ -119,8 +119,8 @@ impl Bound {
         Identity::from_number((self.words[3] >> 8) as u8 & 0xf).unwrap_or_default()
     }
 
-    /// Whether a request that began at that time belongs to the user's session. One of the millisecond in
-    /// which it ended may have come after the end: it does not.
+    /// Whether a request that began at that time, of the event loop's clock, belongs to the user's session.
+    /// In the millisecond of its end, it does not.
     pub fn is_of(&self, start_ms: i64) -> bool {
         !self.has_ended() || start_ms < self.time_ms()
     }
