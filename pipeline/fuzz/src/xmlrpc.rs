@@ -68,30 +68,31 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (name, named) = words(u)?;
     let mut body = format!("<methodCall><methodName>{name}</methodName><params>");
     let mut values = Vec::new();
-    // Servers differ on whether an empty value counts: after one, nobody knows which parameter is which.
-    let mut is_clear = true;
-    for _ in 0..u.int_in_range(0..=5)? {
+    // Servers differ on whether an empty value counts: with others behind it, nobody knows which is which.
+    let mut first_empty = None;
+    for place in 0..u.int_in_range(0..=5)? {
         let (text, says) = words(u)?;
-        let is_empty = says.trim().is_empty();
         let (value, found) = match u.int_in_range(0..=2)? {
             0 => (format!("<string>{text}</string>"), Some(Some(says))),
-            1 => {
-                is_clear &= !is_empty;
-                (text, Some(Some(says)))
+            1 if says.trim().is_empty() => {
+                first_empty.get_or_insert(place);
+                (text, Some(None))
             }
+            1 => (text, Some(Some(says))),
             // An array is one parameter, and none that can be read.
-            _ => {
-                is_clear &= !is_empty;
-                (format!("<array><data><value>{text}</value></data></array>"), None)
-            }
+            _ => (format!("<array><data><value>{text}</value></data></array>"), None),
         };
         body += &format!("<param><value>{value}</value></param>");
-        values.push(found.filter(|_| is_clear));
+        values.push(found);
     }
     body += "</params></methodCall>";
     let found = read(u, &wanted, &head, body.as_bytes())?;
-    let beyond = is_clear.then_some(None);
-    let param = |number: usize| values.get(number).cloned().unwrap_or_else(|| beyond.clone());
+    let is_doubtful =
+        first_empty.is_some_and(|place| values[place..].iter().any(|v| *v != Some(None)));
+    let param = |number: usize| match first_empty {
+        Some(place) if number >= place && is_doubtful => None,
+        _ => values.get(number).cloned().unwrap_or(Some(None)),
+    };
     let expected = [Some(Some(named)), param(0), param(1), param(3)];
     assert_eq!(found, expected, "{body}");
     Ok(())

@@ -233,11 +233,7 @@ impl XmlRpc {
     /// Which field the next value is, if it is wanted.
     fn place_of_value(&self, values: &Values) -> Option<usize> {
         // Most calls have more values than anybody wants.
-        let is_it = |text: &str| {
-            let number = text.strip_prefix("params.").and_then(|number| number.parse().ok());
-            number == Some(self.values)
-        };
-        values.fields.iter().position(|own| is_it(own.as_str()))
+        values.fields.iter().position(|own| number_of(own.as_str()) == Some(self.values))
     }
 
     fn close(&mut self, name: &[u8], values: &mut Values, share: &mut Share) -> Result<(), Broken> {
@@ -290,7 +286,17 @@ impl XmlRpc {
             self.text.release(share);
             return;
         }
-        let is_text = is_text && !self.is_uncertain;
+        if self.is_uncertain {
+            // This one, and any behind it, may be another parameter than it seems.
+            self.has_text = false;
+            self.text.release(share);
+            for (own, slot) in values.fields.iter().zip(&mut values.slots) {
+                if number_of(own.as_str()).is_some_and(|number| number >= self.values) {
+                    *slot = Slot::Unreadable;
+                }
+            }
+            return;
+        }
         let place = self.place_of_value(values);
         self.values += 1;
         self.found(place, is_text, values, share);
@@ -314,6 +320,11 @@ impl XmlRpc {
             self.text.release(share);
         }
     }
+}
+
+/// The number of a field `params.N`.
+fn number_of(field: &str) -> Option<usize> {
+    field.strip_prefix("params.")?.parse().ok()
 }
 
 /// Whether the values in it are parts of one value.
