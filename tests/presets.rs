@@ -16,7 +16,7 @@ use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::wait_until;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Marks what must stay where it is.
 const SECRET: &str = "5ecret";

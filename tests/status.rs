@@ -12,7 +12,7 @@ use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::{wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 const SERVER: &str = "
     tirreno on;

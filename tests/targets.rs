@@ -752,7 +752,7 @@ fn numbers_in(text: &str) -> BTreeSet<usize> {
 #[test]
 fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
     // What a busy machine may add to a time that is promised.
-    const SLACK: Duration = Duration::from_secs(3);
+    const SLACK: Duration = Duration::from_secs(8);
     let spell = match std::env::var_os("TEST_FULL") {
         Some(_) => Duration::from_secs(60),
         None => Duration::from_secs(10),
