@@ -537,7 +537,7 @@ fn what_a_worker_that_ends_first_leaves_in_the_rings_is_the_last_ones() {
         pid_of(&mut connection, &format!("/r/{n}"));
     }
     bench.nginx.signal(Signal::TERM);
-    bench.nginx.wait_log(SHUTDOWN);
+    bench.nginx.wait_gone(deliverer);
     bench.nginx.signal_worker(other, Signal::CONT);
     bench.stop(Signal::TERM, &[]);
     assert_eq!(bench.dropped_in_log(SHUTDOWN), 300);

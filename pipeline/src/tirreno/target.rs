@@ -49,7 +49,7 @@ const TICKS_AFTER: Duration = Duration::from_secs(3);
 /// The pause before a thread that could not be started is tried again, or a spool that does not work.
 const RETRY: Duration = Duration::from_secs(1);
 /// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
-const COMMIT: Duration = Duration::from_secs(1);
+const COMMIT: Duration = Duration::from_secs(3);
 /// How long events in memory wait for those in a spool that cannot be read.
 const UNREAD: Duration = Duration::from_secs(3);
 /// Of the queue in memory so great a part may be failed logins that wait: one of that many.
