@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -206,6 +207,35 @@ fn servers_and_locations() {
         &["GET", "http://a.example/", "200", "Cookie: user=ann"],
         &["event: page_view, by \"tirreno_default_event\"", "user: ann"],
     );
+}
+
+/// As on Debian: `nginx.conf` includes the file that loads the module. Nothing is built then.
+#[test]
+fn a_module_that_an_include_loads() {
+    let site = Site::start();
+    let module = std::env::var("TEST_NGINX_MODULE").expect("ci/test sets it");
+    site.file("modules.conf", &format!("load_module {module};\n"));
+    let conf = fs::read_to_string(site.dir.path().join("nginx.conf")).unwrap();
+    let conf = site.file("nginx.conf", &format!("include modules.conf;\n{conf}"));
+    // What ci/build would need.
+    let cargo = site.file("cargo", "#!/bin/sh\nexit 1\n");
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", site.dir.path().display(), std::env::var("PATH").unwrap());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let output = Command::new(root.join("ci/explain"))
+        .env("PATH", path)
+        .arg("--nginx")
+        .arg(std::env::var_os("TEST_NGINX_BINARY").expect("ci/test sets it"))
+        .arg("--prefix")
+        .arg(site.dir.path())
+        .args([&conf, "GET", "http://a.example/quiet", "200"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{error}");
+    assert!(text.contains("event: none, this rule says so"), "{text}");
+    assert!(!error.contains("==>"), "something was built: {error}");
 }
 
 #[test]
