@@ -265,6 +265,23 @@ fn the_reference_names_each_directive_and_variable() {
 }
 
 #[test]
+fn the_reference_names_each_parameter() {
+    let page = |name| fs::read_to_string(root().join(name)).unwrap();
+    let (reference, audit) = (page("docs/reference.md"), page("docs/audit.md"));
+    let parameters = quoted("src/conf/target.rs", "\n    (\"");
+    assert!(parameters.len() > 40, "{parameters:?}");
+    for name in parameters.iter().filter(|name| *name != "include") {
+        let row = format!("**{name}**");
+        assert!(reference.contains(&row) || audit.contains(&row), "{name} is in no table");
+    }
+    let identity = reference.split("### tirreno_identity").nth(1).unwrap();
+    let identity = identity.split("### ").next().unwrap();
+    for name in quoted("src/conf/lookup.rs", "            | \"") {
+        assert!(identity.contains(&format!("`{name}`")), "{name} is not below tirreno_identity");
+    }
+}
+
+#[test]
 fn the_guide_to_rules_names_each_key() {
     let guide = fs::read_to_string(root().join("docs/rules.md")).unwrap();
     let keys = quoted("pipeline/src/capture/rule.rs", "            name: \"");
