@@ -419,10 +419,6 @@ impl Exchange for Explained<'_, '_> {
         self.http.location()
     }
 
-    fn sets_cookie(&self, name: &[u8]) -> bool {
-        self.http.sets_cookie(name)
-    }
-
     fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
         self.http.set_cookie(name)
     }

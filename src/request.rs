@@ -303,18 +303,16 @@ impl Exchange for HttpExchange<'_, '_> {
         self.answer_header("location").unwrap_or_default()
     }
 
-    fn sets_cookie(&self, name: &[u8]) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::sets_cookie(self.request.r, name) }
-    }
-
     fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
         // SAFETY: the promise of `Request::new`.
-        let headers = unsafe { response::fields(self.request.r) };
+        let (headers, sets) = unsafe {
+            let r = self.request.r;
+            (response::fields(r), move |key: &[u8]| response::sets_cookie(r, key))
+        };
         let cookies = headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"set-cookie"));
         let values = cookies.filter_map(|(_, line)| {
             let (key, value) = cookie_pairs(line).next()?;
-            (name.matches(key) && !value.is_empty() && self.sets_cookie(key)).then_some(value)
+            (name.matches(key) && !value.is_empty() && sets(key)).then_some(value)
         });
         values.last()
     }

@@ -44,9 +44,7 @@ pub trait Exchange {
     fn answer_header(&self, name: &str) -> Option<&[u8]>;
     /// The answer's `Location`; empty without one.
     fn location(&self) -> &[u8];
-    /// Whether the answer sets that cookie, to a value that is not empty and not expired.
-    fn sets_cookie(&self, name: &[u8]) -> bool;
-    /// The value of the cookie that the answer sets.
+    /// The value of the cookie that the answer sets, where it is not empty and not expired.
     fn set_cookie(&self, name: &Name) -> Option<&[u8]>;
     /// Whether the answer clears a cookie of that name.
     fn clears_cookie(&self, name: &Name) -> bool;

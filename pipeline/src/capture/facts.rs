@@ -137,12 +137,9 @@ impl Exchange for Facts {
         self.answer_header("location").unwrap_or_default()
     }
 
-    fn sets_cookie(&self, name: &[u8]) -> bool {
-        self.set_cookies().any(|(known, value)| known == name && !value.is_empty())
-    }
-
     fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
-        self.set_cookies().find(|(known, _)| name.matches(known)).map(|(_, value)| value)
+        let is_it = |(known, value): &(&[u8], &[u8])| name.matches(known) && !value.is_empty();
+        self.set_cookies().find(is_it).map(|(_, value)| value)
     }
 
     fn clears_cookie(&self, name: &Name) -> bool {

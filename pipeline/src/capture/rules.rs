@@ -9,7 +9,7 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::capture::decision::Exchange;
 use crate::capture::path;
-use crate::capture::value::is_token;
+use crate::capture::value::{Name, is_token};
 
 /// The methods a rule is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -502,7 +502,7 @@ struct Item {
 enum Condition {
     /// Whether 499 is among them.
     Status(RangeInclusive<u16>, bool),
-    SetCookie(Box<str>),
+    SetCookie(Name),
     Header(Box<str>),
     Location(Box<[u8]>),
 }
@@ -580,7 +580,7 @@ impl Condition {
             false => Err(StatusKeyError::Name),
         };
         if let Some(cookie) = item.strip_prefix("set_cookie:") {
-            return name(cookie).map(Self::SetCookie);
+            return Name::parse(cookie).map(Self::SetCookie).ok_or(StatusKeyError::Name);
         }
         if let Some(header) = item.strip_prefix("header:") {
             return name(header).map(Self::Header);
@@ -605,7 +605,7 @@ impl Condition {
                 let status = exchange.status();
                 range.contains(&status) && (status != CLIENT_CLOSED_REQUEST || *with_499)
             }
-            Self::SetCookie(name) => exchange.sets_cookie(name.as_bytes()),
+            Self::SetCookie(name) => exchange.set_cookie(name).is_some(),
             Self::Header(name) => exchange.answer_header(name).is_some_and(|v| !v.is_empty()),
             Self::Location(prefix) => {
                 let location = exchange.location();
@@ -916,7 +916,7 @@ mod tests {
         let holds = |text: &str, status| {
             StatusKey::parse(text).unwrap().holds(&Facts { status, ..facts.clone() })
         };
-        let cases: [(&str, &[u16], &[u16]); 15] = [
+        let cases: [(&str, &[u16], &[u16]); 18] = [
             ("200", &[200], &[0, 201]),
             ("2xx", &[200, 299], &[199, 300]),
             ("200,404", &[200, 404], &[400]),
@@ -932,6 +932,9 @@ mod tests {
             ("location:https://example.com/,!500", &[200], &[500]),
             ("302,set_cookie:SID", &[0, 200, 302], &[]),
             ("302,set_cookie:S,header:tok", &[302], &[200]),
+            ("302,set_cookie:S*", &[200, 302], &[]),
+            ("302,set_cookie:X*,!set_cookie:s*", &[302], &[200]),
+            ("!set_cookie:S*", &[], &[200]),
         ];
         for (text, yes, no) in cases {
             assert!(yes.iter().all(|status| holds(text, *status)), "{text}");

@@ -119,7 +119,7 @@ pub struct Name {
 }
 
 impl Name {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (name, is_prefix) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
         is_token(name).then(|| Self { text: name.into(), is_prefix, except: Box::default() })
     }
