@@ -516,6 +516,18 @@ fn a_stream_target_that_lacks_something_is_refused_where_it_begins() {
 }
 
 #[test]
+fn what_belongs_to_tls_needs_https() {
+    for line in ["ssl_verify on;", "ssl_trusted_certificate ca.pem;", "ssl_certificate ca.pem;"] {
+        let http = format!(
+            "tirreno_target {{ {HERE}\nurl http://127.0.0.1:1/sensor/; api_key %KEY%; {line}\n}}"
+        );
+        let message = "[emerg] target \"tirreno\" has a parameter \"ssl_...\", which needs a \"url\" that \
+                       begins with \"https://\"";
+        assert_says(configuration(&http), &[message]);
+    }
+}
+
+#[test]
 fn a_file_belongs_to_one_target() {
     let target = |name: &str, path: &str, end: &str| {
         format!("tirreno_target {name} {{ type file; path {path}; }}{end}")
@@ -918,7 +930,6 @@ fn values_in_nginxs_syntax_are_accepted() {
         "rate 300r/m;",
         "accept_200 on;",
         "accept_200 off;",
-        "ssl_verify on; ssl_trusted_certificate ca.pem;",
         "type tirreno;",
         "events *;",
         "events account_* field_edit;",
@@ -945,7 +956,7 @@ fn values_in_nginxs_syntax_are_accepted() {
         "HTTP://localhost/sensor/",
         "http://[::1]:9/sensor/",
         "\"http://127.0.0.1/a/b/sensor/\"",
-        "https://127.0.0.1/sensor/; ssl_trusted_certificate ca.pem",
+        "https://127.0.0.1/sensor/; ssl_trusted_certificate ca.pem; ssl_verify on",
     ] {
         assert_says(configuration(&format!("tirreno_target {{ url {url}; api_key %KEY%; }}")), &[]);
     }

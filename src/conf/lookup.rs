@@ -189,7 +189,10 @@ impl Draft {
             rate: parts.rate.unwrap_or(20.0),
             timeout: parts.timeout.unwrap_or(Duration::from_secs(2)),
             headers: parts.headers,
-            tls: if is_tls { Some(tls.finish(name)?) } else { None },
+            tls: match is_tls {
+                true => Some(tls.finish(&format!("\"tirreno_identity {name}\""))?),
+                false => None,
+            },
         })
     }
 }

@@ -126,15 +126,15 @@ impl Tls {
             || self.key.is_some()
     }
 
-    /// What the target `name` connects with.
-    pub(super) fn finish(self, name: &str) -> Result<tls::Tls, String> {
+    /// What the block connects with; messages call it `block`.
+    pub(super) fn finish(self, block: &str) -> Result<tls::Tls, String> {
         let system = |error| {
             format!(
-                "target \"{name}\" cannot verify certificates: {error}, install the package \
+                "{block} cannot verify certificates: {error}, install the package \
                  \"ca-certificates\" or set \"ssl_trusted_certificate\""
             )
         };
-        let of_target = |error| format!("target \"{name}\": {error}");
+        let of_block = |error| format!("{block}: {error}");
         let roots = match (self.verify.unwrap_or(true), self.trusted) {
             (false, _) => None,
             (true, Some(roots)) => Some(roots),
@@ -143,16 +143,16 @@ impl Tls {
         let client = match (self.certificate, self.key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
-                Some(ClientCertificate::from_pem(&certificate, &key).map_err(of_target)?)
+                Some(ClientCertificate::from_pem(&certificate, &key).map_err(of_block)?)
             }
             (Some(_), None) => {
-                return Err(of_target("\"ssl_certificate\" needs \"ssl_certificate_key\"".into()));
+                return Err(of_block("\"ssl_certificate\" needs \"ssl_certificate_key\"".into()));
             }
             (None, Some(_)) => {
-                return Err(of_target("\"ssl_certificate_key\" needs \"ssl_certificate\"".into()));
+                return Err(of_block("\"ssl_certificate_key\" needs \"ssl_certificate\"".into()));
             }
         };
-        tls::Tls::new(roots, client).map_err(of_target)
+        tls::Tls::new(roots, client).map_err(of_block)
     }
 }
 

@@ -223,7 +223,7 @@ impl Draft {
         let transport = match transport {
             Wanted::Udp => Transport::Datagram,
             Wanted::Tcp => Transport::Tcp,
-            Wanted::Tls => Transport::Tls(tls.finish(name)?),
+            Wanted::Tls => Transport::Tls(tls.finish(&format!("target \"{name}\""))?),
         };
         Ok(ServerConfig { address, transport, framing, max_message: self.max_message })
     }

@@ -107,7 +107,16 @@ impl Draft {
         let Some(api_key) = self.api_key else {
             return Err(format!("target \"{name}\" has no API key, add \"api_key_file PATH;\""));
         };
-        let tls = if endpoint.is_https() { Some(tls.finish(name)?) } else { None };
+        if !endpoint.is_https() && tls.is_set() {
+            return Err(format!(
+                "target \"{name}\" has a parameter \"ssl_...\", which needs a \"url\" that begins with \
+                 \"https://\""
+            ));
+        }
+        let tls = match endpoint.is_https() {
+            true => Some(tls.finish(&format!("target \"{name}\""))?),
+            false => None,
+        };
         Ok(TirrenoConfig {
             endpoint,
             api_key,
