@@ -269,9 +269,19 @@ unsafe fn wanted(
     rules.reads(method, path).filter(asked)
 }
 
-/// Whether the head of a request says that a body follows.
-fn announces_body(request: &ngx_http_request_t) -> bool {
-    request.headers_in.content_length_n > 0 || request.headers_in.chunked() == 1
+/// Whether the head of a request says that a body follows. nginx's own number counts down where it discards
+/// the body of a request that it refuses.
+///
+/// # Safety
+/// The request is one that nginx is processing.
+unsafe fn announces_body(request: &ngx_http_request_t) -> bool {
+    // SAFETY: the caller's promise.
+    let length = unsafe { request.headers_in.content_length.as_ref() };
+    // SAFETY: as above.
+    let length = length.map(|header| unsafe { bytes(header.value.data, header.value.len) });
+    length.is_some_and(|length| length.iter().any(|digit| *digit != b'0'))
+        || request.headers_in.content_length_n > 0
+        || request.headers_in.chunked() == 1
 }
 
 /// # Safety

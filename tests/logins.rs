@@ -198,6 +198,21 @@ fn a_password_typed_as_a_name_is_not_sent() {
     }
 }
 
+/// nginx discards the body of a request that it refuses by itself, also where it has come with the head.
+#[test]
+fn a_body_that_nginx_refused_is_unread() {
+    let server = SERVER.replace(
+        "location / {",
+        "location /login { deny all; proxy_pass http://%BACKEND%; }
+         location / {",
+    );
+    let site = Site::start("login_fail_delay 0;", &server, |builder| builder);
+    assert_eq!(site.post("/login", &[], &json("ann")), 403);
+    assert_eq!(site.event().1, "unknown-unread");
+    assert_eq!(site.post("/login", &[], ""), 403);
+    assert_eq!(site.event().1, UNREADABLE);
+}
+
 #[test]
 fn what_becomes_of_an_unknown_account_is_the_rules() {
     let server = "
