@@ -214,6 +214,30 @@ fn a_body_that_nginx_refused_is_unread() {
 }
 
 #[test]
+fn a_confirmed_login_is_its_names() {
+    let server = "
+        tirreno on;
+        tirreno_default_event off;
+        tirreno_event account_login POST /login body=php status=2xx user=body:name confirmed=body;
+        tirreno_event account_login POST /omit body=php user=body:name confirmed=body unknown=omit
+            anonymous=on;
+        tirreno_event account_edit POST /lost body=php user=body:name confirmed=body;
+        tirreno_event account_login_fail POST /login body=php status=4xx user=body:name;
+        location / { proxy_pass http://%BACKEND%; }";
+    let site = Site::start("login_fail_delay 0;", server, |builder| builder);
+    site.post("/lost", &[], "name=ann");
+    assert!(is_alias(&site.event().1));
+    site.post("/login", &[], "name=ann");
+    assert_eq!(site.event().1, "ann");
+    site.post("/login?status=401", &[], "name=ann");
+    assert_eq!(site.event().1, "ann");
+    site.post("/login?status=401", &[], "name=bob");
+    assert!(is_alias(&site.event().1));
+    site.post("/omit", &[], "name=bob");
+    assert_eq!(site.event().1, NOBODY);
+}
+
+#[test]
 fn what_becomes_of_an_unknown_account_is_the_rules() {
     let server = "
         tirreno on;

@@ -432,7 +432,11 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         if let Some(id) = known.and_then(|(accounts, key)| accounts.known.find(key)) {
             return Some(id.into());
         }
+        // The application has let this very name in, and nobody disputes whose it is.
+        let is_undisputed = || known.is_none_or(|(accounts, key)| !accounts.known.has(key));
+        let is_let_in = || self.kind == EventType::AccountLogin && is_undisputed();
         match unknown {
+            Unknown::Hash if is_let_in() => Some(account.name.clone()),
             Unknown::Hash => Some(account.key.as_ref()?.alias().into_bytes().into()),
             Unknown::Send => Some(account.name.clone()),
             Unknown::Omit => None,
@@ -831,7 +835,8 @@ mod tests {
             user(&named("/login", 200, Found::Value("ann"))),
             (String::new(), Identity::None)
         );
-        assert_eq!(user(&named("/sure", 200, Found::Value("ann"))), (alias, Identity::Claim));
+        let sure = named("/sure", 200, Found::Value("eve"));
+        assert_eq!(user(&sure), ("eve".into(), Identity::Claim));
         let good = Facts {
             answer: vec![("id", Found::Value("u1"))],
             ..named("/login", 200, Found::Value("ann"))
