@@ -57,10 +57,10 @@ pub(crate) struct MainConf {
     verified: Vec<(Rc<Place>, bool)>,
     /// Where `tirreno_user` names what the client says, and whether `tirreno_verify` asks for more.
     believed: Vec<(Rc<Place>, bool)>,
-    /// The servers, as places in memory, with the `tirreno_session` for which there is no realm; and
-    /// whether that was said of it.
     /// Places of `tirreno_user`, and whether `tirreno` is on in any location that it holds for.
     users: Vec<(Rc<Place>, bool)>,
+    /// The servers, as places in memory, with the `tirreno_session` for which there is no realm; and
+    /// whether that was said of it.
     unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
     /// Whether any rule has `bind=`.
     binds: bool,
@@ -154,6 +154,8 @@ pub(crate) struct LocationConf {
     pub(crate) users: Option<(Rc<[Value]>, Rc<Place>)>,
     /// `tirreno_session`, and where it stands.
     pub(crate) sessions: Option<(Rc<[Token]>, Rc<Place>)>,
+    /// Where another file says `tirreno_session` before it, on the same level.
+    pub(crate) earlier_session: Option<Rc<Place>>,
     pub(crate) ip: Option<ComplexValue>,
     pub(crate) params: Option<Rc<Vec<(Param, Value)>>>,
     /// `ngx_conf_set_flag_slot` fills these.
@@ -209,6 +211,7 @@ impl Default for LocationConf {
             targets: u32::MAX,
             users: None,
             sessions: None,
+            earlier_session: None,
             ip: None,
             params: None,
             anonymous: NGX_CONF_UNSET as ngx_flag_t,
@@ -369,6 +372,7 @@ impl LocationConf {
         }
         if self.sessions.is_none() {
             self.sessions.clone_from(&parent.sessions);
+            self.earlier_session.clone_from(&parent.earlier_session);
         }
         if self.ip.is_none() {
             self.ip.clone_from(&parent.ip);
@@ -406,14 +410,14 @@ impl LocationConf {
                 "everybody can ask for the status, add \"allow\" and \"deny all\", or \"auth_basic\",",
             );
         }
+        main.binds |= self.rules().is_some_and(RuleSet::binds);
+        if let Some((Verify::Session, _, place)) = &self.verify {
+            note(&mut main.verified, place, !self.sessions().is_empty());
+        }
         if let Some((value, place)) = &self.enabled
             && !value.is_constant_off()
         {
             note(&mut main.enabled, place, self.may_capture());
-            main.binds |= self.rules().is_some_and(RuleSet::binds);
-            if let Some((Verify::Session, _, place)) = &self.verify {
-                note(&mut main.verified, place, !self.sessions().is_empty());
-            }
             if let Some((users, place)) = &self.users {
                 let is_checked =
                     matches!(&self.verify, Some((Verify::Answer | Verify::Session, ..)));
@@ -421,7 +425,9 @@ impl LocationConf {
                 note(&mut main.believed, place, is_checked || !users.iter().any(is_claim));
             }
             if let Some((_, place)) = self.sessions.as_ref().filter(|_| self.realm.is_none()) {
-                main.note_session(cf, place);
+                for place in self.earlier_session.iter().chain([place]) {
+                    main.note_session(cf, place);
+                }
             }
         }
         if let Some(lookup) = &self.lookup

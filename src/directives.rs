@@ -296,11 +296,20 @@ handler!(cmd_session, LocationConf, |cf, location, args| {
             Ok(token) if token.iter().any(|v| v.reads_answer()) => {
                 return needs_rule(cf, text);
             }
+            Ok(token) if token.iter().all(|value| value.constant().is_some()) => {
+                return cf.error(format_args!(
+                    "\"{text}\" in \"tirreno_session\" directive is one session for all requests, it must \
+                     be like \"cookie:NAME\" or \"header:NAME\""
+                ));
+            }
             Ok(token) => tokens.push(token),
             Err(error) => return invalid_value(cf, text, error),
         }
     }
-    location.sessions = Some((tokens.into(), Rc::new(cf.place())));
+    let place = Rc::new(cf.place());
+    if let Some((_, earlier)) = location.sessions.replace((tokens.into(), place.clone())) {
+        location.earlier_session = Some(earlier).filter(|earlier| earlier.file != place.file);
+    }
     NGX_CONF_OK
 });
 

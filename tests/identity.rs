@@ -1088,8 +1088,13 @@ fn an_event_waits_no_longer_than_its_answer_can_come() {
 fn what_cannot_work_is_an_error_of_the_configuration() {
     let server = |text: &str| format!("server {{ listen 127.0.0.1:%PORT8%; {text} }}");
     let on = "tirreno_target { url http://127.0.0.1:1/sensor/; api_key k; } ";
+    let presets = |builder: Builder| {
+        let session = |name: &str| format!("tirreno_session cookie:{name};");
+        builder.file("a.conf", &session("a")).file("b.conf", &session("b"))
+    };
     for (http, error) in [
         (server("tirreno on; tirreno_verify session;"), "needs \"tirreno_session\""),
+        (server("tirreno_verify session dry_run;"), "needs \"tirreno_session\""),
         (
             server("tirreno on; tirreno_verify session; tirreno_session cookie:a;"),
             "needs a rule with \"bind=\"",
@@ -1123,10 +1128,17 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
             ),
             "add \"tirreno_realm\"",
         ),
+        // Two presets on one level: the second one's session counts, and the first one's rules, too.
+        (
+            server("tirreno on; tirreno_user x; include %PREFIX%/a.conf; include %PREFIX%/b.conf;"),
+            "beside that in %PREFIX%/a.conf:1: if they are of two applications, add \"tirreno_realm\" to \
+             each, in %PREFIX%/b.conf:1",
+        ),
     ] {
-        let nginx = Nginx::builder().http(on).http(&http).build();
+        let nginx = presets(Nginx::builder()).http(on).http(&http).build();
+        let warning = warning.replace("%PREFIX%", nginx.prefix().to_str().unwrap());
         let (good, output) = nginx.test();
-        assert!(good && output.contains(warning), "{http}: {output}");
+        assert!(good && output.contains(&warning), "{http}: {output}");
     }
     for http in [
         server("tirreno on; tirreno_user verified $cookie_id;"),
@@ -1135,8 +1147,13 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
             "tirreno on; tirreno_user x; location /a { tirreno_realm a; tirreno_session cookie:a; }
              location /b { tirreno_realm b; tirreno_session cookie:b; }",
         ),
+        server(
+            "tirreno on; tirreno_user x; tirreno_realm a; include %PREFIX%/a.conf;
+             include %PREFIX%/b.conf;",
+        ),
+        server("tirreno on; tirreno_user x; tirreno_session cookie:a; tirreno_session cookie:b;"),
     ] {
-        let (good, output) = Nginx::builder().http(on).http(&http).build().test();
+        let (good, output) = presets(Nginx::builder()).http(on).http(&http).build().test();
         assert!(good && !output.contains("warn"), "{http}: {output}");
     }
 }

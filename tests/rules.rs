@@ -1500,7 +1500,7 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         ("page_view * /api/*", path("/api/*", star)),
         ("page_view * / user=body:a", wrong("user=body:a", body)),
         ("page_view * / if=request:a", wrong("if=request:a", body)),
-        ("page_view * / body=xml", must("body=xml", "\"json\", \"php\" or \"rails\"")),
+        ("page_view * / body=xml", must("body=xml", "\"json\", \"php\", \"rails\" or \"xmlrpc\"")),
         ("page_view * / body=json user=body:password", wrong("user=body:password", secret)),
         (
             "page_view * / user=cookie:",
@@ -1615,6 +1615,8 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_user verified;", "\"tirreno_user verified\" names no user".into()),
         ("tirreno_user cookie:;", "\"cookie:\" must be followed by a name".into()),
         ("tirreno_user body:a;", "\"body:a\" needs a body, which only rules read".into()),
+        ("tirreno_session SID;", "is one session for all requests, it must be like".into()),
+        ("tirreno_session cookie:SID a+b;", "\"a+b\" in \"tirreno_session\"".into()),
         ("tirreno_session answer:a;", "\"answer:a\" needs a body, which only rules read".into()),
         ("tirreno_param fullName request:a;", "needs a body, which only rules read".into()),
         ("tirreno_redact off a;", beside.into()),

@@ -410,7 +410,7 @@ impl<T: Text> Draft<T> {
             repeats: false,
             set: |draft, key, _, _| {
                 let format = BodyFormat::from_name(key.utf8()?);
-                let must = || key.must_be("\"json\", \"php\" or \"rails\"");
+                let must = || key.must_be("\"json\", \"php\", \"rails\" or \"xmlrpc\"");
                 draft.rule.body = Some(format.ok_or_else(must)?);
                 Ok(())
             },
