@@ -281,6 +281,13 @@ handler!(cmd_user, LocationConf, |cf, location, args| {
     for text in values {
         match read_value(cf, text) {
             Ok(value) if value.reads_answer() => return needs_rule(cf, text),
+            // Rules have these two words.
+            Ok(value) if matches!(value.constant(), Some(b"session" | b"basic")) => {
+                return cf.error(format_args!(
+                    "\"{text}\" in \"tirreno_user\" directive would be everybody's name, write \"user={text}\" in \
+                     a \"tirreno_event\""
+                ));
+            }
             Ok(value) => users.push(if verified { value.verified() } else { value }),
             Err(error) => return invalid_value(cf, text, error),
         }

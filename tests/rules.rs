@@ -1613,6 +1613,8 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_realm $host;", "\"tirreno_realm\" cannot contain variables".into()),
         ("tirreno_url path;", invalid("tirreno_url", "path", "\"request\" or \"page\"")),
         ("tirreno_user verified;", "\"tirreno_user verified\" names no user".into()),
+        ("tirreno_user cookie:a session;", "write \"user=session\" in a \"tirreno_event\"".into()),
+        ("tirreno_user verified basic;", "write \"user=basic\" in a \"tirreno_event\"".into()),
         ("tirreno_user cookie:;", "\"cookie:\" must be followed by a name".into()),
         ("tirreno_user body:a;", "\"body:a\" needs a body, which only rules read".into()),
         ("tirreno_session SID;", "is one session for all requests, it must be like".into()),
