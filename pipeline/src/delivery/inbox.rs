@@ -482,7 +482,9 @@ impl Inbox {
     /// What was taken and is not settled will be taken again.
     pub fn put_back(&self) {
         let mut state = self.state();
-        state.queue.put_back();
+        if let Some(drops) = state.queue.put_back() {
+            self.drop_full(drops);
+        }
         if state.leaving {
             state.queue.leave_backed();
         }

@@ -483,12 +483,40 @@ impl Queue {
         }
     }
 
-    /// What is being sent will be sent again.
-    pub fn put_back(&mut self) {
+    /// What is being sent will be sent again. What left the ring meanwhile, and has no room here, is
+    /// dropped.
+    pub fn put_back(&mut self) -> Option<Drops> {
         let taken: Vec<_> =
             self.entries.range(..self.first_new).map(|(number, _)| *number).collect();
         (self.taken, self.first_new) = (0, 0);
         taken.into_iter().for_each(|number| self.enter(number));
+        let mut dropped: Option<Drops> = None;
+        if self.holds_at_most(1.0) {
+            return dropped;
+        }
+        while let Some(number) = self.without_room() {
+            self.withdraw(number);
+            if let Some(waiting) = self.entries.remove(&number) {
+                self.events -= 1;
+                self.bytes -= waiting.entry.size();
+                let drops = Drops::one(waiting.time_ms());
+                dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
+            }
+        }
+        dropped
+    }
+
+    /// The record in memory that counts least, if there is more than there is room for.
+    fn without_room(&self) -> Option<u64> {
+        let last = |rank: Rank| Some((rank, *self.in_turn[rank.place()].last_key_value()?.1));
+        let (rank, number) = Rank::ALL.into_iter().rev().filter_map(last).next()?;
+        let share = if rank == Rank::Four { LOWEST_UP_TO } else { 1.0 };
+        (!self.holds_at_most(share)).then_some(number)
+    }
+
+    fn holds_at_most(&self, share: f64) -> bool {
+        let part = |most: usize| (most as f64 * share) as usize;
+        self.events <= part(self.most_events).max(1) && self.bytes <= part(self.most_bytes)
     }
 
     /// When the first `count` taken records were captured, in milliseconds since the epoch.
@@ -697,6 +725,19 @@ mod tests {
     fn offer_backed(queue: &mut Queue, time_ms: i64, segment: u32) {
         let end = time_ms as u32;
         queue.offer_backed(&record(EventType::PageView, time_ms), Place { segment, end });
+    }
+
+    #[test]
+    fn what_was_taken_when_it_left_the_ring_finds_no_more_room_than_other_records() {
+        let mut queue = Queue::new(10, 1 << 20);
+        (1..=30).for_each(|time| offer_backed(&mut queue, time, 0));
+        assert_eq!(queue.take(30).len(), 30);
+        // It may be written already.
+        let (moved, dropped) = queue.detach(true);
+        assert_eq!((moved.backed, dropped), (30, None));
+        assert_eq!(queue.put_back(), Some(drops(22, 9, 30)));
+        assert_eq!(times(&queue.take(30)), (1..=8).collect::<Vec<_>>());
+        assert_eq!(queue.put_back(), None);
     }
 
     #[test]
