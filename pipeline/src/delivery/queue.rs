@@ -229,15 +229,20 @@ impl Queue {
         let mut dropped: Option<Drops> = None;
         while !self.has_room_for(bytes, rank) {
             let Some(number) = self.least(rank, user) else { return (false, dropped) };
-            self.withdraw(number);
-            if let Some(waiting) = self.entries.remove(&number) {
-                self.events -= 1;
-                self.bytes -= waiting.entry.size();
-                let drops = Drops::one(waiting.time_ms());
-                dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
-            }
+            self.evict(number, &mut dropped);
         }
         (true, dropped)
+    }
+
+    /// Drops a record in memory that is not being sent.
+    fn evict(&mut self, number: u64, dropped: &mut Option<Drops>) {
+        self.withdraw(number);
+        if let Some(waiting) = self.entries.remove(&number) {
+            self.events -= 1;
+            self.bytes -= waiting.entry.size();
+            let drops = Drops::one(waiting.time_ms());
+            dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
+        }
     }
 
     /// The record that counts least, if it counts less than one of that rank and user.
@@ -495,13 +500,7 @@ impl Queue {
             return dropped;
         }
         while let Some(number) = self.without_room() {
-            self.withdraw(number);
-            if let Some(waiting) = self.entries.remove(&number) {
-                self.events -= 1;
-                self.bytes -= waiting.entry.size();
-                let drops = Drops::one(waiting.time_ms());
-                dropped.get_or_insert(Drops { count: 0, ..drops }).add(&drops);
-            }
+            self.evict(number, &mut dropped);
         }
         dropped
     }
