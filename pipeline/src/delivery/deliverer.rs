@@ -230,23 +230,13 @@ impl Deliverer {
         self.thread.thread().unpark();
         let pid = std::process::id();
         let mut phase = lock(&self.control.phase);
-        let mut waits_since = None;
+        let mut patience = Patience { since, longest: self.longest, waits_since: None };
         loop {
             let is_over = match *phase {
-                Phase::Ended => break,
-                Phase::Waits if !self.is_needed(pid) => break,
-                // Another one has the election, or this one is about to get it back, having left the rings
-                // to one that then stopped, too.
-                Phase::Waits => {
-                    waits_since.get_or_insert_with(Instant::now).elapsed() >= RING_LIMIT + GRACE
-                }
-                // The thread keeps the times itself.
-                Phase::Delivers => {
-                    waits_since = None;
-                    since.elapsed() >= self.longest + GRACE
-                }
+                Phase::Waits if !self.is_needed(pid) => true,
+                phase => patience.is_over(phase, most, Instant::now()),
             };
-            if is_over || most.is_some_and(|most| since.elapsed() >= most + GRACE) {
+            if is_over {
                 break;
             }
             let waited = self.control.phase_changed.wait_timeout(phase, POLL_STOPPING * 2);
@@ -275,6 +265,38 @@ impl Deliverer {
         self.zone.has_records_of(pid)
             || self.zone.has_records()
                 && !self.control.is_another(self.zone, &[Stay::Stays, Stay::Exiting])
+    }
+}
+
+/// How long a process that exits waits for its thread.
+struct Patience {
+    /// When it was told to exit.
+    since: Instant,
+    /// What its thread may take at most to deliver what it holds.
+    longest: Duration,
+    /// Since when the thread waits to be elected, without a break.
+    waits_since: Option<Instant>,
+}
+
+impl Patience {
+    /// Whether it is over, where all may take `most` since the process was told to exit.
+    fn is_over(&mut self, phase: Phase, most: Option<Duration>, now: Instant) -> bool {
+        let took = now.saturating_duration_since(self.since);
+        let is_late = match phase {
+            Phase::Ended => true,
+            // Another one has the election, or this one is about to get it back, having left the rings to
+            // one that then stopped, too.
+            Phase::Waits => {
+                let since = *self.waits_since.get_or_insert(now);
+                now.saturating_duration_since(since) >= RING_LIMIT + GRACE
+            }
+            // The thread keeps the times itself.
+            Phase::Delivers => {
+                self.waits_since = None;
+                took >= self.longest + GRACE
+            }
+        };
+        is_late || most.is_some_and(|most| took >= most + GRACE)
     }
 }
 
@@ -409,5 +431,46 @@ struct Leave(Ledger);
 impl Drop for Leave {
     fn drop(&mut self) {
         self.0.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_secs(30);
+    const MOMENT: Duration = Duration::from_millis(1);
+
+    fn patience() -> (Patience, Instant) {
+        let since = Instant::now();
+        (Patience { since, longest: LONGEST, waits_since: None }, since)
+    }
+
+    #[test]
+    fn a_thread_may_wait_to_be_elected_for_a_while_each_time() {
+        let (mut patience, since) = patience();
+        let limit = RING_LIMIT + GRACE;
+        assert!(!patience.is_over(Phase::Waits, None, since));
+        assert!(!patience.is_over(Phase::Waits, None, since + limit - MOMENT));
+        // It was elected, and left the rings to another one: the time begins anew.
+        assert!(!patience.is_over(Phase::Delivers, None, since + limit));
+        let again = since + 2 * limit;
+        assert!(!patience.is_over(Phase::Waits, None, again));
+        assert!(!patience.is_over(Phase::Waits, None, again + limit - MOMENT));
+        assert!(patience.is_over(Phase::Waits, None, again + limit));
+    }
+
+    #[test]
+    fn a_thread_that_delivers_keeps_its_times_itself_unless_they_are_cut_short() {
+        let (mut patience, since) = patience();
+        let limit = LONGEST + GRACE;
+        assert!(!patience.is_over(Phase::Delivers, None, since + limit - MOMENT));
+        assert!(patience.is_over(Phase::Delivers, None, since + limit));
+        let most = Duration::from_secs(1);
+        assert!(!patience.is_over(Phase::Delivers, Some(most), since + most + GRACE - MOMENT));
+        for phase in [Phase::Delivers, Phase::Waits] {
+            assert!(patience.is_over(phase, Some(most), since + most + GRACE));
+        }
+        assert!(patience.is_over(Phase::Ended, None, since));
     }
 }
