@@ -3,7 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io, ptr, thread};
 
@@ -127,31 +128,55 @@ unsafe fn in_child(f: impl FnOnce() -> io::Result<()>) -> io::Result<libc::pid_t
     }
 }
 
+/// The children of [`answers`] that a disk held back, and what each asks for.
+static ASKING: Mutex<Vec<(libc::pid_t, PathBuf)>> = Mutex::new(Vec::new());
+
 /// Whether the disk that the file lies on answers within a second. A master that waits for one in the
 /// kernel could not even be stopped, so that a child asks; where that cannot be made, it does.
+///
+/// Nobody else may reap the child, and nginx does not. One that hangs is kept, and asked about by whoever
+/// asks for the same file next: however often nginx reloads while the disk hangs, there is one for each file.
 pub(crate) fn answers(path: &Path) -> bool {
+    let mut asking = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+    asking.retain(|(child, _)| !has_ended(*child));
+    let child = match asking.iter().position(|(_, asked)| asked == path) {
+        Some(place) => asking.swap_remove(place).0,
+        None => match ask(path) {
+            Ok(child) => child,
+            Err(_) => return true,
+        },
+    };
+    let until = Instant::now() + ANSWERS_WITHIN;
+    while !has_ended(child) {
+        if Instant::now() >= until {
+            asking.push((child, path.to_owned()));
+            return false;
+        }
+        thread::sleep(ANSWERS_POLL);
+    }
+    true
+}
+
+/// A child that ends once the disk has answered.
+fn ask(path: &Path) -> io::Result<libc::pid_t> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let paths = [directory, path, &lock_path(path)];
     let paths = paths.map(|path| CString::new(path.as_os_str().as_bytes()).unwrap_or_default());
     // SAFETY: it allocates nothing and takes no lock.
-    let child = unsafe {
+    unsafe {
         in_child(|| {
             // The sockets would stay open for as long as it hangs.
             libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
             paths.iter().for_each(|path| drop(access_path(path, libc::F_OK)));
             Ok(())
         })
-    };
-    let Ok(child) = child else { return true };
-    let until = Instant::now() + ANSWERS_WITHIN;
-    // SAFETY: no status is asked for.
-    while unsafe { libc::waitpid(child, ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) } == 0 {
-        if Instant::now() >= until {
-            return false;
-        }
-        thread::sleep(ANSWERS_POLL);
     }
-    true
+}
+
+/// Whether the child has ended, or is another process's, as in a worker that was made since. It is reaped.
+fn has_ended(child: libc::pid_t) -> bool {
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(child, ptr::null_mut(), libc::__WCLONE | libc::WNOHANG) != 0 }
 }
 
 /// Makes the calling thread, and no other, that user. There is no way back.

@@ -833,3 +833,44 @@ fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
     assert!(lost <= of_hung + 1, "{lost} lost, {of_hung} said");
     assert_eq!((bench.lost_in_log("file"), bench.lost_in_log("tirreno")), (0, said));
 }
+
+/// How many processes ask for the master whether a disk answers: all that are no workers.
+fn askers(nginx: &Nginx) -> usize {
+    // In this order, or a worker that changes its name meanwhile is none of them.
+    let mut workers = nginx.workers();
+    let all = nginx.children();
+    workers.extend(nginx.exiting_workers());
+    workers.extend(nginx.workers());
+    all.iter().filter(|pid| !workers.contains(pid)).count()
+}
+
+/// 0.1.0: each configuration that is read while the disk hangs leaves a process behind, for ever.
+#[test]
+fn reloads_while_a_disk_hangs_leave_one_process_until_it_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = HangingDisk::mount(directory.path()) else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let hung = disk.file("hung.log");
+    let target = format!("tirreno_target hung {{ type file; path {}; }}", hung.display());
+    let bench = Bench::start(&target, 1);
+    assert_eq!(askers(&bench.nginx), 0);
+    disk.hang();
+    for round in 1..=3 {
+        bench.nginx.reload();
+        wait_until(SOON, "the configuration to be in force", || {
+            bench.nginx.error_log().matches("does not answer").count() == round
+        });
+        // A worker may have no name yet, or none any more.
+        wait_until(SOON, &format!("one process after {round} reloads"), || {
+            askers(&bench.nginx) == 1
+        });
+    }
+    disk.release();
+    bench.nginx.reload();
+    wait_until(SOON, "all to be reaped", || {
+        askers(&bench.nginx) == 0 && bench.nginx.zombies().is_empty()
+    });
+    assert_eq!(bench.nginx.crashes(&[]), Vec::<String>::new());
+}

@@ -338,6 +338,11 @@ impl Nginx {
         children_titled(self.master_pid(), |_| true)
     }
 
+    /// The current master's children that have ended and that it has not waited for.
+    pub fn zombies(&self) -> Vec<u32> {
+        children(self.master_pid(), |stat| stat.state == 'Z')
+    }
+
     /// Changes the configuration on disk; [`Nginx::reload`] makes nginx read it.
     pub fn reconfigure(&mut self, change: impl FnOnce(Builder) -> Builder) {
         self.builder = change(self.builder.clone());
@@ -737,11 +742,15 @@ impl Stat {
 }
 
 fn children_titled(parent: u32, wanted: impl Fn(&str) -> bool) -> Vec<u32> {
-    numbered(Path::new("/proc"))
-        .into_iter()
-        .filter(|&pid| Stat::of(pid).is_some_and(|stat| stat.parent == parent && stat.state != 'Z'))
-        .filter(|&pid| wanted(&title(pid)))
-        .collect()
+    let mut pids = children(parent, |stat| stat.state != 'Z');
+    pids.retain(|&pid| wanted(&title(pid)));
+    pids
+}
+
+fn children(parent: u32, wanted: impl Fn(&Stat) -> bool) -> Vec<u32> {
+    let mut pids = numbered(Path::new("/proc"));
+    pids.retain(|&pid| Stat::of(pid).is_some_and(|stat| stat.parent == parent && wanted(&stat)));
+    pids
 }
 
 /// The command line; nginx puts its processes' titles there.
