@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -1353,6 +1354,141 @@ fn the_log_says_that_the_key_and_the_first_event_were_accepted() {
     assert_eq!(sensor.key_checks().len(), 1, "the key is asked for once");
 }
 
+/// The trace ids of the rejected events in the status, as listed.
+fn listed(status: &Value) -> Vec<String> {
+    let events = status["targets"]["tirreno"]["rejected_events"].as_array().expect("a list");
+    events.iter().map(|event| event["trace_id"].as_str().expect("a string").to_owned()).collect()
+}
+
+/// Has one event rejected as invalid by a server that accepts others; returns its visit.
+fn visit_rejected(nginx: &Nginx, path: &str) -> Visit {
+    let before = account(nginx);
+    let wait = |what, wanted: &dyn Fn(&Account) -> bool| {
+        wait_for(SOON, what, || match account(nginx) {
+            account if wanted(&account) => Ok(()),
+            account => Err(format!("{account:?}")),
+        });
+    };
+    visit_as(nginx, "user1", "/good");
+    wait("the other event", &|account| account.delivered > before.delivered);
+    let visit = visit_as(nginx, "mallory", path);
+    wait("the rejection", &|account| account.rejected > before.rejected);
+    visit
+}
+
+#[test]
+fn rejected_events_are_listed_by_every_worker_and_over_a_reload() {
+    let schema: Value = serde_json::from_str(include_str!("../docs/status.schema.json")).unwrap();
+    let schema = jsonschema::validator_for(&schema).unwrap();
+    for has_spool in [false, true] {
+        let sensor = Sensor::start(SensorOptions::default());
+        sensor.set_rule("/bad", Answer::code(400));
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let spool = format!("spool {};", path("spool").display());
+        let audit = path("audit.log");
+        let mut nginx = site(&sensor, if has_spool { &spool } else { "" })
+            .http(&format!(
+                "tirreno_target audit {{ type file; path {}; format json; interval 20ms; }}",
+                audit.display()
+            ))
+            .http("server { listen 127.0.0.1:%PORT1%; add_header X-Worker $pid; location / { tirreno off; tirreno_status; } }")
+            .workers(2)
+            .start();
+        wait_delivered(&nginx, &visit(&nginx, "before", 3));
+        assert_eq!(listed(&nginx.status("/status")), Vec::<String>::new());
+
+        let mut bad: Vec<_> =
+            (0..3).map(|n| visit_rejected(&nginx, &format!("/bad/secret/{n}"))).collect();
+        let wanted = |bad: &[Visit]| -> Vec<_> {
+            bad.iter().rev().map(|visit| visit.trace.clone()).collect()
+        };
+        let wait_listed = |nginx: &Nginx, wanted: &[String]| {
+            wait_for(SOON, "the list", || match nginx.status("/status") {
+                status if listed(&status) == wanted => Ok(status),
+                status => Err(status["targets"].to_string()),
+            })
+        };
+        let status = wait_listed(&nginx, &wanted(&bad));
+        schema.validate(&status).unwrap_or_else(|error| panic!("{error}: {status:#}"));
+        let event = &status["targets"]["tirreno"]["rejected_events"][0];
+        assert_eq!(
+            (&event["type"], &event["reason"]),
+            (&"page_view".into(), &"answered 400".into())
+        );
+        assert_eq!(event["spool_id"].is_u64(), has_spool, "{event}");
+        let written = fs::read_to_string(&audit).unwrap();
+        let record = written.lines().find(|line| line.contains(&bad[2].trace)).expect("a record");
+        let record: Value = serde_json::from_str(record).unwrap();
+        assert_eq!(
+            (&record["trace_id"], &record["user_id"]),
+            (&event["trace_id"], &"mallory".into())
+        );
+
+        // Each worker tells the same.
+        let mut told = BTreeSet::new();
+        wait_until(SOON, "both workers", || {
+            let response = client::get(nginx.port_n(1), "/", &[]).expect("an answer");
+            assert_eq!(listed(&serde_json::from_slice(&response.body).unwrap()), wanted(&bad));
+            told.insert(response.header("X-Worker"));
+            told.len() == 2
+        });
+        nginx.reload();
+        assert_eq!(listed(&nginx.status("/status")), wanted(&bad));
+        bad.push(visit_rejected(&nginx, "/bad/secret/3"));
+        wait_listed(&nginx, &wanted(&bad));
+
+        let page = request(&nginx, "GET", "/status?format=html", &[]).text();
+        let metrics = request(&nginx, "GET", "/status?format=prometheus", &[]).text();
+        let (json, log) = (nginx.status("/status").to_string(), nginx.error_log());
+        for visit in &bad {
+            assert!(page.contains(&visit.trace) && !metrics.contains(&visit.trace));
+            let line = lines(&nginx, &format!("the event {} is rejected", visit.trace));
+            assert_eq!(line.len(), 1, "{log}");
+            assert!(line[0].contains("answered 400") && line[0].contains(": page_view, captured "));
+            assert_eq!(line[0].contains("kept in the spool with the id "), has_spool);
+        }
+        assert!(metrics.contains("tirreno_rejected_events_total{target=\"tirreno\"} 4"));
+        for text in [&page, &metrics, &json, &log] {
+            assert!(!text.contains("mallory") && !text.contains("secret"), "{text}");
+        }
+
+        if has_spool {
+            // The spool is what tells, also after a restart, and of what was deleted from it.
+            nginx.quit();
+            nginx.start();
+            wait_listed(&nginx, &wanted(&bad));
+            let id =
+                nginx.status("/status")["targets"]["tirreno"]["rejected_events"][0]["spool_id"]
+                    .clone();
+            let files = fs::read_dir(path("spool")).unwrap().map(|entry| entry.unwrap().path());
+            let file = files.into_iter().find(|file| file.extension().is_some_and(|e| e == "db"));
+            let database = rusqlite::Connection::open(file.expect("a database")).unwrap();
+            database.busy_timeout(SOON).unwrap();
+            let delete = "DELETE FROM rejected WHERE id = ?1";
+            assert_eq!(database.execute(delete, [id.as_i64()]).unwrap(), 1);
+            bad.pop();
+            wait_listed(&nginx, &wanted(&bad));
+        }
+    }
+}
+
+#[test]
+fn of_many_rejected_events_the_last_are_listed_and_few_are_logged() {
+    let sensor = Sensor::start(SensorOptions::default());
+    sensor.set_rule("/bad", Answer::code(400));
+    let nginx = site(&sensor, "").start();
+    wait_delivered(&nginx, &visit(&nginx, "before", 1));
+    let bad: Vec<_> = (0..60).map(|n| visit_rejected(&nginx, &format!("/bad/{n}"))).collect();
+    let last: Vec<_> = bad[10..].iter().rev().map(|visit| visit.trace.clone()).collect();
+    assert_eq!(listed(&nginx.status("/status")), last);
+    assert_eq!(account(&nginx).rejected, 60);
+    // Ten a minute, and these took less than that, or two on a machine that is very slow.
+    let said = lines(&nginx, " is rejected: ").len();
+    assert!((10..=20).contains(&said), "{said} lines");
+    assert!(!lines(&nginx, "others are only in the status").is_empty());
+}
+
 // The status.
 
 fn keys(value: &Value) -> BTreeSet<&str> {
@@ -1383,9 +1519,9 @@ fn the_status_has_exactly_the_documented_keys_for_each_target() {
         "delivered",
         "rejected",
         "rejected_by_reason",
+        "rejected_events",
         "dropped",
         "dropped_by_reason",
-        "rejected_by_reason",
         "delivered_per_second",
         "delivery_seconds",
         "merged",

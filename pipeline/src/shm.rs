@@ -2,5 +2,7 @@
 
 pub mod bindings;
 pub mod metrics;
+pub mod rejected;
 pub mod ring;
+mod version;
 pub mod zone;

@@ -24,6 +24,7 @@ use crate::delivery::target::{Running, Target};
 use crate::log_queue::LogQueue;
 use crate::privacy::Privacy;
 use crate::record::Record;
+use crate::shm::rejected::Rejected;
 use crate::shm::zone::{Fault, Ledger, State, Zone};
 
 /// The longest pause after attempts that failed.
@@ -264,14 +265,34 @@ impl Target for FileTarget {
 /// Entries that were sent and may still be lost.
 struct Sent {
     entries: usize,
-    /// How many between them are too long, and were not.
-    rejected: usize,
+    /// Those between them that are too long, and were not.
+    refused: Refused,
     /// When they were.
     at: Instant,
     /// What the socket has sent behind them.
     end: u64,
     /// Since when they are confirmed.
     confirmed: Option<Instant>,
+}
+
+/// Entries that are refused for good.
+struct Refused {
+    entries: usize,
+    /// Those of them that are events.
+    events: Vec<Rejected>,
+}
+
+impl Refused {
+    /// They are too long.
+    fn too_long(entries: &[&Entry]) -> Self {
+        let event = |entry: &&Entry| {
+            let Entry::Record(bytes) = *entry else { return None };
+            let record = Record::parse(bytes)?;
+            let (kind, time_ms) = (Some(record.kind()), record.time_ms());
+            Some(Rejected::now(record.trace(), kind, time_ms, Fault::TooLong))
+        };
+        Self { entries: entries.len(), events: entries.iter().filter_map(event).collect() }
+    }
 }
 
 /// A target that is no file.
@@ -359,26 +380,26 @@ impl Sender {
             }
             bytes.clear();
             let fits = |entry: &&Entry| self.writer.entry(entry, limit, &mut bytes);
-            let fitting = entries.iter().filter(fits).count();
-            let rejected = entries.len() - fitting;
-            if rejected > 0 {
+            let (fitting, too_long): (Vec<_>, Vec<_>) = entries.iter().partition(fits);
+            if !too_long.is_empty() {
                 self.health.rejected(inbox, Fault::TooLong, Instant::now());
             }
             match socket.write(&bytes, &go_on) {
                 Ok(()) => {}
                 Err(Fault::TooLong) if socket.takes_one() => {
                     self.health.rejected(inbox, Fault::TooLong, Instant::now());
-                    inbox.settle(1, Outcome::Rejected);
+                    self.settled(inbox, 0, &Refused::too_long(&fitting));
                     continue;
                 }
                 Err(fault) => return Err(fault),
             }
+            let refused = Refused::too_long(&too_long);
             if socket.takes_one() {
-                self.settled(inbox, fitting, rejected);
+                self.settled(inbox, fitting.len(), &refused);
             } else {
                 sent.push_back(Sent {
-                    entries: fitting,
-                    rejected,
+                    entries: fitting.len(),
+                    refused,
                     at: Instant::now(),
                     end: socket.sent(),
                     confirmed: None,
@@ -411,7 +432,7 @@ impl Sender {
         while let Some(chunk) = sent.front()
             && chunk.confirmed.is_some_and(|since| now - since >= outlives)
         {
-            self.settled(inbox, chunk.entries, chunk.rejected);
+            self.settled(inbox, chunk.entries, &chunk.refused);
             sent.pop_front();
         }
         Ok(())
@@ -419,9 +440,9 @@ impl Sender {
 
     /// So many entries are delivered. Only this tells that it works: a receiver that takes what it is
     /// sent and closes shall not get it over and over without a pause.
-    fn settled(&mut self, inbox: &Inbox, entries: usize, rejected: usize) {
-        if rejected > 0 {
-            inbox.settle(rejected, Outcome::Rejected);
+    fn settled(&mut self, inbox: &Inbox, entries: usize, refused: &Refused) {
+        if refused.entries > 0 {
+            inbox.settle(refused.entries, Outcome::Rejected(&refused.events));
         }
         if entries == 0 {
             return;

@@ -31,7 +31,7 @@ impl Health {
     /// One event is refused for good.
     pub fn rejected(&mut self, inbox: &Inbox, fault: Fault, now: Instant) {
         inbox.ledger().show(inbox.slot(), State::Ok, Some(fault));
-        self.say(inbox, fault, "this event is set aside", now);
+        self.say(inbox, fault, "this event is rejected", now);
     }
 
     fn say(&mut self, inbox: &Inbox, fault: Fault, note: &str, now: Instant) {

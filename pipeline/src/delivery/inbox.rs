@@ -18,6 +18,7 @@ use crate::delivery::repeat::{Repeat, Repeats, UNKNOWN_MANY};
 use crate::delivery::spool::database::SpoolTotals;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::record::Record;
+use crate::shm::rejected::Rejected;
 use crate::shm::ring::{Place, Taken};
 use crate::shm::zone::{DropReason, Fault, Ledger, Zone};
 
@@ -41,8 +42,8 @@ const REPEAT: Duration = Duration::from_secs(60);
 pub enum Outcome<'a> {
     /// They are where they belong.
     Delivered,
-    /// They are refused for good.
-    Rejected,
+    /// They are refused for good: these events.
+    Rejected(&'a [Rejected]),
     /// They are in the spool, which counts this since then.
     Spooled(Option<&'a SpoolTotals>),
     /// They are given up.
@@ -513,7 +514,8 @@ impl Inbox {
                 ledger.moved_to_spool(slot, memory, None);
                 ledger.spooled(slot, backed, totals);
             }
-            Outcome::Rejected => {
+            Outcome::Rejected(events) => {
+                events.iter().for_each(|event| ledger.list_rejected(slot, event));
                 ledger.collected(slot, backed);
                 ledger.rejected(slot, memory + backed);
             }

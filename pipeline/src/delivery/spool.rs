@@ -12,4 +12,4 @@ pub use database::{
     Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp,
     Stored, WhenFull,
 };
-pub use handle::{SETTLE, SETTLE_WITHIN, Spool};
+pub use handle::{SETTLE, SETTLE_WITHIN, SetAside, Spool};

@@ -40,7 +40,9 @@ use crate::identity::keys::{Keys, Secret};
 use crate::record::Record;
 use crate::shm::bindings::Bindings;
 use crate::shm::metrics::Metrics;
+use crate::shm::rejected::{self, Rejected};
 use crate::shm::ring::Place;
+use crate::shm::version::Version;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
@@ -65,8 +67,6 @@ const LEARNED_SHARE: usize = 16;
 const BINDINGS_SHARE: (usize, usize) = (3, 10);
 /// How many things of rules with `once=` are remembered.
 const ONCE: usize = 2048;
-/// How often what is changed together is read, or waited for, until it is whole.
-const VERSION_TRIES: usize = 1000;
 const MAGIC: u64 = u64::from_be_bytes(*b"tirreno2");
 
 /// Why an event was given up.
@@ -246,12 +246,13 @@ struct TargetCounters {
     oldest_ms: AtomicU64,
     /// Plus one; 0: unknown.
     drain_seconds: AtomicU64,
-    /// Odd while `collected`, `spooled` and `stored` change together.
-    version: AtomicU64,
+    /// Of `collected`, `spooled` and `stored`, which change together.
+    version: Version,
     /// Of `collected`, what went into the spool.
     spooled: AtomicU64,
     stored: StoredCounters,
     unreported: Unreported,
+    rejected_events: rejected::List,
 }
 
 /// Events that a stream target dropped, and of which no record in it tells yet: the next deliverer
@@ -865,6 +866,7 @@ impl Zone {
                 })
                 .filter(|(_, count)| *count > 0)
                 .collect(),
+            rejected_events: counters.rejected_events.read(),
             drain_seconds: counters.drain_seconds.load(Relaxed).checked_sub(1),
             retries: counters.retries.load(Relaxed),
             last_fault: fault.map(|f| (f, counters.fault_ms.load(Relaxed) as i64)),
@@ -949,10 +951,7 @@ impl TargetCounters {
     /// What the spool counts, and `spooled` and `collected` of the same moment.
     fn stored(&self) -> (SpoolTotals, u64, u64) {
         let stored = &self.stored;
-        let mut read = Default::default();
-        // A writer that was killed in the middle leaves an odd number until the next one comes.
-        for _ in 0..VERSION_TRIES {
-            let version = self.version.load(Acquire);
+        self.version.read(|| {
             let totals = SpoolTotals {
                 collected: stored.collected.load(Relaxed),
                 delivered: stored.delivered.load(Relaxed),
@@ -963,35 +962,13 @@ impl TargetCounters {
                 pending: stored.pending.load(Relaxed),
                 bytes: stored.bytes.load(Relaxed),
             };
-            read = (totals, self.spooled.load(Relaxed), self.collected.load(Relaxed));
-            std::sync::atomic::fence(Acquire);
-            if version.is_multiple_of(2) && self.version.load(Relaxed) == version {
-                break;
-            }
-        }
-        read
+            (totals, self.spooled.load(Relaxed), self.collected.load(Relaxed))
+        })
     }
 
     /// Changes what [`stored`](Self::stored) reads together.
     fn change_stored(&self, change: impl FnOnce(&Self)) {
-        let mut version = self.version.load(Relaxed);
-        // Where another process is at it for so long, it was killed.
-        for _ in 0..VERSION_TRIES {
-            if version.is_multiple_of(2) {
-                match self.version.compare_exchange(version, version + 1, Acquire, Relaxed) {
-                    Ok(_) => break,
-                    Err(other) => version = other,
-                }
-            } else {
-                std::thread::yield_now();
-                version = self.version.load(Relaxed);
-            }
-        }
-        let version = version | 1;
-        self.version.store(version, Relaxed);
-        std::sync::atomic::fence(Release);
-        change(self);
-        self.version.store(version + 1, Release);
+        self.version.change(|| change(self));
     }
 }
 
@@ -1015,6 +992,8 @@ pub struct Totals {
     pub stored: SpoolTotals,
     /// Why rejected events were set aside, and how many are kept for it.
     pub set_aside: Vec<(Fault, u64)>,
+    /// The last rejected events, the last one first.
+    pub rejected_events: Vec<Rejected>,
     /// In how many seconds nothing will be pending, at the present rate.
     pub drain_seconds: Option<u64>,
     /// Attempts after which the event was kept.
@@ -1068,6 +1047,16 @@ impl Ledger {
             fault.store(new, Relaxed);
             count.store(kept, Relaxed);
         }
+    }
+
+    /// Lists a rejected event that is in no spool.
+    pub fn list_rejected(&self, slot: usize, event: &Rejected) {
+        self.account(slot).rejected_events.add(event);
+    }
+
+    /// Lists the rejected events that the spool has kept last.
+    pub fn list_spooled(&self, slot: usize, events: &[Rejected]) {
+        self.account(slot).rejected_events.set_spooled(events);
     }
 
     /// An event that was captured at this time is delivered now; for the status alone.

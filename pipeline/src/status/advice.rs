@@ -115,6 +115,20 @@ pub(super) fn dropped(reason: &str) -> &'static str {
     }
 }
 
+/// Where more is known of rejected events.
+pub(super) fn rejected(has_spool: bool) -> &'static str {
+    match has_spool {
+        true => {
+            "The row with that id in the spool's table rejected holds the event; it can be sent again from there. An \
+             audit target has it under its trace_id."
+        }
+        false => {
+            "An audit target has the event under its trace_id, nginx's $request_id. A spool would keep it to be sent \
+             again."
+        }
+    }
+}
+
 /// What it means that requests are skipped for this reason.
 pub(super) fn skipped(reason: &str) -> &'static str {
     match reason {

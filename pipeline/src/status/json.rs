@@ -4,7 +4,9 @@ use chrono::{DateTime, SecondsFormat};
 use serde_json::{Map, Value, json};
 
 use super::{BY_STRENGTH, Snapshot, Target};
+use crate::event::EventType;
 use crate::shm::metrics::LATENCY_BOUNDS_MS;
+use crate::shm::rejected::Rejected;
 
 /// The snapshot as JSON, indented, with a newline at its end.
 pub fn json(snapshot: &Snapshot) -> String {
@@ -62,6 +64,7 @@ fn account(target: &Target) -> Value {
         "delivered_per_second": rounded(target.recent.per_second),
         "delivery_seconds": latency(target),
     });
+    account["rejected_events"] = totals.rejected_events.iter().map(rejected).collect();
     let set_aside: Map<_, _> =
         totals.set_aside.iter().map(|(why, n)| (why.to_string(), (*n).into())).collect();
     if target.kind == "tirreno" && !target.has_spool {
@@ -75,6 +78,19 @@ fn account(target: &Target) -> Value {
         });
     }
     account
+}
+
+fn rejected(event: &Rejected) -> Value {
+    let time = |ms| DateTime::from_timestamp_millis(ms).unwrap_or_default();
+    let time = |ms| time(ms).to_rfc3339_opts(SecondsFormat::Millis, true);
+    json!({
+        "trace_id": event.trace.as_str(),
+        "type": event.kind.map(EventType::name),
+        "captured": time(event.captured_ms),
+        "rejected": time(event.rejected_ms),
+        "reason": event.fault.to_string(),
+        "spool_id": event.id,
+    })
 }
 
 /// As in Prometheus, a bucket holds those before it.

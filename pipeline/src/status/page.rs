@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{BY_STRENGTH, Snapshot, Target, advice};
 use crate::clock::wall_ms;
+use crate::event::EventType;
 use crate::shm::metrics::{LATENCY_BOUNDS_MS, SLOTS};
 
 const STYLE: &str = include_str!("page.css");
@@ -248,6 +249,39 @@ fn losses(out: &mut String, target: &Target) {
         }
         out.push_str("</table>");
     }
+    rejected(out, target);
+}
+
+/// The last rejected events.
+fn rejected(out: &mut String, target: &Target) {
+    let events = &target.totals.rejected_events;
+    if events.is_empty() {
+        return;
+    }
+    let ids = if target.has_spool { "<th>id in the spool</th>" } else { "" };
+    let _ = write!(
+        out,
+        "<h3>Rejected last</h3><p class=\"soft\">{}</p><div class=\"wide\"><table><tr><th>captured</th>\
+         <th>type</th><th>reason</th><th>trace id</th>{ids}</tr>",
+        advice::rejected(target.has_spool)
+    );
+    for event in events {
+        let captured = DateTime::from_timestamp_millis(event.captured_ms).unwrap_or_default();
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td>",
+            captured.to_rfc3339_opts(SecondsFormat::Millis, true),
+            event.kind.map_or("", EventType::name),
+            escaped(&event.fault.to_string()),
+            event.trace.as_str(),
+        );
+        if target.has_spool {
+            let id = event.id.map(|id| id.to_string()).unwrap_or_default();
+            let _ = write!(out, "<td>{id}</td>");
+        }
+        out.push_str("</tr>");
+    }
+    out.push_str("</table></div>");
 }
 
 fn requests(out: &mut String, snapshot: &Snapshot) {

@@ -128,6 +128,7 @@ impl Connection {
             id: event.id,
             trace: post.trace,
             user: event.user,
+            kind: event.kind,
             sent,
             captured_ms: self.shared.captured_ms(event),
             waiting: self.shared.has_next(self.number) || !self.kept.is_empty(),

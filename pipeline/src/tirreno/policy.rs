@@ -11,8 +11,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, SecondsFormat};
+
 use crate::delivery::spool::{Outcome, Spool};
+use crate::event::EventType;
 use crate::log_queue::{Level, LogQueue, Once};
+use crate::shm::rejected::{Rejected, TraceId};
 use crate::shm::zone::{DropReason, Fault, Ledger, State};
 use crate::tirreno::rate::Pacer;
 
@@ -131,10 +135,13 @@ impl Book {
         }
     }
 
-    fn rejected(&self, id: EventId, fault: Fault) {
-        match (id, &self.store) {
+    fn rejected(&self, attempt: &Attempt<'_>, fault: Fault) {
+        match (attempt.id, &self.store) {
             (EventId::Stored(id), Some(store)) => store.settle(id, Outcome::Rejected(fault)),
             _ => {
+                let Attempt { trace, kind, captured_ms, .. } = *attempt;
+                let event = Rejected::now(trace, kind, captured_ms, fault);
+                self.ledger.list_rejected(self.slot, &event);
                 self.ledger.rejected(self.slot, 1);
                 if self.store.is_none() {
                     self.ledger.count_reason(self.slot, fault);
@@ -169,6 +176,8 @@ pub struct Attempt<'a> {
     pub trace: &'a str,
     /// Tells its user apart from others.
     pub user: u64,
+    /// What it is, where that is known.
+    pub kind: Option<EventType>,
     /// When it was sent.
     pub sent: Instant,
     /// Whether more events wait.
@@ -694,18 +703,17 @@ impl Policy {
     }
 
     fn reject(&mut self, attempt: Attempt<'_>, fault: Fault, now: Instant) -> Verdict {
-        let Attempt { id, trace, .. } = attempt;
-        self.strikes.remove(&id);
+        self.strikes.remove(&attempt.id);
         let (since, named) = &mut self.named;
         if now.saturating_duration_since(*since) >= REPEAT {
             (*since, *named) = (now, 0);
         }
-        // From a spool it may be any text.
-        if *named < MAX_NAMED && trace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        if *named < MAX_NAMED {
             *named += 1;
-            self.log(Level::Error, format!("{fault}: the event {trace} is rejected"));
+            let is_last = *named == MAX_NAMED;
+            self.log(Level::Error, rejection(&attempt, fault, is_last));
         }
-        self.book.rejected(id, fault);
+        self.book.rejected(&attempt, fault);
         self.show(Some(fault));
         Verdict::Settled
     }
@@ -759,6 +767,24 @@ impl Policy {
     fn log(&self, level: Level, text: impl std::fmt::Display) {
         self.log.log(level, format!("{}: {text}", self.config.label));
     }
+}
+
+/// What the log says of a rejected event; `is_last`: of further ones it says nothing for a while.
+fn rejection(attempt: &Attempt<'_>, fault: Fault, is_last: bool) -> String {
+    let time = DateTime::from_timestamp_millis(attempt.captured_ms).unwrap_or_default();
+    let time = time.to_rfc3339_opts(SecondsFormat::Millis, true);
+    let kind = attempt.kind.map_or("unknown type", EventType::name);
+    // From a spool it may be any text.
+    let trace = TraceId::of(attempt.trace);
+    let kept = match attempt.id {
+        EventId::Stored(id) => format!(", kept in the spool with the id {id}"),
+        EventId::Memory(_) => String::new(),
+    };
+    let more = if is_last { "; for a minute, others are only in the status" } else { "" };
+    format!(
+        "{fault}: the event {} is rejected: {kind}, captured {time}{kept}{more}",
+        trace.as_str()
+    )
 }
 
 #[cfg(test)]
@@ -863,6 +889,7 @@ mod tests {
             id: EventId::Memory(id),
             trace: "7f3a",
             user: id,
+            kind: Some(EventType::PageEdit),
             sent,
             captured_ms: 0,
             waiting: true,
@@ -882,8 +909,13 @@ mod tests {
         assert_eq!(b.counts(), (1, 1, 0, 98));
         assert_eq!(b.zone.totals(0).set_aside, [(Fault::Answered(400), 1)]);
         let lines = b.lines();
-        assert!(
-            lines.iter().any(|line| line.ends_with("answered 400: the event 7f3a is rejected"))
+        assert!(lines.iter().any(|line| line.ends_with(
+            "answered 400: the event 7f3a is rejected: page_edit, captured 1970-01-01T00:00:00.000Z"
+        )));
+        let [event] = &b.zone.totals(0).rejected_events[..] else { panic!("one event") };
+        assert_eq!(
+            (event.id, event.trace.as_str(), event.fault),
+            (None, "7f3a", Fault::Answered(400))
         );
         assert!(lines[0].ends_with("key accepted") && lines[1].ends_with("first event accepted"));
     }

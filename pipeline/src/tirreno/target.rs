@@ -15,9 +15,10 @@ use crate::delivery::inbox::{Inbox, Outcome};
 use crate::delivery::priority_queue::PriorityQueue;
 use crate::delivery::queue::Entry;
 use crate::delivery::repeat::{Repeat, Repeats};
-use crate::delivery::spool::{Intake, Merge, Spool, Stored};
+use crate::delivery::spool::{Intake, Merge, SetAside, Spool, Stored};
 use crate::delivery::target::{Running, Target};
 use crate::delivery::thread::{NICE_SENDING, spawn};
+use crate::event::EventType;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::Record;
@@ -70,11 +71,13 @@ pub struct Event {
     pub user: u64,
     /// Its rank.
     pub rank: Rank,
-    /// What it is.
+    /// Its type, where that is known.
+    pub kind: Option<EventType>,
+    /// What it holds.
     pub content: Content,
 }
 
-/// What an event is.
+/// What an event holds.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// A record, shared by the targets that get it.
@@ -446,9 +449,7 @@ impl Target for TirrenoTarget {
         }
         if let Some(store) = &self.store {
             store.leave();
-            if let Some(totals) = store.totals() {
-                self.ledger.show_stored(self.config.slot, &totals);
-            }
+            self.show_spool(store);
         }
     }
 }
@@ -533,7 +534,8 @@ impl TirrenoTarget {
             let rank = record.rank();
             lock(&self.shared.held).insert(id, (record.time_ms(), rank));
             let user = self.config.privacy.view(record).user_key();
-            let event = Event { id, user, rank, content: Content::Record(bytes.clone()) };
+            let (kind, content) = (Some(record.kind()), Content::Record(bytes.clone()));
+            let event = Event { id, user, rank, kind, content };
             let delay = self.login_fail_delay;
             match Attempt::of(&record) {
                 Some(Attempt::Failed(attempt)) if !delay.is_zero() && !self.stopping => {
@@ -671,10 +673,8 @@ impl TirrenoTarget {
         }
         let (expired, again) = store.maintain(now);
         self.spool_expired += expired;
+        self.show_spool(store);
         let totals = store.totals();
-        if let Some(totals) = &totals {
-            self.ledger.show_stored(self.config.slot, totals);
-        }
         let read = if store.may_send() { self.read_spool(store) } else { Some(false) };
         if read.is_some() {
             self.last_read = now;
@@ -695,6 +695,18 @@ impl TirrenoTarget {
         };
         self.look_at = [look, again].into_iter().flatten().min().map(|after| now + after);
         [look, again, Some(others)].into_iter().flatten().min()
+    }
+
+    /// Shows what the spool counts and keeps.
+    fn show_spool(&self, store: &Spool) {
+        let slot = self.config.slot;
+        if let Some(totals) = store.totals() {
+            self.ledger.show_stored(slot, &totals);
+        }
+        if let Some(SetAside { reasons, last }) = store.set_aside() {
+            self.ledger.show_reasons(slot, &reasons);
+            self.ledger.list_spooled(slot, &last);
+        }
     }
 
     /// Shows and says that what is in the spool cannot be sent, because another process has the right to.
@@ -751,7 +763,8 @@ impl TirrenoTarget {
         lock(&self.shared.held).insert(id, (stored.time_ms, stored.rank));
         self.shared.inbox.hold(1);
         self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
-        self.send(Event { id, user: stored.user, rank: stored.rank, content });
+        let Stored { user, rank, kind, .. } = stored;
+        self.send(Event { id, user, rank, kind, content });
     }
 
     /// No event comes any more.
@@ -778,9 +791,6 @@ impl TirrenoTarget {
             self.ledger.show_oldest(slot, oldest);
         }
         self.show_drain(now);
-        if let Some(store) = &self.store {
-            self.ledger.show_reasons(slot, &store.reasons());
-        }
         for (new, why) in [
             (mem::take(&mut self.spool_dropped), "the spool is full"),
             (mem::take(&mut self.spool_expired), "they were in the spool for max_age"),

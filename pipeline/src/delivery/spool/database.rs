@@ -38,8 +38,10 @@ use crate::delivery::priority_queue::BEFORE;
 use crate::delivery::spool::lock::is_plain;
 use crate::delivery::spool::schema::{ROW_OVERHEAD, prepare};
 use crate::delivery::turns::Turns;
+use crate::event::EventType;
 use crate::privacy::View;
 use crate::record::{Extra, Record};
+use crate::shm::rejected::{LISTED, Rejected, TraceId};
 use crate::shm::zone::Fault;
 use crate::tirreno::form;
 
@@ -221,6 +223,8 @@ pub struct Stored {
     pub rank: Rank,
     /// Tells users apart.
     pub user: u64,
+    /// What it is, where that is known.
+    pub kind: Option<EventType>,
     /// The form.
     pub body: String,
 }
@@ -295,7 +299,7 @@ const INSERT: &str = "INSERT INTO pending (trace_id, captured, type, rank, user,
 /// One more of many, while the event that stands for them waits.
 const MERGE: &str = "UPDATE pending SET repeated = repeated + 1 WHERE merge_key = ?1 AND turn = 0";
 /// What is read of an event.
-const SELECT: &str = "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous, repeated FROM pending";
+const SELECT: &str = "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous, repeated, type FROM pending";
 const SET_ASIDE: &str = "INSERT INTO rejected (id, trace_id, captured, type, rank, user, user_key,
         realm, identity, repeated, body, rejected, stamp, reason, status)
     SELECT id, trace_id, captured, type, rank, user, user_key, realm, identity, repeated, body,
@@ -892,6 +896,32 @@ impl Database {
         Ok(rows.into_iter().filter_map(|(fault, count)| Some((fault?, count))).collect())
     }
 
+    /// The rejected events that are kept and were rejected last.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn last_rejected(&self) -> Result<Vec<Rejected>, SpoolError> {
+        let mut select = self.db.prepare_cached(
+            "SELECT id, trace_id, type, captured, rejected, reason, status FROM rejected
+             ORDER BY stamp DESC, id DESC LIMIT ?1",
+        )?;
+        let rows = select.query_map([LISTED as i64], |row| {
+            let text = |column| row.get::<_, String>(column);
+            let event = |fault| -> Result<Rejected, rusqlite::Error> {
+                Ok(Rejected {
+                    id: Some(row.get::<_, i64>(0)? as u64),
+                    trace: TraceId::of(&text(1)?),
+                    kind: EventType::from_name(text(2)?.as_bytes()),
+                    captured_ms: time_ms(&text(3)?),
+                    rejected_ms: time_ms(&text(4)?),
+                    fault,
+                })
+            };
+            fault_of(&text(5)?, row.get(6)?).map(event).transpose()
+        })?;
+        Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    }
+
     /// Nothing is left of what was deleted, in the log beside the database either.
     ///
     /// # Errors
@@ -1096,12 +1126,14 @@ fn before(
 fn stored(row: &Row<'_>) -> Result<(Stored, i64, Option<i64>), rusqlite::Error> {
     let captured: String = row.get(2)?;
     let (body, repeated): (String, u32) = (row.get(5)?, row.get(9)?);
+    let kind: String = row.get(10)?;
     let event = Stored {
         id: row.get::<_, i64>(0)? as u64,
         trace: row.get(1)?,
         time_ms: time_ms(&captured),
         rank: rank(row.get(3)?),
         user: row.get::<_, i64>(4)? as u64,
+        kind: EventType::from_name(kind.as_bytes()),
         body: if repeated > 1 { form::with_repeated(&body, repeated) } else { body },
         stamp: Stamp(row.get(6)?),
     };

@@ -21,6 +21,7 @@ use crate::delivery::spool::database::{
 };
 use crate::delivery::spool::lock::{Sender, is_shared, set_aside};
 use crate::log_queue::{Level, LogQueue, Once};
+use crate::shm::rejected::Rejected;
 use crate::shm::zone::Fault;
 
 /// What became of so many events is committed together, …
@@ -64,9 +65,19 @@ struct Shared {
     /// Events that were handed out and deleted by somebody else.
     gone: BTreeSet<u64>,
     totals: Option<SpoolTotals>,
-    reasons: Vec<(Fault, u64)>,
+    /// Until it is shown.
+    set_aside: Option<SetAside>,
     /// Why it does not work.
     fault: Option<Fault>,
+}
+
+/// The rejected events that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAside {
+    /// Why, and how many for each reason.
+    pub reasons: Vec<(Fault, u64)>,
+    /// Those that were rejected last.
+    pub last: Vec<Rejected>,
 }
 
 struct Inner {
@@ -83,7 +94,7 @@ struct Inner {
     expired: Option<Instant>,
     /// Since something was deleted: when space is given back next.
     shrink: Option<Instant>,
-    /// Whether the kept rejected events may be others than those in `reasons`.
+    /// Whether the kept rejected events may be others than those that were counted last.
     recount: bool,
     /// The state of the log beside the database when it was last known, and when that was looked at.
     seen: (Seen, Option<Instant>),
@@ -285,9 +296,9 @@ impl Spool {
         lock(&self.shared).fault
     }
 
-    /// Why events were set aside, and how many are kept. It never waits.
-    pub fn reasons(&self) -> Vec<(Fault, u64)> {
-        lock(&self.shared).reasons.clone()
+    /// The rejected events that are kept, if they are others than when that was last asked. It never waits.
+    pub fn set_aside(&self) -> Option<SetAside> {
+        lock(&self.shared).set_aside.take()
     }
 
     /// Does what is due: writes outcomes, takes notice of what others changed, drops what is too old, and
@@ -448,8 +459,8 @@ impl Spool {
             inner.recount |= outcomes.values().any(is_rejected);
         }
         if std::mem::take(&mut inner.recount) {
-            let reasons = database.rejected_by_reason()?;
-            lock(&self.shared).reasons = reasons;
+            let (reasons, last) = (database.rejected_by_reason()?, database.last_rejected()?);
+            lock(&self.shared).set_aside = Some(SetAside { reasons, last });
         }
         use_it(database, inner)
     }
