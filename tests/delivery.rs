@@ -1270,6 +1270,30 @@ fn rate_auto_uses_what_tirrenos_own_limit_allows() {
 }
 
 #[test]
+fn a_reload_goes_on_with_the_rate_that_was_learned() {
+    let rate = Rate::new(40, 4);
+    let sensor = Sensor::start(SensorOptions { rate: Some(rate), ..SensorOptions::default() });
+    let directory = tempfile::tempdir().unwrap();
+    let spool = format!("spool {};", directory.path().join("spool").display());
+    let nginx = site(&sensor, &spool).workers(2).start();
+    visits(&nginx, (0..1000).map(|n| (format!("user{}", n % USERS), format!("/{n}"))));
+    let refused = || posts(&sensor).iter().filter(|post| post.answer == Some(429)).count();
+    let wait_stored = |count| sensor.wait_stored(count, 2 * SOON).unwrap();
+    // The window was filled twice, and the rate is settled.
+    wait_stored(3 * rate.events);
+    let before = refused();
+    for _ in 0..3 {
+        let stored = sensor.stored().len();
+        nginx.reload();
+        wait_stored(stored + rate.events);
+    }
+    let refused = refused() - before;
+    println!("{refused} refused after three reloads");
+    // One that begins anew sends faster and faster until it is refused, each time.
+    assert!(refused < 3, "{refused} were refused after three reloads");
+}
+
+#[test]
 fn three_hosts_share_a_limit_and_end_together() {
     for round in 0..if is_full() { 5 } else { 1 } {
         let rate = Rate::new(25, 5);

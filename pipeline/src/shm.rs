@@ -2,6 +2,7 @@
 
 pub mod bindings;
 pub mod metrics;
+mod pace;
 pub mod rejected;
 pub mod ring;
 mod version;

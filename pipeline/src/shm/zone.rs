@@ -40,9 +40,11 @@ use crate::identity::keys::{Keys, Secret};
 use crate::record::Record;
 use crate::shm::bindings::Bindings;
 use crate::shm::metrics::Metrics;
+use crate::shm::pace::KeptPace;
 use crate::shm::rejected::{self, Rejected};
 use crate::shm::ring::Place;
 use crate::shm::version::Version;
+use crate::tirreno::rate::Pace;
 
 /// The most targets of one zone, over all configurations that used it.
 pub const MAX_TARGETS: usize = 32;
@@ -253,6 +255,7 @@ struct TargetCounters {
     stored: StoredCounters,
     unreported: Unreported,
     rejected_events: rejected::List,
+    pace: KeptPace,
 }
 
 /// Events that a stream target dropped, and of which no record in it tells yet: the next deliverer
@@ -1047,6 +1050,16 @@ impl Ledger {
             fault.store(new, Relaxed);
             count.store(kept, Relaxed);
         }
+    }
+
+    /// Keeps for the next deliverer what is known of the limit of the target's server.
+    pub fn keep_pace(&self, slot: usize, server: u64, pace: Option<&Pace>) {
+        self.account(slot).pace.keep(server, pace);
+    }
+
+    /// What the deliverer before this one knew of the limit of that server.
+    pub fn pace(&self, slot: usize, server: u64) -> Option<Pace> {
+        self.account(slot).pace.learned(server)
     }
 
     /// Lists a rejected event that is in no spool.

@@ -18,7 +18,7 @@ use crate::event::EventType;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::rejected::{Rejected, TraceId};
 use crate::shm::zone::{DropReason, Fault, Ledger, State};
-use crate::tirreno::rate::Pacer;
+use crate::tirreno::rate::{Pace, Pacer};
 
 /// First and longest pause after an attempt that failed.
 const BACKOFF: Duration = Duration::from_millis(500);
@@ -41,6 +41,8 @@ const MAX_STRUCK_OUT: usize = 1024;
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// So many rejected events are named in the log within [`REPEAT`].
 const MAX_NAMED: u32 = 10;
+/// How often the pace is kept for the next deliverer while events are accepted.
+const PACE_KEPT: Duration = Duration::from_millis(100);
 /// With `resend`: for so long after its acceptance an event is sent again when the server fails.
 pub const CONFIRM: Duration = Duration::from_secs(1);
 /// The same thing is said once in this time.
@@ -125,6 +127,8 @@ pub struct Book {
     pub slot: usize,
     /// Its spool, if it has one.
     pub store: Option<Arc<Spool>>,
+    /// Tells its server from others.
+    pub server: u64,
 }
 
 impl Book {
@@ -156,6 +160,10 @@ impl Book {
             EventId::Stored(_) => {}
             EventId::Memory(_) => self.ledger.dropped(self.slot, 1, reason),
         }
+    }
+
+    fn keep_pace(&self, learned: Option<&Pace>) {
+        self.ledger.keep_pace(self.slot, self.server, learned);
     }
 
     fn retry(&self) {
@@ -238,6 +246,8 @@ pub struct Policy {
     book: Book,
     log: LogQueue,
     pacer: Pacer,
+    /// When the pace was kept for the next deliverer; nothing: that one may be there.
+    pace_kept: Option<Instant>,
     hold: Hold,
     closed: bool,
     /// How many events the server took since the start.
@@ -274,10 +284,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The state at the start, at `now`: the key is asked for before anything is sent.
+    /// The state at the start, at `now`: the key is asked for before anything is sent. The pace is that of
+    /// the deliverer before.
     pub fn new(config: PolicyConfig, book: Book, log: LogQueue, now: Instant) -> Self {
+        let learned = book.ledger.pace(book.slot, book.server);
         Self {
-            pacer: Pacer::new(config.rate),
+            pacer: Pacer::resume(config.rate, learned, now),
+            pace_kept: Some(now),
             config,
             book,
             log,
@@ -329,6 +342,7 @@ impl Policy {
     /// has named no limit gets all as fast as it takes it.
     pub fn last_chance(&mut self, now: Instant) {
         self.recoveries += 1;
+        self.pace_kept = None;
         self.pacer.hurry();
         if let Hold::Backoff { until, .. } = &mut self.hold {
             *until = now;
@@ -407,6 +421,7 @@ impl Policy {
             Answer::Status(429) => {
                 self.end_backoff();
                 self.pacer.refused(now, asked);
+                self.keep_pace(now, Duration::ZERO);
                 self.book.retry();
                 self.say_429(now);
                 Verdict::Again
@@ -576,6 +591,7 @@ impl Policy {
             self.recoveries += 1;
         }
         self.pacer.accepted(attempt.sent, now, waiting);
+        self.keep_pace(now, PACE_KEPT);
         self.book.ledger.observe(self.book.slot, attempt.captured_ms);
         if !self.config.resend {
             self.book.delivered(id);
@@ -588,6 +604,16 @@ impl Policy {
         }
         self.show(None);
         if self.config.resend { Verdict::Accepted } else { Verdict::Settled }
+    }
+
+    /// Keeps the pace for the next deliverer, if it was not kept within this time.
+    fn keep_pace(&mut self, now: Instant, within: Duration) {
+        if let Some(kept) = &mut self.pace_kept
+            && now.saturating_duration_since(*kept) >= within
+        {
+            *kept = now;
+            self.book.keep_pace(self.pacer.learned(now).as_ref());
+        }
     }
 
     /// The server answered, but did not take the event: is it the event, or the server?
@@ -819,7 +845,8 @@ mod tests {
                 timeout: Duration::from_secs(5),
             };
             let now = Instant::now();
-            let mut policy = Policy::new(config, Book { ledger, slot: 0, store: None }, log, now);
+            let mut policy =
+                Policy::new(config, Book { ledger, slot: 0, store: None, server: 1 }, log, now);
             assert_eq!(policy.permit(now), Permit::AskKey);
             assert!(matches!(policy.permit(now), Permit::Wait(_)));
             policy.key_answered(KeyAnswer::Good, now);

@@ -87,6 +87,36 @@ enum Phase {
     Settled { rate: Rate, decreased: Instant, deaf_until: Instant },
 }
 
+/// What a pacer has learned, for that of the process that follows. Times are ages, or still to come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// In what time the next event may be sent.
+    pub wait: Duration,
+    /// What is known of the limit.
+    pub limit: Limit,
+}
+
+/// What is known of the server's limit, and of this host's share in it; see the module.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Limit {
+    Full {
+        since: Duration,
+        last: Duration,
+    },
+    /// `accepted` events within the last `window`.
+    Search {
+        rate: f64,
+        since: Duration,
+        window: Duration,
+        accepted: u32,
+    },
+    Settled {
+        rate: f64,
+        decreased: Duration,
+    },
+}
+
 /// A rate that grows with time.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
@@ -139,6 +169,48 @@ impl Pacer {
         Self { ceiling, phase, next: None, refused_in_a_row: 0 }
     }
 
+    /// A pacer that goes on with what another one has learned: that one's events are in the server's window.
+    pub fn resume(ceiling: Option<f64>, learned: Option<Pace>, now: Instant) -> Self {
+        let mut pacer = Self::new(ceiling);
+        let Some(Pace { wait, limit }) = learned else { return pacer };
+        let ago = |age: Duration| now.checked_sub(age).unwrap_or(now);
+        let rate = |value: f64| Rate::new(value.clamp(SLOWEST, FASTEST), now);
+        pacer.phase = match limit {
+            Limit::Full { since, last } => Phase::Full { since: ago(since), last: ago(last) },
+            Limit::Search { rate: value, since, window, accepted } => {
+                // When each was accepted is not known: they are spread over the time.
+                let count = accepted.min(MEMORY as u32);
+                let between = window.min(since) / count.max(1);
+                let accepted = (0..count).rev().map(|nth| ago(between * nth)).collect();
+                Phase::Search { rate: rate(value), since: ago(since), window, accepted }
+            }
+            Limit::Settled { rate: value, decreased } => {
+                // What the other one had under way may be refused.
+                let deaf_until = now + TOGETHER;
+                Phase::Settled { rate: rate(value), decreased: ago(decreased), deaf_until }
+            }
+        };
+        pacer.next = Some(now + wait.min(RETRY_AFTER_MAX));
+        pacer
+    }
+
+    /// What it has learned; nothing while it knows of no limit.
+    pub fn learned(&self, now: Instant) -> Option<Pace> {
+        let age = |at: &Instant| now.saturating_duration_since(*at);
+        let limit = match &self.phase {
+            Phase::Start { .. } | Phase::Free => return None,
+            Phase::Full { since, last } => Limit::Full { since: age(since), last: age(last) },
+            Phase::Search { rate, since, window, accepted } => {
+                let accepted = accepted.iter().filter(|at| age(at) < *window).count() as u32;
+                Limit::Search { rate: rate.value, since: age(since), window: *window, accepted }
+            }
+            Phase::Settled { rate, decreased, .. } => {
+                Limit::Settled { rate: rate.value, decreased: age(decreased) }
+            }
+        };
+        Some(Pace { wait: self.wait(now), limit })
+    }
+
     /// The rate in force in events a second, where the configuration or the server limits it.
     pub fn rate(&self) -> Option<f64> {
         match self.phase {
@@ -149,13 +221,13 @@ impl Pacer {
 
     /// How many events are sent a second at the most.
     fn pace(&self) -> Option<f64> {
-        match (self.ceiling, self.learned()) {
+        match (self.ceiling, self.learned_rate()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
     }
 
-    fn learned(&self) -> Option<f64> {
+    fn learned_rate(&self) -> Option<f64> {
         match &self.phase {
             Phase::Start { rate } | Phase::Search { rate, .. } | Phase::Settled { rate, .. } => {
                 Some(rate.value)
@@ -234,7 +306,7 @@ impl Pacer {
                 }
             }
         }
-        if self.learned().is_some_and(|rate| rate >= FASTEST) {
+        if self.learned_rate().is_some_and(|rate| rate >= FASTEST) {
             self.phase = Phase::Free;
             self.next = None;
         }
@@ -338,8 +410,11 @@ mod tests {
 
     /// Plays hosts against one sensor until all are done. The time is the simulation's own.
     fn play(hosts: &mut [Host], sensor: &mut Window, seed: u64) {
+        play_from(Instant::now(), hosts, sensor, seed);
+    }
+
+    fn play_from(start: Instant, hosts: &mut [Host], sensor: &mut Window, seed: u64) {
         fastrand::seed(seed);
-        let start = Instant::now();
         while let Some(host) = hosts.iter_mut().filter(|h| h.is_active()).min_by_key(|h| h.at) {
             let now = start + host.at;
             let wait = host.pacer.wait(now);
@@ -460,6 +535,36 @@ mod tests {
                 let outcome = measure(&hosts[1..], limit, from..from + 20);
                 println!("{most} in {window} s: {outcome:.3?}");
                 assert!(outcome.used >= 0.5);
+            }
+        }
+    }
+
+    #[test]
+    fn who_goes_on_with_what_another_learned_meets_no_limit_anew() {
+        /// What is refused, and of the limit used, in 30 s from `at` on, where another pacer follows then.
+        fn follow(at: u64, seed: u64, follow: impl Fn(&mut Pacer, Instant)) -> Outcome {
+            let (most, window) = (100, 10);
+            let mut sensor = Window::new(most, window);
+            let mut host = [Host::new(0..at, usize::MAX)];
+            let start = Instant::now();
+            play_from(start, &mut host, &mut sensor, seed);
+            let now = start + host[0].at;
+            follow(&mut host[0].pacer, now);
+            host[0].active = at..at + 30;
+            play_from(start, &mut host, &mut sensor, seed + 1);
+            measure(&host, most as f64 / window as f64, at..at + 30)
+        }
+        // In a full window, while its share is searched for, and long after that.
+        for at in [5, 15, 25, 60, 300, 303] {
+            for seed in 0..3 {
+                let resumed = follow(at, seed, |pacer, now| {
+                    *pacer = Pacer::resume(None, pacer.learned(now), now);
+                });
+                let same = follow(at, seed, |_, _| ());
+                let anew = follow(at, seed, |pacer, _| *pacer = Pacer::new(None));
+                println!("{at}: {resumed:.3?}, not interrupted {same:.3?}, anew {anew:.3?}");
+                assert!(resumed.refused <= same.refused + 0.01, "{at}");
+                assert!(resumed.used >= same.used - 0.1, "{at}");
             }
         }
     }

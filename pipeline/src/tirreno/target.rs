@@ -2,6 +2,7 @@
 //! to the connections.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -323,7 +324,10 @@ pub fn new(
         spool.map(|s| Arc::new(Spool::new(s, &config.name, &url, zone.instance(), &label, log)));
     let is_durable = (store.is_some(), false);
     let inbox = Arc::new(Inbox::new(config, label, is_durable, (zone, ledger), log));
-    let book = Book { ledger, slot: config.slot, store: store.clone() };
+    let mut server = DefaultHasher::new();
+    url.hash(&mut server);
+    let server = server.finish();
+    let book = Book { ledger, slot: config.slot, store: store.clone(), server };
     let shared = Arc::new(Shared {
         policy: Mutex::new(Policy::new(policy, book, log.clone(), now)),
         policy_changed: Condvar::new(),
