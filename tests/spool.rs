@@ -383,8 +383,9 @@ fn under_load_no_fault_loses_anything() {
     }
     thread::sleep((started + length).saturating_duration_since(Instant::now()));
     let answered = load.finish();
-    // The next deliverer knows of no rate that the 429s taught.
-    bench.nginx.reload();
+    // A new master knows of no rate that the 429s taught.
+    assert!(bench.nginx.quit().unwrap().success());
+    bench.nginx.start();
     let totals = bench.settled();
 
     let (stored, repeats) = bench.stored();
