@@ -1061,6 +1061,37 @@ fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
     assert_eq!(found.last(), Some(&next));
 }
 
+/// What its system takes for it counts as delivered; what that has no room for does not.
+#[test]
+fn a_receiver_that_never_reads_is_left_after_a_minute_and_another_gets_the_rest() {
+    if std::env::var_os("TEST_FULL").is_none() {
+        return println!("skipped without TEST_FULL");
+    }
+    let listener = Listener::default();
+    let bench = Bench::start(&format!(
+        "tirreno_target audit {{
+             type tcp; server 127.0.0.1:{}; interval 20ms; queue 100000 size=64m;
+         }}",
+        listener.port()
+    ));
+    // More than the buffers of both ends hold.
+    bench.requests(0..30_000);
+    let _never_read = listener.accept();
+    let row = wait_for(Duration::from_secs(150), "the end of patience", || {
+        let row = bench.row("audit");
+        if row.state == "retrying" { Ok(row) } else { Err(format!("{row:?}")) }
+    });
+    assert_eq!(row.last_error.as_deref(), Some("timed out"), "{row:?}");
+    assert!(row.delivered > 0 && row.pending > 0 && row.dropped == 0, "{row:?}");
+    let mut next = listener.accept();
+    let rest = usize::try_from(row.pending).unwrap();
+    let lines = read_records(&mut next, b'\n', rest).unwrap();
+    let found = numbers(&[lines.join(&b'\n'), b"\n".to_vec()].concat());
+    assert_eq!(found, (30_000 - rest..30_000).collect::<Vec<_>>());
+    let row = bench.settled("audit");
+    assert_eq!((row.delivered, row.dropped), (30_000, 0));
+}
+
 #[test]
 fn a_slow_receiver_gets_everything_in_order() {
     let listener = Listener::default();

@@ -639,6 +639,57 @@ fn interim_answers_are_no_answers() {
     assert_arrived(&sensor, &sent);
 }
 
+#[test]
+fn odd_answers_are_understood_and_no_event_is_sent_twice() {
+    let accepted = || Answer::code(204).storing();
+    for (what, answer) in [
+        ("a body", accepted().with_rest("<html>hello</html>")),
+        ("the end of a body in chunks", accepted().with_rest("0\r\n\r\n")),
+        ("another answer", accepted().with_rest("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")),
+        ("150 header fields", accepted().with_fields(150)),
+    ] {
+        let sensor = Sensor::start(SensorOptions::default());
+        sensor.set_default(answer);
+        let nginx = site(&sensor, "").start();
+        let sent = visit(&nginx, "odd", 20);
+        let account = wait_delivered(&nginx, &sent);
+        assert_eq!((account.retries, account.last_error), (0, None), "{what}");
+        assert_eq!(posts(&sensor).len(), 20, "{what}");
+        assert_arrived(&sensor, &sent);
+    }
+}
+
+#[test]
+fn an_answer_without_an_end_is_none() {
+    let authority = Authority::new("test");
+    for (pause, tls, error) in [
+        (20, false, "timed out"),
+        (20, true, "timed out"),
+        (0, false, "connection broken"),
+        (0, true, "connection broken"),
+    ] {
+        let (sensor, builder) = match tls {
+            true => tls_site(&authority.localhost(), &authority, &format!("{TRUST} timeout 1s;")),
+            false => {
+                let sensor = Sensor::start(SensorOptions::default());
+                let builder = site(&sensor, "timeout 1s;");
+                (sensor, builder)
+            }
+        };
+        let nginx = builder.start();
+        let mut sent = visit(&nginx, "before", 3);
+        wait_delivered(&nginx, &sent);
+        sensor.set_default(Answer::endless(Duration::from_millis(pause)));
+        sent.extend(visit(&nginx, "endless", 10));
+        let account = wait_account(&nginx, |account| account.state == "retrying");
+        assert_eq!(account.last_error.as_deref(), Some(error), "{tls}");
+        assert_eq!((account.delivered, account.pending, account.rejected), (3, 10, 0));
+        sensor.set_default(Answer::normal());
+        wait_delivered(&nginx, &sent);
+        assert_arrived(&sensor, &sent);
+    }
+}
+
 /// A server takes 20 events, stores none of them, and breaks the connection at the next one. Returns how often each event
 /// was sent.
 fn sends_over_a_failure(parameters: &str, failure: Answer) -> Vec<usize> {

@@ -2,11 +2,14 @@
 //! cures it.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::Nginx;
@@ -237,6 +240,18 @@ fn each_server_is_accepted_or_told_by_its_reason_with_the_cure() {
             "ca.crt",
             Some(("it is signed with an unsupported algorithm", ISSUER)),
         ),
+        case(
+            "nameless_trusted",
+            "-cert nameless.crt -key nameless.key",
+            "nameless.crt",
+            Some(("it has no subjectAltName", "issue one")),
+        ),
+        case(
+            "version1_trusted",
+            "-cert version1.crt -key version1.key",
+            "version1.crt",
+            Some(("it is X.509 version 1", "version 3")),
+        ),
         case("sha512_trusted", "-cert sha512.crt -key sha512.key", "sha512.crt", None),
         case(
             "purpose",
@@ -391,4 +406,94 @@ fn a_port_for_tls_and_one_without_are_told_apart() {
             "{target}"
         );
     }
+}
+
+/// A port that takes connections and says nothing on them.
+fn silent() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(128).unwrap();
+    socket
+}
+
+/// A port whose system has no room for connections: what asks for one gets no answer.
+fn full() -> (Socket, Vec<Socket>) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let waiting = (0..4).map(|_| {
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let _ = client.connect(&socket.local_addr().unwrap());
+        client
+    });
+    let waiting = waiting.collect();
+    (socket, waiting)
+}
+
+/// A port that sends a record of TLS without an end, a byte at a time.
+fn dripping() -> u16 {
+    // A handshake message as long as a record can be.
+    const BEGINNING: [u8; 9] = [0x16, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut sent = stream.write_all(&BEGINNING);
+                while sent.is_ok() {
+                    thread::sleep(Duration::from_millis(20));
+                    sent = stream.write_all(&[0]);
+                }
+            });
+        }
+    });
+    port
+}
+
+fn port(socket: &Socket) -> u16 {
+    socket.local_addr().unwrap().as_socket().unwrap().port()
+}
+
+#[test]
+fn servers_that_do_not_answer_are_told_and_cost_requests_nothing() {
+    let (silent, (full, _waiting)) = (silent(), full());
+    let mut nginx = Nginx::builder()
+        .http(&format!(
+            "tirreno_target https {{
+                 url https://127.0.0.1:{0}/; api_key k; interval 10ms; timeout 1s; shutdown_timeout 100ms; ssl_verify off;
+             }}
+             tirreno_target http {{ url http://127.0.0.1:{0}/; api_key k; interval 10ms; timeout 1s; shutdown_timeout 100ms; }}
+             tirreno_target tcp {{
+                 type tcp; server 127.0.0.1:{0}; transport tls; interval 10ms; shutdown_timeout 100ms; ssl_verify off;
+             }}
+             tirreno_target syslog {{
+                 type syslog; server 127.0.0.1:{0}; transport tls; interval 10ms; shutdown_timeout 100ms; ssl_verify off;
+             }}
+             tirreno_target full {{ url http://127.0.0.1:{1}/; api_key k; interval 10ms; timeout 1s; shutdown_timeout 100ms; }}
+             tirreno_target full_tcp {{ type tcp; server 127.0.0.1:{1}; interval 10ms; shutdown_timeout 100ms; }}
+             tirreno_target drip {{
+                 url https://127.0.0.1:{2}/; api_key k; interval 10ms; timeout 1s; shutdown_timeout 100ms; ssl_verify off;
+             }}
+             tirreno_target drip_tcp {{
+                 type tcp; server 127.0.0.1:{2}; transport tls; interval 10ms; shutdown_timeout 100ms; ssl_verify off;
+             }}
+             tirreno on; tirreno_anonymous on;",
+            port(&silent),
+            port(&full),
+            dripping(),
+        ))
+        .server("location / { return 200; } location = /status { tirreno off; tirreno_status; }")
+        .start();
+    request(&nginx, "/record");
+    for target in ["https", "http", "tcp", "syslog", "full", "full_tcp", "drip", "drip_tcp"] {
+        let row = Row::wait(&nginx, target, target, |row| row.state == "retrying");
+        assert_eq!(row.last_error.as_deref(), Some("timed out"), "{target}");
+        assert_eq!((row.delivered, row.dropped, row.pending), (0, 0, 1), "{target}");
+    }
+    request(&nginx, "/another");
+    // It waits for none of them when it stops.
+    assert!(nginx.quit().unwrap().success());
+    let log = nginx.error_log();
+    assert_eq!(log.matches("2 events could not be delivered").count(), 8, "{log}");
 }

@@ -15,7 +15,7 @@ use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, TcpConnector, Transport,
-    TransportAdapter,
+    TransportAdapter, time,
 };
 use ureq::{Agent, Error, Timeout};
 use zeroize::Zeroize;
@@ -87,6 +87,17 @@ impl Resolver for Addresses {
 thread_local! {
     /// Connections that this thread has tried to open.
     static CONNECTS: Cell<u64> = const { Cell::new(0) };
+    /// When the request that this thread makes has to be over.
+    static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Makes a request that may take so long in all. The time-outs of `ureq` begin anew with each part that a
+/// server sends of what is read as one: an answer's head, a record of TLS.
+pub fn within<T>(limit: Duration, request: impl FnOnce() -> T) -> T {
+    DEADLINE.set(Instant::now().checked_add(limit));
+    let result = request();
+    DEADLINE.set(None);
+    result
 }
 
 /// How many connections this thread has tried to open: when a request did not change it, the request
@@ -145,7 +156,7 @@ pub fn fault(error: &Error, tls: Option<&Tls>) -> Fault {
 struct CountingConnector(TcpConnector);
 
 impl Connector<()> for CountingConnector {
-    type Out = <TcpConnector as Connector<()>>::Out;
+    type Out = InTime<<TcpConnector as Connector<()>>::Out>;
 
     fn connect(
         &self,
@@ -153,7 +164,40 @@ impl Connector<()> for CountingConnector {
         chained: Option<()>,
     ) -> Result<Option<Self::Out>, Error> {
         CONNECTS.set(CONNECTS.get() + 1);
-        self.0.connect(details, chained)
+        Ok(self.0.connect(details, chained)?.map(InTime))
+    }
+}
+
+/// A connection that waits no longer than the request may take; see [`within`].
+#[derive(Debug)]
+struct InTime<T>(T);
+
+/// What is left of a time-out and of the request's time.
+fn left(timeout: NextTimeout) -> Result<NextTimeout, Error> {
+    let Some(deadline) = DEADLINE.get() else { return Ok(timeout) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(Error::Timeout(timeout.reason));
+    }
+    let after = if left < *timeout.after { time::Duration::Exact(left) } else { timeout.after };
+    Ok(NextTimeout { after, ..timeout })
+}
+
+impl<T: Transport> Transport for InTime<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.0.buffers()
+    }
+
+    fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.0.transmit_output(amount, left(timeout)?)
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        self.0.await_input(left(timeout)?)
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.0.is_open()
     }
 }
 

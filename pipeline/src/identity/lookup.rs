@@ -263,7 +263,8 @@ struct Asking {
 impl Asking {
     fn run(self) {
         while let Ok(question) = self.questions.recv() {
-            let known = self.ask(&question).unwrap_or_default();
+            let asked = http::within(self.config.timeout, || self.ask(&question));
+            let known = asked.unwrap_or_default();
             let Question { key, realm, .. } = question;
             let bindings = self.zone.bindings();
             if !known.user.is_empty() {

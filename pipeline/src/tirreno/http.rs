@@ -94,18 +94,19 @@ impl Tirreno {
             for (name, value) in &self.config.headers {
                 request = request.header(name, value.reveal());
             }
-            let sent = request
-                .config()
-                .timeout_global(Some(left.max(Duration::from_millis(1))))
-                .build()
-                .send(body);
+            let left = left.max(Duration::from_millis(1));
+            let request = request.config().timeout_global(Some(left)).build();
+            let sent = http::within(left, || {
+                let mut response = request.send(body)?;
+                // What is left unread would close the connection.
+                let body = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
+                Ok((response, body))
+            });
             match sent {
-                Ok(mut response) => {
+                Ok((response, body)) => {
                     self.answered.set(Some(Instant::now()));
                     let retry_after =
                         response.headers().get(header::RETRY_AFTER).and_then(retry_after);
-                    // What is left unread would close the connection.
-                    let body = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
                     let status = response.status();
                     if status == StatusCode::BAD_REQUEST && !self.config.endpoint.is_https() {
                         let body = body.unwrap_or_default();

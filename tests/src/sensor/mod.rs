@@ -101,6 +101,8 @@ pub struct Answer {
     fields: String,
     /// Answers that come before it, whole.
     interim: String,
+    /// What comes behind it, in the same piece.
+    rest: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +110,7 @@ enum Reply {
     ByTheRules,
     Code { code: u16, location: Option<String> },
     Hang,
+    Endless(Duration),
     Reset,
     Close,
 }
@@ -131,6 +134,11 @@ impl Answer {
     /// Never answers; the connection stays open until the client gives up.
     pub fn hang() -> Self {
         Self::new(Reply::Hang)
+    }
+
+    /// Answers with header fields without an end, and this pause between them, until the client gives up.
+    pub fn endless(pause: Duration) -> Self {
+        Self::new(Reply::Endless(pause))
     }
 
     /// Reads the request, then resets the connection (RST).
@@ -168,9 +176,21 @@ impl Answer {
         self
     }
 
+    /// The same, with so many header fields more.
+    pub fn with_fields(mut self, count: usize) -> Self {
+        (0..count).for_each(|n| self.fields += &format!("X-Field-{n}: value\r\n"));
+        self
+    }
+
+    /// The same, with these bytes behind it that belong to no answer.
+    pub fn with_rest(mut self, rest: &str) -> Self {
+        self.rest = rest.to_owned();
+        self
+    }
+
     fn new(reply: Reply) -> Self {
-        let (fields, interim) = (String::new(), String::new());
-        Self { reply, delay: Duration::ZERO, store: false, fields, interim }
+        let (fields, interim, rest) = (String::new(), String::new(), String::new());
+        Self { reply, delay: Duration::ZERO, store: false, fields, interim, rest }
     }
 }
 
@@ -499,6 +519,7 @@ struct Decision {
     delay: Duration,
     fields: String,
     interim: String,
+    rest: String,
     body: Vec<u8>,
     /// Where the request is recorded.
     record: Option<usize>,
@@ -631,8 +652,8 @@ impl Shared {
         });
         drop(state);
         self.changed.notify_all();
-        let Answer { reply, delay, fields, interim, .. } = answer;
-        Decision { reply, delay, fields, interim, body: answer_body, record, stored }
+        let Answer { reply, delay, fields, interim, rest, .. } = answer;
+        Decision { reply, delay, fields, interim, rest, body: answer_body, record, stored }
     }
 
     /// Waits, but not beyond the sensor's end.
@@ -649,6 +670,15 @@ impl Shared {
                 io.tcp().set_read_timeout(None)?;
                 while io.tcp().read(&mut [0; 1024])? > 0 {}
                 Ok(Next::Close)
+            }
+            Reply::Endless(pause) => {
+                io.write_all(b"HTTP/1.1 204 Stand-in\r\n")?;
+                // It ends when the client closes the connection.
+                loop {
+                    io.write_all(b"X-Field: value\r\n")?;
+                    io.flush()?;
+                    self.pause(*pause);
+                }
             }
             Reply::Reset => {
                 SockRef::from(io.tcp()).set_linger(Some(Duration::ZERO))?;
@@ -672,9 +702,10 @@ impl Shared {
                     let kind = if body.is_empty() { "text/html" } else { "application/json" };
                     head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
                 }
-                let Decision { fields, interim, .. } = decision;
+                let Decision { fields, interim, rest, .. } = decision;
                 head += &format!("{fields}\r\n");
-                io.write_all(&[interim.as_bytes(), head.as_bytes(), body].concat())?;
+                let whole = [interim.as_bytes(), head.as_bytes(), body, rest.as_bytes()].concat();
+                io.write_all(&whole)?;
                 io.flush()?;
                 Ok(if last { Next::Close } else { Next::Continue })
             }
