@@ -912,16 +912,31 @@ fn a_message_is_as_long_as_it_may_be() {
 fn syslog_ng_understands_lines_and_counted_messages() {
     let lines = "network(ip(127.0.0.1) port(%PORT%) transport(tcp) flags(syslog-protocol));";
     let counted = "syslog(ip(127.0.0.1) port(%PORT%) transport(tcp));";
-    for (source, framing) in [(lines, "framing newline;"), (counted, "")] {
+    let authority = Authority::new("test");
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = authority.localhost().write(directory.path(), "syslog-ng");
+    let tls = format!(
+        "syslog(ip(127.0.0.1) port(%PORT%) transport(tls)
+                tls(cert-file(\"{}\") key-file(\"{}\") peer-verify(optional-untrusted)));",
+        certificate.display(),
+        key.display()
+    );
+    let over_tls = "transport tls; ssl_trusted_certificate %PREFIX%/ca.pem;";
+    for (source, parameters) in
+        [(lines, "transport tcp; framing newline;"), (counted, "transport tcp;"), (&*tls, over_tls)]
+    {
         let Some(syslog_ng) = SyslogNg::start(source) else {
             return eprintln!("TEST_SYSLOG_NG is not set: skipped");
         };
-        let bench = Bench::start(&format!(
-            "tirreno_target audit {{
-                 type syslog; server 127.0.0.1:{}; transport tcp; {framing} interval 20ms;
-             }}",
-            syslog_ng.port()
-        ));
+        let bench = Bench::start_with(
+            &format!(
+                "tirreno_target audit {{
+                     type syslog; server 127.0.0.1:{}; {parameters} interval 20ms;
+                 }}",
+                syslog_ng.port()
+            ),
+            |builder| builder.file("ca.pem", &authority.pem()),
+        );
         bench.requests(0..3);
         // While the connection stays open.
         for (n, line) in syslog_ng.wait_lines(3).iter().enumerate() {
