@@ -268,15 +268,23 @@ fn the_reference_names_each_directive_and_variable() {
 fn the_reference_names_each_parameter() {
     let page = |name| fs::read_to_string(root().join(name)).unwrap();
     let (reference, audit) = (page("docs/reference.md"), page("docs/audit.md"));
-    let parameters = quoted("src/conf/target.rs", "\n    (\"");
+    let rows = |file: &str| {
+        let mut names = quoted(file, "Parameter::one(\"");
+        names.extend(quoted(file, "Parameter::of(\""));
+        names
+    };
+    let files =
+        ["target.rs", "target/audit.rs", "target/privacy.rs", "target/tirreno.rs", "tls.rs"];
+    let parameters: Vec<_> =
+        files.iter().flat_map(|file| rows(&format!("src/conf/{file}"))).collect();
     assert!(parameters.len() > 40, "{parameters:?}");
-    for name in parameters.iter().filter(|name| *name != "include") {
+    for name in &parameters {
         let row = format!("**{name}**");
         assert!(reference.contains(&row) || audit.contains(&row), "{name} is in no table");
     }
     let identity = reference.split("### tirreno_identity").nth(1).unwrap();
     let identity = identity.split("### ").next().unwrap();
-    for name in quoted("src/conf/lookup.rs", "            | \"") {
+    for name in [rows("src/conf/lookup.rs"), rows("src/conf/tls.rs")].concat() {
         assert!(identity.contains(&format!("`{name}`")), "{name} is not below tirreno_identity");
     }
 }

@@ -3,6 +3,7 @@
 use core::ffi::{CStr, c_char};
 use core::{fmt, ptr};
 use std::ffi::OsStr;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ pub(crate) trait ConfExt {
     fn place(&self) -> Place;
     /// The path, relative to the configuration's directory.
     fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
+    /// A file's path, relative to the configuration's directory, and what the file holds.
+    fn read_file(&mut self, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String>;
     /// The path, relative to nginx's prefix.
     fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
     /// A directory, relative to nginx's prefix, that nginx makes with the worker's owner.
@@ -80,6 +83,13 @@ impl ConfExt for ngx_conf_t {
 
     fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
         named(self, path, 1)
+    }
+
+    fn read_file(&mut self, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String> {
+        let path = self.full_name(path).ok_or("no memory for a path")?;
+        let content = fs::read(&path)
+            .map_err(|error| format!("\"{}\" cannot be read: {error}", path.display()))?;
+        Ok((path, content))
     }
 
     fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {

@@ -3,15 +3,17 @@
 use std::path::{self, PathBuf};
 use std::time::Duration;
 
-use nginx_sys::{ngx_conf_t, ngx_str_t};
 use tirreno_pipeline::audit::format::FormatConfig;
 use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
 use tirreno_pipeline::config::{
     Address, AuditConfig, Console, FileConfig, Framing, ServerConfig, Sink, SyslogConfig, Transport,
 };
 
-use super::{Argument, CONSOLE, FILE, SYSLOG, Tls, checked_key, read_key};
-use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+use super::{CONSOLE, FILE, SYSLOG};
+use crate::conf::block::{Parameter, Setting, put};
+use crate::conf::ext::{ConfExt, parse_size};
+use crate::conf::key;
+use crate::conf::tls::Tls;
 use crate::permissions;
 use tirreno_pipeline::capture::rule::Place;
 
@@ -27,14 +29,81 @@ const LEAST_MESSAGE: usize = 1 << 10;
 const SYSLOG_PORT: u16 = 514;
 const SYSLOG_TLS_PORT: u16 = 6514;
 
+pub(super) const OF_STREAMS: &[Parameter<super::Draft>] =
+    &[Parameter::of("format", 1..=usize::MAX, |draft, s| {
+        put(&mut draft.audit.format, read_format(s))
+    })];
+
+pub(super) const OF_FILES: &[Parameter<super::Draft>] = &[
+    Parameter::one("path", |draft, s| {
+        let place = s.cf.place();
+        put(&mut draft.audit.path, read_path(s).map(|path| (path, place)))
+    }),
+    Parameter::one("max_size", |draft, s| put(&mut draft.audit.max_size, s.size_or_off())),
+    Parameter::one("rotate", |draft, s| put(&mut draft.audit.rotate, s.age_or_off())),
+    Parameter::one("max_age", |draft, s| put(&mut draft.audit.max_age, s.age_or_off())),
+    Parameter::one("max_backups", |draft, s| put(&mut draft.audit.max_backups, read_backups(s))),
+    Parameter::one("compress", |draft, s| put(&mut draft.audit.compress, s.flag())),
+];
+
+pub(super) const OF_CONSOLES: &[Parameter<super::Draft>] = &[Parameter::one("out", |draft, s| {
+    let outs = [("stdout", Console::Stdout), ("stderr", Console::Stderr)];
+    put(&mut draft.audit.out, s.one_of(&outs, "\"stdout\" or \"stderr\""))
+})];
+
+pub(super) const OF_SERVERS: &[Parameter<super::Draft>] = &[
+    Parameter::one("server", |draft, s| {
+        let text = s.text().to_string();
+        // Which port it has where none is given depends on what follows.
+        Address::parse(&text, Some(SYSLOG_PORT)).map_err(|must| s.invalid(must))?;
+        put(&mut draft.audit.server, Ok(text))
+    }),
+    Parameter::one("transport", |draft, s| {
+        let transports = [("udp", Wanted::Udp), ("tcp", Wanted::Tcp), ("tls", Wanted::Tls)];
+        put(&mut draft.audit.transport, s.one_of(&transports, "\"udp\", \"tcp\" or \"tls\""))
+    }),
+    Parameter::one("framing", |draft, s| {
+        let framings = [
+            ("octet-counting", Framing::OctetCounting),
+            ("newline", Framing::Newline),
+            ("nul", Framing::Nul),
+        ];
+        let must = "\"octet-counting\", \"newline\" or \"nul\"";
+        put(&mut draft.audit.framing, s.one_of(&framings, must))
+    }),
+    Parameter::one("max_message_size", |draft, s| {
+        let size = parse_size(s.text()).filter(|size| *size >= LEAST_MESSAGE);
+        let must = "a size from 1k on, like \"8k\"";
+        put(&mut draft.audit.max_message, size.ok_or_else(|| s.invalid(must)))
+    }),
+];
+
+pub(super) const OF_SYSLOG: &[Parameter<super::Draft>] = &[
+    Parameter::one("facility", |draft, s| {
+        let facility = Facility::parse(&s.text().to_string());
+        put(&mut draft.audit.facility, facility.map_err(|names| s.invalid(one_of(&names))))
+    }),
+    Parameter::one("severity", |draft, s| {
+        let severity = Severity::parse(&s.text().to_string());
+        put(&mut draft.audit.severity, severity.map_err(|names| s.invalid(one_of(&names))))
+    }),
+    Parameter::one("tag", |draft, s| {
+        let text = s.text().to_string();
+        if !HeaderConfig::is_tag(&text) {
+            return Err(s.invalid("1 to 48 printable ASCII characters, no space"));
+        }
+        put(&mut draft.audit.tag, Ok(text))
+    }),
+];
+
 /// What a block says; `None` is the default.
 #[derive(Default)]
 pub(super) struct Draft {
     format: Option<FormatConfig>,
     path: Option<(PathBuf, Place)>,
     max_size: Option<Option<u64>>,
-    rotate: Option<Duration>,
-    max_age: Option<Duration>,
+    rotate: Option<Option<Duration>>,
+    max_age: Option<Option<Duration>>,
     max_backups: Option<usize>,
     compress: Option<bool>,
     out: Option<Console>,
@@ -56,80 +125,6 @@ enum Wanted {
 }
 
 impl Draft {
-    pub(super) fn set(
-        &mut self,
-        cf: &mut ngx_conf_t,
-        name: &str,
-        args: &[ngx_str_t],
-    ) -> Result<(), String> {
-        let value = Argument { name, text: args[0] };
-        let text = value.text.to_string();
-        match name {
-            "format" => self.format = Some(read_format(cf, args)?),
-            "path" => {
-                self.path = Some((read_path(cf, &value)?, cf.place()));
-            }
-            "max_size" => self.max_size = Some(size_or_off(&value)?),
-            "rotate" => self.rotate = age_or_off(&value)?,
-            "max_age" => self.max_age = age_or_off(&value)?,
-            "max_backups" => {
-                let count = text.parse().ok().filter(|count| *count <= MAX_BACKUPS);
-                let must = format_args!("a number up to {MAX_BACKUPS}; 0 keeps all");
-                self.max_backups = Some(count.ok_or_else(|| value.invalid(must))?);
-            }
-            "compress" => self.compress = Some(value.flag()?),
-            "out" => {
-                self.out = Some(match &*text {
-                    "stdout" => Console::Stdout,
-                    "stderr" => Console::Stderr,
-                    _ => return Err(value.invalid("\"stdout\" or \"stderr\"")),
-                });
-            }
-            "server" => {
-                // Which port it has where none is given depends on what follows.
-                Address::parse(&text, Some(SYSLOG_PORT)).map_err(|must| value.invalid(must))?;
-                self.server = Some(text);
-            }
-            "transport" => {
-                self.transport = Some(match &*text {
-                    "udp" => Wanted::Udp,
-                    "tcp" => Wanted::Tcp,
-                    "tls" => Wanted::Tls,
-                    _ => return Err(value.invalid("\"udp\", \"tcp\" or \"tls\"")),
-                });
-            }
-            "facility" => {
-                let facility = Facility::parse(&text);
-                self.facility = Some(facility.map_err(|names| value.invalid(one_of(&names)))?);
-            }
-            "severity" => {
-                let severity = Severity::parse(&text);
-                self.severity = Some(severity.map_err(|names| value.invalid(one_of(&names)))?);
-            }
-            "tag" => {
-                if !HeaderConfig::is_tag(&text) {
-                    return Err(value.invalid("1 to 48 printable ASCII characters, no space"));
-                }
-                self.tag = Some(text);
-            }
-            "framing" => {
-                self.framing = Some(match &*text {
-                    "octet-counting" => Framing::OctetCounting,
-                    "newline" => Framing::Newline,
-                    "nul" => Framing::Nul,
-                    _ => return Err(value.invalid("\"octet-counting\", \"newline\" or \"nul\"")),
-                });
-            }
-            "max_message_size" => {
-                let size = parse_size(value.text).filter(|size| *size >= LEAST_MESSAGE);
-                let must = "a size from 1k on, like \"8k\"";
-                self.max_message = Some(size.ok_or_else(|| value.invalid(must))?);
-            }
-            _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
-        }
-        Ok(())
-    }
-
     /// What the whole block of the target `name` says, of the type that `bit` is.
     pub(super) fn finish(self, tls: Tls, name: &str, bit: u8) -> Result<AuditConfig, String> {
         let format = match &self.format {
@@ -170,8 +165,8 @@ impl Draft {
             path,
             place: place.to_string(),
             max_size: self.max_size.unwrap_or(Some(DEFAULT_SIZE)),
-            rotate: self.rotate,
-            max_age: self.max_age,
+            rotate: self.rotate.flatten(),
+            max_age: self.max_age.flatten(),
             max_backups: self.max_backups.filter(|count| *count > 0),
             compress: self.compress.unwrap_or(false),
         })
@@ -234,12 +229,13 @@ fn one_of(names: &str) -> String {
 }
 
 /// The file's one full name, however it is written. That it is no link matters to who renames it.
-fn read_path(cf: &mut ngx_conf_t, value: &Argument<'_>) -> Result<PathBuf, String> {
+fn read_path(value: &mut Setting<'_>) -> Result<PathBuf, String> {
     let must = "a file, not a directory";
-    let path = cf.prefix_name(value.text).ok_or("no memory for a path")?;
+    let path = value.cf.prefix_name(value.text()).ok_or("no memory for a path")?;
     // nginx's prefix may be relative itself.
     let path = path::absolute(path).map_err(|error| format!("no working directory: {error}"))?;
-    let text = value.text.as_bytes();
+    let written = value.text();
+    let text = written.as_bytes();
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(value.invalid(must));
     };
@@ -260,9 +256,15 @@ fn read_path(cf: &mut ngx_conf_t, value: &Argument<'_>) -> Result<PathBuf, Strin
     Ok(directory.canonicalize().map_or_else(|_| path.clone(), |directory| directory.join(name)))
 }
 
+/// 0 keeps all.
+fn read_backups(s: &mut Setting<'_>) -> Result<usize, String> {
+    let count = s.text().to_string().parse().ok().filter(|count| *count <= MAX_BACKUPS);
+    count.ok_or_else(|| s.invalid(format_args!("a number up to {MAX_BACKUPS}; 0 keeps all")))
+}
+
 /// `name [option=value …]`.
-fn read_format(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<FormatConfig, String> {
-    let texts: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
+fn read_format(s: &mut Setting<'_>) -> Result<FormatConfig, String> {
+    let texts: Vec<_> = s.args.iter().map(|arg| arg.to_string()).collect();
     let mut options = Vec::new();
     for text in &texts[1..] {
         // It is not repeated: it may be a key.
@@ -273,33 +275,10 @@ fn read_format(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<FormatConfig, 
     let mut format = FormatConfig::parse(&texts[0], &options)
         .map_err(|error| format!("{error} in \"format\" directive"))?;
     if format.hash_key_file().is_some() {
-        let path = args.iter().find_map(|arg| arg.strip_prefix(b"hash_key_file="));
-        let (name, what) = ("hash_key_file", "the key of session ids");
-        let key = read_key(cf, path.unwrap_or_default(), name, what)?;
-        format.set_hash_key(checked_key(&key, name, what)?.as_bytes());
+        let path = s.args.iter().find_map(|arg| arg.strip_prefix(b"hash_key_file="));
+        let path = path.unwrap_or_default();
+        let key = key::read(s.cf, path, "hash_key_file", "the key of session ids")?;
+        format.set_hash_key(key.as_bytes());
     }
     Ok(format)
-}
-
-/// A size; nothing for `off`.
-fn size_or_off(value: &Argument<'_>) -> Result<Option<u64>, String> {
-    let must = "a size with a unit, \"k\", \"m\" or \"g\", like \"100m\", or \"off\"";
-    if value.text.as_bytes() == b"off" {
-        return Ok(None);
-    }
-    let has_unit = value.text.as_bytes().last().is_some_and(u8::is_ascii_alphabetic);
-    let size = parse_size(value.text).filter(|size| has_unit && *size > 0);
-    size.map(|size| Some(size as u64)).ok_or_else(|| value.invalid(must))
-}
-
-/// A time; nothing for `off`.
-fn age_or_off(value: &Argument<'_>) -> Result<Option<Duration>, String> {
-    let must = "a time with a unit, \"s\", \"m\", \"h\", \"d\", \"w\", \"M\" or \"y\", like \"1d\", or \
-                \"off\"";
-    if value.text.as_bytes() == b"off" {
-        return Ok(None);
-    }
-    let has_unit = value.text.as_bytes().last().is_some_and(u8::is_ascii_alphabetic);
-    let ms = parse_time_ms(value.text).filter(|ms| has_unit && *ms > 0);
-    ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(|| value.invalid(must))
 }

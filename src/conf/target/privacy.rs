@@ -1,45 +1,44 @@
 //! What a target of any type is not to know.
 
-use nginx_sys::{ngx_conf_t, ngx_str_t};
+use nginx_sys::ngx_str_t;
 use tirreno_pipeline::event::Param;
-use tirreno_pipeline::privacy::{IpMask, Privacy, UserKey};
+use tirreno_pipeline::privacy::{IpMask, UserKey};
 
-use super::{Argument, checked_key, read_key};
+use super::Draft;
+use crate::conf::block::{Parameter, Setting, put};
 use crate::conf::ext::ConfExt;
+use crate::conf::key;
 
 /// A shorter key is easier to guess than what HMAC-SHA-256 makes of it, says RFC 2104.
 const MIN_USER_KEY: usize = 32;
 /// What Tirreno does not do without.
 const REQUIRED: [Param; 3] = [Param::IpAddress, Param::Url, Param::EventTime];
 
-pub(super) fn set(
-    privacy: &mut Privacy,
-    cf: &mut ngx_conf_t,
-    name: &str,
-    args: &[ngx_str_t],
-) -> Result<(), String> {
-    let value = Argument { name, text: args[0] };
-    let arg = value.text;
-    match name {
-        "ip_mask" => {
-            let prefix = |arg: ngx_str_t, most: u8, what: &str| {
-                let prefix = arg.to_str().ok().and_then(|a| a.parse().ok());
-                prefix.filter(|n| *n <= most).ok_or_else(|| {
-                    format!(
-                        "invalid value \"{arg}\" in \"{name}\" directive, the prefix of {what} \
-                             addresses must be a number from 0 to {most}"
-                    )
-                })
-            };
-            let (v4, v6) = (prefix(arg, 32, "IPv4")?, prefix(args[1], 128, "IPv6")?);
-            privacy.ip_mask = Some(IpMask { v4, v6 });
-        }
-        "hash_user" => privacy.hash_user = Some(read_user_key(cf, arg)?),
-        "omit" => privacy.omit = read_omitted(args)?,
-        "query" => privacy.cut_query = !value.flag()?,
-        _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
-    }
-    Ok(())
+pub(super) const PARAMETERS: &[Parameter<Draft>] = &[
+    Parameter::of("ip_mask", 2..=2, |draft, s| put(&mut draft.privacy.ip_mask, read_mask(s))),
+    Parameter::one("hash_user", |draft, s| put(&mut draft.privacy.hash_user, read_user_key(s))),
+    Parameter::of("omit", 1..=usize::MAX, |draft, s| {
+        draft.privacy.omit = read_omitted(s.args)?;
+        Ok(())
+    }),
+    Parameter::one("query", |draft, s| {
+        draft.privacy.cut_query = !s.flag()?;
+        Ok(())
+    }),
+];
+
+fn read_mask(s: &mut Setting<'_>) -> Result<IpMask, String> {
+    let prefix = |arg: ngx_str_t, most: u8, what: &str| {
+        let prefix = arg.to_str().ok().and_then(|a| a.parse().ok());
+        prefix.filter(|n| *n <= most).ok_or_else(|| {
+            format!(
+                "invalid value \"{arg}\" in \"{}\" directive, the prefix of {what} addresses must be a \
+                 number from 0 to {most}",
+                s.name
+            )
+        })
+    };
+    Ok(IpMask { v4: prefix(s.args[0], 32, "IPv4")?, v6: prefix(s.args[1], 128, "IPv6")? })
 }
 
 /// The parameters' bits.
@@ -66,12 +65,10 @@ fn read_omitted(names: &[ngx_str_t]) -> Result<u32, String> {
     Ok(omitted)
 }
 
-fn read_user_key(cf: &mut ngx_conf_t, path: ngx_str_t) -> Result<UserKey, String> {
-    const WHAT: &str = "the key for users";
-    let key = read_key(cf, path, "hash_user", WHAT)?;
-    let key = checked_key(&key, "hash_user", WHAT)?;
+fn read_user_key(s: &mut Setting<'_>) -> Result<UserKey, String> {
+    let key = key::read(s.cf, s.text(), s.name, "the key for users")?;
     if key.len() < MIN_USER_KEY {
-        cf.warn(format_args!(
+        s.cf.warn(format_args!(
             "the key of \"hash_user\" is shorter than {MIN_USER_KEY} characters, make one with \
              \"openssl rand -hex 32\""
         ));

@@ -3,13 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
-use nginx_sys::{ngx_conf_t, ngx_str_t};
 use ngx::core::{CoreModuleMainConf, NgxCoreModule};
 use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
 use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
 
-use super::{Argument, Tls, checked_key, read_key, warn_of_readers};
+use crate::conf::block::{Parameter, Setting, put};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
+use crate::conf::key;
+use crate::conf::tls::Tls;
 use crate::permissions::check_spool;
 
 /// How long one POST may take. With 5 s, a slow Tirreno stored events twice: after the time was over, and again.
@@ -19,6 +20,34 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 const API_KEY: &str = "the API key";
 const MAX_CONNECTIONS: usize = 64;
 const MIN_SPOOL: usize = 1 << 20;
+
+pub(super) const PARAMETERS: &[Parameter<super::Draft>] = &[
+    Parameter::one("url", |draft, s| put(&mut draft.tirreno.endpoint, read_url(s))),
+    Parameter::one("api_key", |draft, s| {
+        key::warn_of_readers(s.cf, API_KEY);
+        let text = s.text().to_string();
+        draft.tirreno.set_key(key::check(&text, s.name, API_KEY)?)
+    }),
+    Parameter::one("api_key_file", |draft, s| {
+        draft.tirreno.set_key(&key::read(s.cf, s.text(), s.name, API_KEY)?)
+    }),
+    Parameter::of("header", 2..=2, |draft: &mut super::Draft, s| {
+        draft.tirreno.headers.push(read_header(s)?);
+        Ok(())
+    })
+    .repeated(),
+    Parameter::one("timeout", |draft, s| put(&mut draft.tirreno.timeout, s.time(1))),
+    Parameter::one("connections", |draft, s| {
+        put(&mut draft.tirreno.connections, s.count(MAX_CONNECTIONS))
+    }),
+    Parameter::one("rate", |draft, s| put(&mut draft.tirreno.rate, read_rate(s))),
+    Parameter::one("accept_200", |draft, s| put(&mut draft.tirreno.accept_200, s.flag())),
+    Parameter::one("resend", |draft, s| put(&mut draft.tirreno.resend, s.flag())),
+    Parameter::one("login_fail_delay", |draft, s| {
+        put(&mut draft.tirreno.login_fail_delay, s.time(0))
+    }),
+    Parameter::of("spool", 1..=4, |draft, s| put(&mut draft.tirreno.spool, read_spool(s))),
+];
 
 /// What a block says; `None` is the default.
 #[derive(Default)]
@@ -36,64 +65,11 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    pub(super) fn set(
-        &mut self,
-        cf: &mut ngx_conf_t,
-        name: &str,
-        args: &[ngx_str_t],
-    ) -> Result<(), String> {
-        let value = Argument { name, text: args[0] };
-        let arg = value.text;
-        match name {
-            "url" => {
-                // The message has no URL: it may hold a password.
-                let endpoint = Endpoint::parse(&arg.to_string());
-                let invalid = |e| format!("invalid value in \"url\" directive, {e}");
-                self.endpoint = Some(endpoint.map_err(invalid)?);
-            }
-            "api_key" | "api_key_file" => {
-                if self.api_key.is_some() {
-                    return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
-                }
-                let key = if name == "api_key" {
-                    warn_of_readers(cf, API_KEY);
-                    arg.to_string()
-                } else {
-                    read_key(cf, arg, name, API_KEY)?
-                };
-                self.api_key = Some(Secret::new(checked_key(&key, name, API_KEY)?));
-            }
-            "header" => {
-                let (header, value) = (arg.to_string(), args[1].to_string());
-                if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
-                    return Err(format!(
-                        "\"header\" directive cannot change \"{header}\", which the module sets"
-                    ));
-                }
-                check_header(&header, &value).map_err(|what| {
-                    format!(
-                        "invalid {what} of \"{header}\" in \"header\" directive, it must be {}",
-                        match what {
-                            "name" => "a header's name without \":\"",
-                            _ => "printable ASCII characters",
-                        }
-                    )
-                })?;
-                self.headers.push((header, Secret::new(value)));
-            }
-            "spool" => self.spool = Some(read_spool(cf, args)?),
-            "timeout" => self.timeout = Some(value.time(1)?),
-            "connections" => self.connections = Some(value.count(MAX_CONNECTIONS)?),
-            "rate" => {
-                let rate = arg.to_str().ok().and_then(parse_rate);
-                let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
-                self.rate = Some(rate.ok_or_else(|| value.invalid(must))?);
-            }
-            "resend" => self.resend = Some(value.flag()?),
-            "accept_200" => self.accept_200 = Some(value.flag()?),
-            "login_fail_delay" => self.login_fail_delay = Some(value.time(0)?),
-            _ => return Err(format!("unknown directive \"{name}\" in \"tirreno_target\"")),
+    fn set_key(&mut self, key: &str) -> Result<(), String> {
+        if self.api_key.is_some() {
+            return Err("\"api_key\" and \"api_key_file\" are both set, remove one".into());
         }
+        self.api_key = Some(Secret::new(key));
         Ok(())
     }
 
@@ -132,22 +108,42 @@ impl Draft {
     }
 }
 
-/// `auto`, or a number of requests per second or minute, as for `limit_req_zone`.
-fn parse_rate(text: &str) -> Option<Option<f64>> {
-    if text == "auto" {
-        return Some(None);
+/// The message has no URL: it may hold a password.
+fn read_url(s: &mut Setting<'_>) -> Result<Endpoint, String> {
+    let endpoint = Endpoint::parse(&s.text().to_string());
+    endpoint.map_err(|e| format!("invalid value in \"url\" directive, {e}"))
+}
+
+fn read_header(s: &mut Setting<'_>) -> Result<(String, Secret), String> {
+    let (header, value) = (s.args[0].to_string(), s.args[1].to_string());
+    if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
+        return Err(format!(
+            "\"header\" directive cannot change \"{header}\", which the module sets"
+        ));
     }
-    let (number, seconds) = match text.strip_suffix("r/s") {
-        Some(number) => (number, 1.0),
-        None => (text.strip_suffix("r/m")?, 60.0),
-    };
-    let number: u32 = number.parse().ok().filter(|n| *n > 0)?;
-    Some(Some(f64::from(number) / seconds))
+    check_header(&header, &value).map_err(|what| {
+        let must = match what {
+            "name" => "a header's name without \":\"",
+            _ => "printable ASCII characters",
+        };
+        format!("invalid {what} of \"{header}\" in \"header\" directive, it must be {must}")
+    })?;
+    Ok((header, Secret::new(value)))
+}
+
+/// A rate, or `auto`.
+fn read_rate(s: &mut Setting<'_>) -> Result<Option<f64>, String> {
+    if s.text().as_bytes() == b"auto" {
+        return Ok(None);
+    }
+    let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
+    s.rate().map(Some).ok_or_else(|| s.invalid(must))
 }
 
 /// `path [max_size=1g] [max_age=7d] [when_full=drop_oldest|drop_newest]`; nginx makes the directory
 /// with the worker's owner, as for its temporary files.
-fn read_spool(cf: &mut ngx_conf_t, args: &[ngx_str_t]) -> Result<SpoolConfig, String> {
+fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
+    let (cf, args) = (&mut *s.cf, s.args);
     let mut spool = SpoolConfig {
         path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
         max_size: 1 << 30,
