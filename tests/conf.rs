@@ -750,6 +750,15 @@ fn what_others_can_read_or_change_on_the_way_is_warned_about() {
     }
 }
 
+/// A server with TLS that knows the authority of clients, for [`with_certificate`].
+const TLS: &str = "listen %PORT% ssl; ssl_certificate server.crt; ssl_certificate_key server.key; \
+    ssl_client_certificate ca.pem;";
+
+fn with_certificate(builder: Builder) -> Builder {
+    let (certificate, key) = Authority::new("test").localhost().pem();
+    builder.file("server.crt", &certificate).file("server.key", &key)
+}
+
 #[test]
 fn a_status_for_everybody_is_warned_about() {
     let warning = "[warn] everybody can ask for the status, add \"allow\" and \"deny all\", or \"auth_basic\",";
@@ -762,8 +771,15 @@ fn a_status_for_everybody_is_warned_about() {
         ("listen %PORT%;", ""),
         ("listen [::]:%PORT%;", ""),
         ("listen 127.0.0.1:%PORT%; listen *:%PORT1%;", ""),
+        ("listen %PORT%; auth_basic x; auth_basic_user_file key;", "auth_basic off;"),
+        // Whoever has no certificate comes in, over the other address or altogether.
+        (&*format!("{TLS} ssl_verify_client on; listen %PORT1%;"), ""),
+        (&*format!("{TLS} ssl_verify_client optional;"), ""),
+        // It asks the requests of another location.
+        ("listen %PORT%; location /a { if ($arg_key != x) { return 403; } }", ""),
     ] {
-        assert_says(configuration(&status(server, location)), &[warning]);
+        let builder = with_certificate(configuration(&status(server, location)));
+        assert_says(builder, &[warning]);
     }
     for (server, location) in [
         ("listen %PORT%;", "allow 127.0.0.1; deny all;"),
@@ -773,9 +789,12 @@ fn a_status_for_everybody_is_warned_about() {
         ("listen %PORT%;", "internal;"),
         ("listen 127.0.0.1:%PORT%;", ""),
         ("listen unix:%PREFIX%/socket;", ""),
+        ("listen %PORT%;", "if ($arg_key != x) { return 403; }"),
+        (&*format!("{TLS} ssl_verify_client on;"), ""),
+        (&*format!("{TLS} ssl_verify_client on; listen 127.0.0.1:%PORT1%;"), ""),
     ] {
         let http = status(server, location).replace(HERE, "");
-        assert_says(configuration(&http), &[]);
+        assert_says(with_certificate(configuration(&http)), &[]);
     }
 }
 

@@ -39,26 +39,32 @@ unsafe fn first_listen<'c>(
     server: *const ngx_http_core_srv_conf_t,
 ) -> &'c [u8] {
     // SAFETY: the caller's promise.
-    unsafe { listens(ports, server).next().unwrap_or_default() }
+    unsafe { listens(ports, server).next().map(text).unwrap_or_default() }
 }
 
-/// The addresses that a server listens on, as nginx writes them: `127.0.0.1:80`, `*:80`, `[::]:80`, `unix:/path`.
+/// An address as nginx writes it: `127.0.0.1:80`, `*:80`, `[::]:80`, `unix:/path`.
+pub(crate) fn text(address: &ngx_http_conf_addr_t) -> &[u8] {
+    let text = &address.opt.addr_text;
+    // SAFETY: nginx's text, which lives as long as its configuration.
+    unsafe { bytes(text.data, text.len) }
+}
+
+/// The addresses that a server listens on.
 ///
 /// # Safety
 /// `ports` is null or nginx's array, `server` one of its servers.
 pub(crate) unsafe fn listens<'c>(
     ports: *const ngx_array_t,
     server: *const ngx_http_core_srv_conf_t,
-) -> impl Iterator<Item = &'c [u8]> {
+) -> impl Iterator<Item = &'c ngx_http_conf_addr_t> {
     // SAFETY: the caller's promise.
     unsafe {
         let ports = ports.as_ref().map_or(&[][..], |ports| elements::<ngx_http_conf_port_t>(ports));
         let addresses = ports.iter().flat_map(|port| elements::<ngx_http_conf_addr_t>(&port.addrs));
-        let own = addresses.filter(move |address| {
+        addresses.filter(move |address| {
             let servers = elements::<*mut ngx_http_core_srv_conf_t>(&address.servers);
             servers.iter().any(|known| known.cast_const() == server)
-        });
-        own.map(|address| bytes(address.opt.addr_text.data, address.opt.addr_text.len))
+        })
     }
 }
 

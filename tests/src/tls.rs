@@ -103,6 +103,11 @@ impl Leaf {
         Arc::new(config)
     }
 
+    /// The certificate and its key, PEM.
+    pub fn pem(&self) -> (String, String) {
+        (self.certificate_pem.clone(), self.key.serialize_pem())
+    }
+
     /// Writes `NAME.crt` and `NAME.key` into `directory`, PEM, for `ssl_certificate` and
     /// `ssl_certificate_key`.
     pub fn write(&self, directory: &Path, name: &str) -> (PathBuf, PathBuf) {
