@@ -263,25 +263,32 @@ debian_tools() {
     echo "$directory"
 }
 
-# Prints a directory with WordPress, PHP-FPM and MariaDB for the tests, unpacked from Debian's packages with
-# what they need and this machine lacks.
+# Prints a directory with WordPress, PHP-FPM and MariaDB for the tests.
 debian_wordpress() {
-    local directory=$CARGO_TARGET_DIR/debian-wordpress
-    if ! unpack_debian_wordpress "$directory"; then
-        ((EUID == 0)) || die "WordPress cannot be downloaded. Run
+    debian_missing wordpress wordpress wordpress-theme-twentytwentythree php-fpm php-mysql php-xml \
+        mariadb-server-core mariadb-client-core
+}
+
+# debian_missing NAME PACKAGE...: prints a directory with these packages and what they depend on, unpacked,
+# as far as this machine lacks it. Apache is left out: it cannot be run from a directory.
+debian_missing() {
+    local directory=$CARGO_TARGET_DIR/debian-$1
+    if ! unpack_missing "$directory" "${@:2}"; then
+        ((EUID == 0)) || die "Debian's packages ${*:2} cannot be downloaded. Run
   sudo apt-get update"
         apt_update || die "apt-get update failed"
-        unpack_debian_wordpress "$directory" || die "WordPress cannot be downloaded"
+        unpack_missing "$directory" "${@:2}" || die "Debian's packages ${*:2} cannot be downloaded"
     fi
     echo "$directory"
 }
 
-unpack_debian_wordpress() {
-    local wanted=(wordpress wordpress-theme-twentytwentythree php-fpm php-mysql php-xml
-        mariadb-server-core mariadb-client-core) packages=()
-    # What cannot be run from a directory is left out.
-    mapfile -t packages < <(apt-get install -s --no-install-recommends "${wanted[@]}" 2>/dev/null |
-        sed -n '/apache2/!s/^Inst \([^ ]*\).*/\1/p')
-    ((${#packages[@]})) || return
-    unpack "$1" "${packages[@]}"
+unpack_missing() {
+    local simulated packages=()
+    simulated=$(apt-get install -s --no-install-recommends "${@:2}" 2>/dev/null) || return
+    mapfile -t packages < <(sed -n '/apache2/!s/^Inst \([^ ]*\).*/\1/p' <<<"$simulated")
+    if ((${#packages[@]})); then
+        unpack "$1" "${packages[@]}"
+    else
+        mkdir -p "$1"
+    fi
 }

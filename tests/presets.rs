@@ -14,6 +14,7 @@ use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
+use tirreno_tests::status::Row;
 use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -434,6 +435,48 @@ fn mattermost() {
     wait_until(SOON, "the spool", || site.remains().iter().any(is_spooled));
     no_secret_is_left(&site);
     site.sensor.listen_again();
+}
+
+#[test]
+fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
+    let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
+    let nginx = Nginx::builder()
+        .sensor(&sensor.url())
+        .var("BACKEND", &backend.address())
+        .http("tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; }")
+        .server(&format!(
+            "tirreno on; {} location = /status {{ tirreno_status; }} {LOCATION}",
+            preset("mattermost.conf")
+        ))
+        .start();
+    let sign_in = |body: &str, script: &str| {
+        let headers = [("Content-Type", "application/json"), ("X-Script", script)];
+        client::post(nginx.port(), "/api/v4/users/login", &headers, body.as_bytes()).unwrap()
+    };
+    // What its web page and its apps take for the question, all versions.
+    let questions = [
+        "mfa.validate_token.authenticate.app_error",
+        "ent.mfa.validate_token.authenticate.app_error",
+        "api.user.check_user_mfa.bad_code.app_error",
+    ];
+    let good = "body={%22id%22:%22ann%22}&header=Token:5ecretann";
+    for (n, question) in questions.iter().enumerate() {
+        let refused = format!("status=401&body={{%22id%22:%22{question}%22}}");
+        // A browser sends no code, an app an empty one.
+        let code = if n == 0 { "" } else { r#", "token": """# };
+        let first = format!(r#"{{"login_id": "ann", "password": "5ecret"{code}}}"#);
+        let with =
+            |code| format!(r#"{{"login_id": "ann", "password": "5ecret", "token": "{code}"}}"#);
+        assert_eq!(sign_in(&first, &refused).status, 401);
+        assert_eq!(sign_in(&with("123456"), &refused).status, 401);
+        assert_eq!(sign_in(&with("654321"), good).status, 200);
+    }
+    let count = questions.len() as u64;
+    let row = Row::settled(&nginx, "tirreno");
+    assert_eq!((row.captured, row.delivered, row.withdrawn), (3 * count, 2 * count, count));
+    let failures = sensor.stored();
+    let failures = failures.iter().filter(|event| event.event_type == "account_login_fail").count();
+    assert_eq!(failures, questions.len(), "a wrong code is a failure");
 }
 
 /// Looks at every byte that is left of the requests.

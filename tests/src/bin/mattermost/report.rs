@@ -1,0 +1,196 @@
+//! What was recorded, beside what was expected.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tirreno_tests::sensor::{Sensor, StoredEvent};
+
+use crate::run::{Run, Step};
+
+/// Prints the table; whether all is as expected.
+pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
+    let targets = run.settle();
+    let log = fs::read_to_string(run.nginx.prefix().join("cases.log")).expect("the access log");
+    let cases: HashMap<&str, &str> = log
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.next()?)).map(|(case, id)| (id, case))
+        })
+        .collect();
+    let mut events: HashMap<&str, Vec<Arc<StoredEvent>>> = HashMap::new();
+    for event in sensor.stored() {
+        let id = event.trace_id.clone().unwrap_or_default();
+        let case = cases.get(&*id).unwrap_or_else(|| panic!("of no request: {}", event.to_line()));
+        events.entry(case).or_default().push(event);
+    }
+    println!("Mattermost {}, behind nginx with nginx-conf/mattermost.conf.\n", run.version);
+    println!("| action | request | status | event | user | as expected |");
+    println!("|---|---|---|---|---|---|");
+    let mut wrong = Vec::new();
+    for step in &run.steps {
+        let found = events.get(&*step.case).map_or(&[][..], |events| events);
+        let recorded: Vec<_> =
+            found.iter().map(|e| (e.event_type.clone(), run.name(&e.user_name))).collect();
+        let flags: Vec<_> = found.iter().flat_map(|event| event.flagged.iter()).collect();
+        let good = recorded.as_slice() == step.expected.as_slice()
+            && step.status.0 == step.status.1
+            && flags.is_empty();
+        println!("{}", row(run, step, &recorded, good));
+        if !good {
+            wrong.push(format!("{}: {recorded:?} {flags:?}", step.what));
+        }
+    }
+    let events = run.steps.iter().filter(|step| step.expected.is_some()).count();
+    println!(
+        "\n{} actions, {events} of them events; {} requests in all.",
+        run.steps.len(),
+        run.requests()
+    );
+    for (name, target) in &targets {
+        let counts = ["captured", "delivered", "rejected", "dropped", "merged", "withdrawn"];
+        let counts = counts.map(|count| format!("{} {count}", target[count].as_u64().unwrap_or(0)));
+        println!("Target `{name}`: {}.", counts.join(", "));
+        if target["rejected"] != 0 || target["dropped"] != 0 {
+            wrong.push(format!("{name}: {target}"));
+        }
+    }
+    if let Some(path) = audit {
+        compare(run, path, &mut wrong);
+    }
+    secrets(run, sensor, &mut wrong);
+    for line in &wrong {
+        eprintln!("NOT AS EXPECTED  {line}");
+    }
+    wrong.is_empty()
+}
+
+/// No secret is in what was sent, in nginx's files but for its configuration, or in its shared memory.
+fn secrets(run: &Run, sensor: &Sensor, wrong: &mut Vec<String>) {
+    let mut remains: Vec<(String, Vec<u8>)> =
+        sensor.requests().into_iter().map(|request| ("sent".to_owned(), request.body)).collect();
+    let mut directories = vec![run.nginx.prefix().join("logs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("nginx's directory") {
+            let path = entry.expect("nginx's directory").path();
+            match path.is_dir() {
+                true => directories.push(path),
+                false => {
+                    remains.push((path.display().to_string(), fs::read(&path).unwrap_or_default()))
+                }
+            }
+        }
+    }
+    remains.push(("shared memory".to_owned(), run.nginx.shared_memory()));
+    let mut found = 0;
+    // Shorter ones are found anywhere.
+    let secrets: Vec<_> = run.secrets.iter().filter(|secret| secret.len() >= 8).collect();
+    for secret in &secrets {
+        for (name, bytes) in &remains {
+            if bytes.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+                found += 1;
+                wrong.push(format!("a secret is in {name}: {secret}"));
+            }
+        }
+    }
+    println!("{} secrets were looked for, {found} found.", secrets.len());
+}
+
+fn row(run: &Run, step: &Step, recorded: &[(String, String)], good: bool) -> String {
+    let pair = |(kind, user): &(String, String)| format!("{kind} of {user}");
+    let join = |values: Vec<&str>| match values.is_empty() {
+        true => "–".to_owned(),
+        false => values.join(", "),
+    };
+    let (status, wanted) = step.status;
+    let expected = step.expected.as_ref().map_or("nothing".into(), pair);
+    let expected = match good {
+        true => "yes".into(),
+        false if status == wanted => format!("**no: {expected}**"),
+        false => format!("**no: {wanted}, {expected}**"),
+    };
+    let path = run
+        .names
+        .iter()
+        .fold(step.path.clone(), |path, (id, name)| path.replace(id, &format!("{{{name}}}")));
+    let path: Vec<_> =
+        path.split('/').map(|part| if is_id(part) { "{id}" } else { part }).collect();
+    format!(
+        "| {} | `{} {}` | {status} | {} | {} | {expected} |",
+        step.what,
+        step.method,
+        path.join("/"),
+        join(recorded.iter().map(|(kind, _)| &**kind).collect()),
+        join(recorded.iter().map(|(_, user)| &**user).collect()),
+    )
+}
+
+fn is_id(part: &str) -> bool {
+    part.len() == 26 && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// An audit record: its event, status and path.
+type Key = (String, String, String);
+
+/// What Mattermost records and the module does not: event, status, why.
+const OTHERWISE: &[(&str, &str, &str)] = &[
+    ("createUser", "fail", "an account that nobody got, asked for by nobody known"),
+    ("getFile", "success", "a download is one event a user, file and minute"),
+    ("getFile", "fail", "there is no such file"),
+    ("getLogs", "fail", "this version says so whether or not the logs were read"),
+    ("logout", "success", "nobody was signed in"),
+    ("sendVerificationEmail", "fail", "this version answers 200 nevertheless"),
+];
+
+/// Which of Mattermost's own audit records have none of the module's beside them.
+fn compare(run: &Run, path: &Path, wrong: &mut Vec<String>) {
+    let mut ours: HashMap<Key, usize> = HashMap::new();
+    for key in records(&run.nginx.prefix().join("logs/audit.log")) {
+        *ours.entry(key).or_default() += 1;
+    }
+    let theirs = records(path);
+    let mut otherwise: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for key in &theirs {
+        let known =
+            OTHERWISE.iter().find(|(event, status, _)| (*event, *status) == (&*key.0, &*key.1));
+        match (ours.get_mut(key), known) {
+            (Some(count), _) if *count > 0 => *count -= 1,
+            (_, Some((event, _, why))) => otherwise.entry(event).or_insert((0, why)).0 += 1,
+            (_, None) => wrong.push(format!("no audit record {key:?}")),
+        }
+    }
+    let count: usize = otherwise.values().map(|(count, _)| count).sum();
+    println!(
+        "\nMattermost itself wrote {} audit records; {} of them are in the module's file under the same name.",
+        theirs.len(),
+        theirs.len() - count
+    );
+    for (event, (count, why)) in otherwise {
+        println!("{count} × `{event}` is not: {why}.");
+    }
+}
+
+fn records(path: &Path) -> Vec<Key> {
+    let text = fs::read_to_string(path);
+    let text = text.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let record = |line: &str| {
+        let record: Value = serde_json::from_str(line).ok()?;
+        let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+        let event = match &*text("event") {
+            // Its name in later versions.
+            "Logout" => "logout".into(),
+            event => event.to_owned(),
+        };
+        // The id of an incoming webhook is a secret.
+        let path = text("api_path");
+        let path = match path.rsplit_once("/hooks/incoming/") {
+            Some((start, _)) => format!("{start}/hooks/incoming/"),
+            None => path,
+        };
+        Some((event, text("status"), path))
+    };
+    text.lines().filter_map(record).collect()
+}

@@ -1,0 +1,428 @@
+//! nginx before Mattermost, its clients, and what they have done.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tirreno_tests::cases::{self, CASE};
+use tirreno_tests::client::{Connection, Response};
+use tirreno_tests::nginx::Nginx;
+use tirreno_tests::tls::Authority;
+use tirreno_tests::wait::wait_for;
+
+/// What Mattermost is called, whatever its port.
+const HOST: &str = "mattermost.example.com";
+
+/// Everybody's.
+pub(crate) const PASSWORD: &str = "Correct-horse-1";
+
+/// Longer than an application waits before it gives a failed first step up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
+const PHONE: &str = "Mattermost Mobile/2.20.0+561 (iOS; 17.5.1; iPhone15,2)";
+const SCRIPT: &str = "python-requests/2.32.3";
+
+/// What there is to run with.
+pub(crate) struct Place {
+    pub(crate) nginx: PathBuf,
+    pub(crate) module: PathBuf,
+    /// `HOST:PORT` of Mattermost.
+    pub(crate) server: String,
+    /// Prints the rows of a statement.
+    pub(crate) psql: Option<String>,
+    /// Where events go.
+    pub(crate) sensor: String,
+    pub(crate) key: String,
+}
+
+/// A request whose record is expected.
+pub(crate) struct Step {
+    /// In words.
+    pub(crate) what: String,
+    /// Its name in nginx's log.
+    pub(crate) case: String,
+    pub(crate) method: String,
+    /// Without arguments.
+    pub(crate) path: String,
+    /// That was answered, and that was expected.
+    pub(crate) status: (u16, u16),
+    /// The type and the user of its event, unless there is to be none.
+    pub(crate) expected: Option<(String, String)>,
+}
+
+/// nginx before Mattermost, and what was done there.
+pub(crate) struct Run {
+    pub(crate) nginx: Nginx,
+    /// Mattermost's version.
+    pub(crate) version: String,
+    /// Names of users by their ids.
+    pub(crate) names: HashMap<String, String>,
+    pub(crate) steps: Vec<Step>,
+    /// What must be nowhere but in requests and answers.
+    pub(crate) secrets: BTreeSet<String>,
+    psql: Option<String>,
+    tls: Arc<ClientConfig>,
+    requests: usize,
+    _certificates: TempDir,
+}
+
+/// What a request carries.
+pub(crate) enum Body {
+    None,
+    Json(Value),
+    /// With its `Content-Type`.
+    Raw(&'static str, Vec<u8>),
+}
+
+impl From<Value> for Body {
+    fn from(value: Value) -> Self {
+        Self::Json(value)
+    }
+}
+
+impl From<()> for Body {
+    fn from((): ()) -> Self {
+        Self::None
+    }
+}
+
+/// A browser, an app, or a program.
+#[derive(Clone)]
+pub(crate) struct Client {
+    agent: &'static str,
+    address: String,
+    /// A browser says so; Mattermost then answers with cookies.
+    is_browser: bool,
+    pub(crate) cookies: BTreeMap<String, String>,
+    /// What `Authorization` says.
+    pub(crate) authorization: Option<String>,
+    /// More headers.
+    pub(crate) headers: Vec<(&'static str, String)>,
+}
+
+impl Client {
+    fn new(agent: &'static str, address: &str) -> Self {
+        Self {
+            agent,
+            address: address.into(),
+            is_browser: false,
+            cookies: BTreeMap::new(),
+            authorization: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// A browser at that address.
+    pub(crate) fn browser(address: &str) -> Self {
+        Self { is_browser: true, ..Self::new(FIREFOX, address) }
+    }
+
+    /// A telephone at that address: it gets a token at its sign-in.
+    pub(crate) fn phone(address: &str) -> Self {
+        Self::new(PHONE, address)
+    }
+
+    /// A program with a token.
+    pub(crate) fn script(address: &str, authorization: &str) -> Self {
+        Self { authorization: Some(authorization.into()), ..Self::new(SCRIPT, address) }
+    }
+
+    /// The same with another header.
+    pub(crate) fn with(&self, name: &'static str, value: &str) -> Self {
+        let mut client = self.clone();
+        client.headers.push((name, value.into()));
+        client
+    }
+
+    /// The same with another cookie.
+    pub(crate) fn with_cookie(&self, name: &str, value: &str) -> Self {
+        let mut client = self.clone();
+        client.cookies.insert(name.into(), value.into());
+        client
+    }
+
+    /// What the browser sends when another site's page makes it.
+    pub(crate) fn sent_by_another_site(&self) -> Self {
+        let mut client = Self { is_browser: false, ..self.clone() };
+        client.cookies.remove("MMCSRF");
+        client
+    }
+
+    fn take_cookies(&mut self, response: &Response) {
+        for (name, value) in &response.headers {
+            if !name.eq_ignore_ascii_case("Set-Cookie") {
+                continue;
+            }
+            let value = String::from_utf8_lossy(value).into_owned();
+            let pair = value.split(';').next().unwrap_or_default();
+            let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
+            match text.is_empty() || value.contains("Max-Age=0") {
+                true => self.cookies.remove(name),
+                false => self.cookies.insert(name.to_owned(), text.to_owned()),
+            };
+        }
+    }
+}
+
+/// What came back.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) json: Value,
+    response: Option<Response>,
+}
+
+impl Answer {
+    /// The text at a pointer into its JSON.
+    #[track_caller]
+    pub(crate) fn text(&self, pointer: &str) -> String {
+        let found = self.json.pointer(pointer).and_then(Value::as_str);
+        found.unwrap_or_else(|| panic!("no {pointer} in {}", self.json)).to_owned()
+    }
+
+    /// The text of its `id`.
+    #[track_caller]
+    pub(crate) fn id(&self) -> String {
+        self.text("/id")
+    }
+
+    /// The header's first value.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        self.response.as_ref()?.header(name)
+    }
+}
+
+impl Run {
+    /// nginx as `nginx-conf/mattermost.conf` has it, with an audit file beside Tirreno.
+    pub(crate) fn start(place: Place) -> Self {
+        let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf").canonicalize();
+        let conf = conf.expect("the configurations");
+        let text = fs::read_to_string(conf.join("mattermost.conf")).expect("mattermost.conf");
+        let certificates = tempfile::tempdir().expect("a directory");
+        let authority = Authority::new("mattermost");
+        let (certificate, key) = authority.leaf(&[HOST]).write(certificates.path(), "mattermost");
+        let letsencrypt = |file: &str| format!("/etc/letsencrypt/live/{HOST}/{file}");
+        let pairs = [
+            ("127.0.0.1:8065", &*place.server),
+            (" 80;", " 127.0.0.1:%PORT1%;"),
+            (" 443 ssl", " 127.0.0.1:%PORT2% ssl"),
+            ("https://tirreno.example.com/sensor/", "%SENSOR%"),
+            (" /etc/nginx/tirreno.key;", " key;"),
+            (" /usr/share/ngx-tirreno", &format!(" {}", conf.display())),
+            (" /var/lib/nginx/tirreno;", " logs/spool;"),
+            (" /var/lib/nginx/tirreno.state;", " logs/state;"),
+            (&letsencrypt("fullchain.pem"), certificate.to_str().expect("a path")),
+            (&letsencrypt("privkey.pem"), key.to_str().expect("a path")),
+            // Each client has an address of its own.
+            ("# set_real_ip_from  10.0.0.0/8;", "set_real_ip_from 127.0.0.1;"),
+            ("# real_ip_header ", "real_ip_header "),
+        ];
+        let text = pairs.iter().fold(text, |text, (from, to)| {
+            assert!(text.contains(from), "no {from:?} in\n{text}");
+            text.replace(from, to)
+        });
+        let nginx = Nginx::builder()
+            .binary(place.nginx)
+            .module(place.module)
+            .sensor(&place.sensor)
+            .file("mattermost.conf", &text)
+            .file("key", &place.key)
+            .file("audit.key", "0123456789abcdef0123456789abcdef")
+            .http("include mattermost.conf;")
+            .http(
+                "tirreno_target audit {
+                     type file; path logs/audit.log; format mattermost hash_key_file=audit.key;
+                 }",
+            )
+            .http(cases::LOG)
+            .server("location = /status { tirreno_status; }")
+            .start();
+        let mut run = Self {
+            nginx,
+            version: String::new(),
+            names: HashMap::new(),
+            steps: Vec::new(),
+            secrets: BTreeSet::from([PASSWORD[1..PASSWORD.len() - 1].to_owned()]),
+            psql: place.psql,
+            tls: authority.client_config(),
+            requests: 0,
+            _certificates: certificates,
+        };
+        let mut nobody = Client::browser("198.51.100.66");
+        run.version = run.quiet(&mut nobody, "GET /config/client?format=old", ()).text("/Version");
+        run
+    }
+
+    /// Makes a request whose record is of no interest.
+    #[track_caller]
+    pub(crate) fn quiet(
+        &mut self,
+        client: &mut Client,
+        line: &str,
+        body: impl Into<Body>,
+    ) -> Answer {
+        self.request("-", client, line, body.into()).0
+    }
+
+    /// Makes a request: `line` is its method and its path, below `/api/v4` unless it begins with `~`. `expected`
+    /// is the answer's status and, where there is to be an event, its type and its user.
+    #[track_caller]
+    pub(crate) fn act(
+        &mut self,
+        what: &str,
+        client: &mut Client,
+        line: &str,
+        body: impl Into<Body>,
+        expected: &str,
+    ) -> Answer {
+        let case = format!("s{}", self.steps.len());
+        let (answer, method, target) = self.request(&case, client, line, body.into());
+        let mut words = expected.split(' ');
+        let wanted = words.next().and_then(|status| status.parse().ok()).expect("a status");
+        if answer.status != wanted {
+            // What follows may fail for it.
+            eprintln!("{what}: {line}: {} instead of {wanted}: {}", answer.status, answer.json);
+        }
+        self.steps.push(Step {
+            what: what.into(),
+            case,
+            method,
+            path: target.split('?').next().unwrap_or_default().into(),
+            status: (answer.status, wanted),
+            expected: words
+                .next()
+                .map(|kind| (kind.into(), words.next().unwrap_or("nobody").into())),
+        });
+        answer
+    }
+
+    #[track_caller]
+    fn request(
+        &mut self,
+        case: &str,
+        client: &mut Client,
+        line: &str,
+        body: Body,
+    ) -> (Answer, String, String) {
+        let (method, path) = line.split_once(' ').expect("a method and a path");
+        let target = match path.strip_prefix('~') {
+            Some(path) => path.to_owned(),
+            None => format!("/api/v4{path}"),
+        };
+        self.requests += 1;
+        let pair = |(name, value): (&String, &String)| format!("{name}={value}");
+        let cookies = client.cookies.iter().map(pair).collect::<Vec<_>>().join("; ");
+        let mut headers = vec![
+            ("Host", HOST),
+            (CASE, case),
+            ("User-Agent", client.agent),
+            ("X-Forwarded-For", &client.address),
+            ("Accept-Encoding", "gzip, deflate, br"),
+        ];
+        if client.is_browser {
+            headers.push(("X-Requested-With", "XMLHttpRequest"));
+        }
+        if let Some(token) = client.cookies.get("MMCSRF") {
+            headers.push(("X-CSRF-Token", token));
+        }
+        if let Some(authorization) = &client.authorization {
+            headers.push(("Authorization", authorization));
+        }
+        if !cookies.is_empty() {
+            headers.push(("Cookie", &cookies));
+        }
+        headers.extend(client.headers.iter().map(|(name, value)| (*name, &**value)));
+        let body = match body {
+            Body::None => Vec::new(),
+            Body::Json(value) => {
+                headers.push(("Content-Type", "application/json"));
+                value.to_string().into_bytes()
+            }
+            Body::Raw(kind, bytes) => {
+                headers.push(("Content-Type", kind));
+                bytes
+            }
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], self.nginx.port_n(2)));
+        let response = Connection::open_tls(address, HOST, Arc::clone(&self.tls))
+            .and_then(|mut connection| connection.request(method, &target, &headers, &body))
+            .unwrap_or_else(|error| panic!("{line}: {error}"));
+        client.take_cookies(&response);
+        let json: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+        self.learn(&json);
+        let tokens = ["MMAUTHTOKEN", "MMCSRF"];
+        self.secrets.extend(tokens.iter().filter_map(|name| client.cookies.get(*name).cloned()));
+        self.secrets.extend(response.header("Token"));
+        let names = ["token", "access_token", "client_secret", "secret", "invite_id"];
+        self.secrets.extend(names.iter().filter_map(|name| json[name].as_str().map(str::to_owned)));
+        let token = response.header("Token").filter(|_| target.ends_with("/users/login"));
+        if let Some(token) = token.filter(|_| !client.is_browser) {
+            client.authorization = Some(format!("BEARER {token}"));
+        }
+        let answer = Answer { status: response.status, json, response: Some(response) };
+        (answer, method.to_owned(), target)
+    }
+
+    /// Answers tell whose an id is.
+    fn learn(&mut self, json: &Value) {
+        let text = |name: &str| json[name].as_str().map(str::to_owned);
+        let id = text("id").or_else(|| text("user_id"));
+        if let (Some(id), Some(name)) = (id, text("username")) {
+            self.names.entry(id).or_insert(name);
+        }
+    }
+
+    /// The id of a user.
+    #[track_caller]
+    pub(crate) fn id(&self, name: &str) -> String {
+        let found = self.names.iter().find(|(_, have)| *have == name);
+        found.unwrap_or_else(|| panic!("{name} is not known")).0.clone()
+    }
+
+    /// A user's name, or what stands for a user who is not known.
+    pub(crate) fn name(&self, user: &str) -> String {
+        match user {
+            "N/A" => "nobody".into(),
+            user if cases::is_alias(user) => "unknown".into(),
+            user if user.starts_with("session-") => "session".into(),
+            user => self.names.get(user).cloned().unwrap_or_else(|| user.into()),
+        }
+    }
+
+    /// The first row of a statement in Mattermost's database; `None` where none is told of.
+    pub(crate) fn sql(&self, statement: &str) -> Option<String> {
+        let command = self.psql.as_ref()?;
+        let mut words = command.split(' ');
+        let output = Command::new(words.next()?).args(words).arg(statement).output();
+        let output = output.expect("psql runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().into())
+    }
+
+    /// Waits until all events are where they belong; what each target says of itself.
+    pub(crate) fn settle(&self) -> BTreeMap<String, Value> {
+        wait_for(PATIENCE, "the events to arrive", || {
+            let targets = self.nginx.status("/status")["targets"].clone();
+            let targets: BTreeMap<String, Value> = match targets {
+                Value::Object(targets) => targets.into_iter().collect(),
+                _ => return Err("no targets".into()),
+            };
+            match targets.values().all(|target| target["pending"] == json!(0)) {
+                true => Ok(targets),
+                false => Err(format!("{targets:?}")),
+            }
+        })
+    }
+
+    /// How many requests were made.
+    pub(crate) fn requests(&self) -> usize {
+        self.requests
+    }
+}
