@@ -73,6 +73,9 @@ release_of() {
 
 workspace_version() { sed -n 's/^version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -n 1; }
 
+# The oldest Rust that builds the module.
+rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
+
 # need PACKAGE...: installs what is missing, or says how to. On other systems than Debian's the
 # compiler will say what it misses.
 need() {
@@ -95,8 +98,12 @@ need() {
 need_toolchain() {
     need gcc libc6-dev make libclang-dev libpcre2-dev zlib1g-dev libssl-dev ca-certificates
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
-    command -v cargo >/dev/null || die "cargo not found. Install Rust from https://rustup.rs:
-  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+    local install="Install Rust from https://rustup.rs:
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh" version
+    command -v cargo >/dev/null || die "cargo not found. $install"
+    version=$(cargo --version | awk '{ print $2 }')
+    printf '%s\n' "$(rust_version)" "$version" | sort -VC ||
+        die "Rust $version is too old, $(rust_version) is needed. $install"
 }
 
 # use_build [ARGUMENT...]: runs ci/build; what it built is in $nginx and $module.

@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flate2::read::GzDecoder;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use tempfile::TempDir;
 use tirreno_tests::client::{self, Connection};
@@ -371,11 +372,11 @@ fn a_lock_stops_the_file_only_for_who_may_write_it() {
     bench.requests([0]);
     bench.settled("audit");
     let reader = File::open(bench.path("audit.log")).unwrap();
-    reader.lock().unwrap();
+    flock(&reader, FlockOperation::LockExclusive).unwrap();
     bench.requests([1]);
     bench.settled("audit");
     let writer = File::open(bench.path(".audit.log.lock")).unwrap();
-    writer.lock().unwrap();
+    flock(&writer, FlockOperation::LockExclusive).unwrap();
     bench.requests(2..5);
     let row = bench.wait_row("audit", "the lock", |row| row.state == "waiting");
     assert_eq!(row.last_error.as_deref(), Some("held by another process"));

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use tempfile::TempDir;
 use tirreno_tests::client::{self, Connection};
@@ -413,7 +414,7 @@ fn a_spools_lock_that_another_program_holds_is_told() {
     let lock = bench.spool_file(".lock");
     bench.nginx.quit();
     let held = fs::File::options().read(true).write(true).open(&lock).unwrap();
-    held.lock().unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
     bench.nginx.start();
     bench.requests(5..10);
     bench.wait_waiting("tirreno", "audit", "held by another process");
@@ -623,7 +624,7 @@ fn no_trouble_of_a_receiver_loses_anything() {
             }
             Trouble::FileLock => {
                 let held = fs::File::options().read(true).write(true).open(&lock).unwrap();
-                held.lock().unwrap();
+                flock(&held, FlockOperation::LockExclusive).unwrap();
                 file = Some(held);
             }
             Trouble::StopsReading => receiver.stopped.store(true, SeqCst),

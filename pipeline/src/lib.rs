@@ -31,4 +31,5 @@ pub mod privacy;
 pub mod record;
 pub mod shm;
 pub mod status;
+mod text;
 pub mod tirreno;

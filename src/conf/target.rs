@@ -138,8 +138,7 @@ impl Draft {
         let Some((kind, bit)) = self.kind.unwrap_or(Some(TYPES[0])) else { return Ok(None) };
         let is_unverified = self.tls.is_unverified();
         if let Some(Seen { name, place, .. }) = seen.iter().find(|s| TABLES[s.table].0 & bit == 0) {
-            let message =
-                format_args!("\"{name}\" does not belong into a target of type \"{kind}\"");
+            let message = format!("\"{name}\" does not belong into a target of type \"{kind}\"");
             return Err(cf.error_at(place, message));
         }
         let spool = self.tirreno.spool.clone();

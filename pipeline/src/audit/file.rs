@@ -11,7 +11,7 @@
 //! rotation: until then, whoever follows the log finds its end. A thread compresses and deletes; what a
 //! killed one left undone, the next one does.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use flate2::{Compression, write::GzEncoder};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::clock::monotonic_ns;
 use crate::config::FileConfig;
@@ -238,11 +240,11 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
     if !about.is_file() || about.nlink() > 1 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    match file.try_lock() {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         // Its holder may just have renamed it.
         Ok(()) => Ok(is_at(&file, path).then_some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -718,7 +720,7 @@ mod tests {
         let mut file = bench.open();
         file.append(b"a\n").unwrap();
         let reader = File::open(&bench.config.path).unwrap();
-        reader.lock().unwrap();
+        flock(&reader, FlockOperation::LockExclusive).unwrap();
         file.append(b"b\n").unwrap();
         assert_eq!(bench.content(), "a\nb\n");
     }

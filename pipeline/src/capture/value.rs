@@ -17,6 +17,7 @@ use crate::capture::decision::Exchange;
 use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
 use crate::capture::path;
 use crate::event::Param;
+use crate::text::cut_before;
 
 /// The most memory that a compiled regular expression takes, in bytes; it matches in linear time.
 const REGEX_SIZE: usize = 256 << 10;
@@ -651,7 +652,7 @@ pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     let mut text = if case_matters { text.into_owned() } else { text.to_lowercase() };
     if text.len() > limit {
         let hash = Sha256::digest(text.as_bytes());
-        text.truncate(text.floor_char_boundary(limit - HASH_DIGITS - 1));
+        text.truncate(cut_before(&text, limit - HASH_DIGITS - 1));
         text.push('-');
         for byte in &hash[..HASH_DIGITS / 2] {
             text.push(char::from_digit(u32::from(byte >> 4), 16).unwrap_or_default());

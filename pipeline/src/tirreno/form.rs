@@ -13,6 +13,7 @@ use serde::de::IgnoredAny;
 use crate::event::{EventType, Param};
 use crate::privacy::View;
 use crate::record::{NO_ADDRESS, Record};
+use crate::text::cut_before;
 
 /// How Tirreno writes a time, always in UTC.
 pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
@@ -75,7 +76,7 @@ pub fn stripped(form: &str) -> String {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let repeated = query.rsplit('&').next().filter(|last| last.starts_with("repeated="));
     let mark = ["stripped=1"].into_iter().chain(repeated).collect::<Vec<_>>().join("&");
-    let path = &path[..path.floor_char_boundary(Param::Url.limit() - mark.len() - 1)];
+    let path = &path[..cut_before(path, Param::Url.limit() - mark.len() - 1)];
     let stripped = pairs.iter().filter_map(|(name, value)| {
         let value = match Param::ALL.into_iter().find(|param| param.name() == name) {
             Some(Param::UserAgent | Param::HttpReferer) => return None,
@@ -234,7 +235,7 @@ pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
         text = text.replace('\0', "\u{fffd}").into();
     }
     if text.len() > limit {
-        text = text[..text.floor_char_boundary(limit)].to_owned().into();
+        text = text[..cut_before(&text, limit)].to_owned().into();
     }
     text
 }

@@ -15,6 +15,7 @@ use crate::capture::rules::CLIENT_CLOSED_REQUEST;
 use crate::event::{EventType, Param};
 use crate::privacy::View;
 use crate::record::{Extra, Record};
+use crate::text::cut_before;
 use crate::tirreno::form::{self, TIME_INPUT};
 
 /// How a request ended.
@@ -280,7 +281,7 @@ impl<'a> Entry<'a> {
         }
         for uri in [&mut self.url, &mut self.referer].into_iter().flatten() {
             cut |= uri.len() > most;
-            uri.truncate(uri.floor_char_boundary(most));
+            uri.truncate(cut_before(uri, most));
         }
         let named = self.segments.iter_mut().chain(&mut self.fields).map(|(_, value)| value);
         for value in named.chain(self.given.iter_mut().map(|(_, value)| value)) {
@@ -414,7 +415,7 @@ fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
 
 /// Cuts a value at a character's boundary; returns whether it was longer.
 fn shorten(text: &mut Cow<'_, str>, most: usize) -> bool {
-    let end = text.floor_char_boundary(most);
+    let end = cut_before(text, most);
     if end == text.len() {
         return false;
     }

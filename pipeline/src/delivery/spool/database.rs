@@ -17,6 +17,7 @@
 //! events of one rank stay in the order of capture. While another instance of nginx captures too, what it
 //! may not have committed yet is waited for, and given its place by the time of capture.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -1173,13 +1174,16 @@ fn text(record: &Record<'_>, extra: Extra) -> Option<String> {
 /// Has commits wait for those of other processes. SQLite's own pauses grow so long that a process with
 /// many commits would leave the others no moment.
 fn wait_for_others(db: &mut Connection) -> Result<(), rusqlite::Error> {
-    let mut since = Instant::now();
-    db.busy_handler(Some(move |count| {
+    thread_local! {
+        /// When the commit that this thread waits for began to wait.
+        static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    db.busy_handler(Some(|count| {
         if count == 0 {
-            since = Instant::now();
+            SINCE.set(Some(Instant::now()));
         }
         thread::sleep(BUSY_POLL);
-        since.elapsed() < BUSY
+        SINCE.get().is_some_and(|since| since.elapsed() < BUSY)
     }))
 }
 
