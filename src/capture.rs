@@ -1,10 +1,10 @@
 //! From a request to a record.
 //!
-//! Runs in the event loop, for each request: what is decided about it is encoded, by copying bytes. It
-//! takes no lock and makes no system call; what it allocates lies in the request's own pool: the trace id,
-//! so that later readers of `$request_id` see the same, what the module's variables show, and values that
-//! are not in the request as they are sent. A URL with a secret is copied without it, into memory that is
-//! used again.
+//! Runs in the event loop, once for each request. It encodes the decision about the request by copying bytes;
+//! it takes no lock and makes no system call. It allocates from the request's own pool only: the trace id (so
+//! that later readers of `$request_id` see the same one), what the module's variables show, and values that
+//! differ from what the request contains. A URL with a secret is copied without the secret, into a buffer that
+//! is reused.
 
 use core::ops::Range;
 use core::ptr;
@@ -40,13 +40,13 @@ use crate::{filters, guarded, identity, worker};
 /// What became of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Captured {
-    /// The event's type; nothing where it is none.
+    /// The event's type; `None` if the request is no event.
     pub(crate) event: Option<EventType>,
-    /// The user; empty where none is known.
+    /// The user; empty if none is known.
     pub(crate) user: ngx_str_t,
-    /// By what evidence.
+    /// The evidence for the user.
     pub(crate) identity: Identity,
-    /// Whom the client claims to be, where that is somebody else.
+    /// The user whom the client claims to be, if that is another one; else empty.
     pub(crate) claimed: ngx_str_t,
     /// `1`, or why there is no event.
     pub(crate) outcome: &'static str,
@@ -54,7 +54,7 @@ pub(crate) struct Captured {
 
 const NOTHING: ngx_str_t = ngx_str_t { len: 0, data: ptr::null_mut() };
 
-/// In place of a request's [`Captured`] while that is being found out, or when there is no memory.
+/// Stands in a request's place for [`Captured`] while the request is being captured, or if there is no memory.
 static CAPTURING: Captured = Captured {
     event: None,
     user: NOTHING,
@@ -66,7 +66,7 @@ static CAPTURING: Captured = Captured {
 // SAFETY: it is only read, and its strings are empty.
 unsafe impl Sync for Captured {}
 
-/// Memory for what is made of a request's URL, Referer and path, used again for the next.
+/// Buffers for a request's URL, Referer and path; the next request reuses them.
 #[derive(Default)]
 struct Scratch {
     path: Vec<u8>,
@@ -125,8 +125,7 @@ unsafe extern "C" fn log_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     Status::NGX_OK.into()
 }
 
-/// Captures the request, if it is a main request, is not captured yet, and is to be. Returns what
-/// became of it.
+/// Captures the request if it is a main request, shall be captured and was not yet. Returns what became of it.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing, and this is its event loop.
@@ -136,7 +135,7 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
     if !request.is_main() {
         return None;
     }
-    // This function may be called again by a value that it evaluates.
+    // Evaluating a value below may call this function again.
     if let Some(captured) = request.mark::<Captured>() {
         return Some(*captured);
     }
@@ -178,7 +177,7 @@ pub(crate) enum NoEvent {
     NoTarget,
     /// The ring is full; the zone has counted it.
     Full,
-    /// It is like one of the same user a moment before: `once=`.
+    /// `once=`: the same user made a request like it a moment before.
     Merged,
 }
 
@@ -221,7 +220,7 @@ fn push(
     }
     let once = decision.rule().and_then(|rule| rule.once);
     if let (Some(once), Some(zone)) = (once, main.zone) {
-        // What was refused is another event than what was not.
+        // A refused request and an accepted one are different events.
         let (address, is_failed) = (request.peer(), exchange.status >= 400);
         let what = (decision.kind.name(), is_failed, location.realm(request), exchange.path);
         if !zone.is_first(&(what, user, address), once, request.start_ms()) {
@@ -271,7 +270,7 @@ impl<'e> Encoder<'e, '_, '_> {
         event.trace = request.trace_id(self.main);
         event.ip = request.peer();
 
-        // Also an empty value replaces what would be captured.
+        // A given value replaces the captured one, even if it is empty.
         let (mut given, mut left_out) = (Param::UserName.bit() | Param::EventType.bit(), false);
         let (mut own_url, mut own_referer) = (None, None);
         for (param, text) in self.params() {
@@ -322,7 +321,7 @@ impl<'e> Encoder<'e, '_, '_> {
             .as_ref()
             .map(|segments| |path: &[u8], out: &mut Vec<_>| segments.find(path, out));
         let of_all = of_all.as_ref().map(|find| find as &FindSegments<'_>);
-        // It is the whole path where no prefix was taken off.
+        // The path is the whole one if no prefix was removed.
         let is_whole = own_url.is_none() && location.event_prefix().is_empty();
         let normalized = self.exchange.path.filter(|_| is_whole);
         let paths = Paths { own: find, nested: of_all, normalized };
@@ -439,8 +438,8 @@ impl<'e> Encoder<'e, '_, '_> {
     }
 }
 
-/// The path that rules are for: that of the request line, normalized, below the prefix. A request that
-/// nginx could not read has no target, and no rule is for it.
+/// The path to match rules against: that of the request line, normalized, without the prefix. A request that
+/// nginx could not parse has no path, so no rule matches it.
 pub(crate) fn path_for_rules<'p>(
     target: &'p [u8],
     prefix: &[u8],
@@ -452,8 +451,7 @@ pub(crate) fn path_for_rules<'p>(
     path::below(path::normalize(target, normalized), prefix)
 }
 
-/// Calls `f` for the named segments of a rule's path, without the value of those that the URL does not show
-/// either.
+/// Calls `f` for each named segment of a rule's path; without the value if the URL hides it, too.
 fn each_segment(
     segments: Segments<'_, '_>,
     rules: Option<&RuleSet>,

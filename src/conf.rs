@@ -1,4 +1,4 @@
-//! What the directives say, and how it is inherited.
+//! The module's configuration, and how inner levels inherit it.
 
 use core::ffi::c_char;
 use core::ptr;
@@ -58,12 +58,12 @@ pub(crate) struct MainConf {
     enabled: Vec<(Rc<Place>, bool)>,
     /// Where `tirreno_verify session` stands, and whether there is a `tirreno_session` for it.
     verified: Vec<(Rc<Place>, bool)>,
-    /// Where `tirreno_user` names what the client says, and whether `tirreno_verify` asks for more.
+    /// Where `tirreno_user` believes the client, and whether `tirreno_verify` asks for more evidence.
     believed: Vec<(Rc<Place>, bool)>,
-    /// Places of `tirreno_user`, and whether `tirreno` is on in any location that it holds for.
+    /// Where `tirreno_user` stands, and whether `tirreno` is on in any location that inherits it.
     users: Vec<(Rc<Place>, bool)>,
-    /// The servers, as places in memory, with the `tirreno_session` for which there is no realm; and
-    /// whether that was said of it.
+    /// Servers (by the address of their configuration) whose `tirreno_session` has no realm, and whether the
+    /// log was told.
     unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
     /// Whether any rule has `bind=`.
     binds: bool,
@@ -71,21 +71,21 @@ pub(crate) struct MainConf {
     pub(crate) known: Known,
     /// `tirreno_state`, and where it stands.
     pub(crate) state: Option<(PathBuf, Place)>,
-    /// The file that this is.
+    /// The state file's path, once it is resolved.
     pub(crate) state_file: Option<PathBuf>,
-    /// What tokens and names are hashed with, once there is a zone.
+    /// The keys for hashes of tokens and names, once there is a zone.
     pub(crate) keys: Option<Keys>,
-    /// Whose accounts are known, once there is a zone.
+    /// The accounts that are known, once there is a zone.
     pub(crate) accounts: Option<KnownAccounts>,
     /// `tirreno_identity`.
     pub(crate) lookups: Vec<LookupConfig>,
-    /// What marks the module's own requests to applications.
+    /// The value that marks the module's own requests to applications.
     pub(crate) lookup_mark: String,
     /// The realms of the servers.
     pub(crate) realms: Vec<ServerRealm>,
-    /// Those with secret segments, and the path above them.
+    /// Rule sets with secret segments, and the path prefix of each.
     redacting: Vec<(ngx_str_t, Rc<RuleSet>)>,
-    /// The secret segments of all of them: a Referer may be of any server.
+    /// The secret segments of all rule sets: a Referer may belong to any server.
     pub(crate) secret_segments: Option<SecretSegments>,
     /// Indexes of nginx's variables.
     pub(crate) request_id: usize,
@@ -127,7 +127,7 @@ impl Default for MainConf {
 }
 
 impl MainConf {
-    /// Whether anything tells whose a session is.
+    /// Whether the module can learn the user of a session: by `bind=` or by a lookup.
     pub(crate) fn learns_sessions(&self) -> bool {
         self.binds || !self.lookups.is_empty()
     }
@@ -151,49 +151,49 @@ pub(crate) struct LocationConf {
     pub(crate) enabled: Option<(ComplexValue, Rc<Place>)>,
     /// `tirreno_targets`: names, and where they stand.
     pub(crate) target_names: Option<Rc<(Vec<ngx_str_t>, Place)>>,
-    /// The same by their place in [`MainConf::targets`], a bit each; all where nothing is set.
+    /// The same targets as a bit mask over [`MainConf::targets`]; all of them if nothing is set.
     targets: u32,
     /// `tirreno_user`, and where it stands.
     pub(crate) users: Option<(Rc<[Value]>, Rc<Place>)>,
     /// `tirreno_session`, and where it stands.
     pub(crate) sessions: Option<(Rc<[Token]>, Rc<Place>)>,
-    /// Where another file says `tirreno_session` before it, on the same level.
+    /// The place of another `tirreno_session` that a file included before set on the same level.
     pub(crate) earlier_session: Option<Rc<Place>>,
     pub(crate) ip: Option<ComplexValue>,
     pub(crate) params: Option<Rc<Vec<(Param, Value)>>>,
     /// `ngx_conf_set_flag_slot` fills these.
     pub(crate) anonymous: ngx_flag_t,
     pub(crate) user_case: ngx_flag_t,
-    /// `tirreno_event` of this level, and whether the outer levels' count.
+    /// The `tirreno_event` of this level, and whether those of outer levels apply, too.
     pub(crate) own_rules: Vec<Rc<Entry>>,
     pub(crate) cut_rules: bool,
-    /// All that count here. That of the `http` block, which inherits nothing, is made when it is needed.
+    /// All rules that apply here. The `http` block inherits none: its set is made when it is needed.
     rules: OnceCell<Option<Rc<RuleSet>>>,
-    /// `tirreno_default_event`: the type, or nothing.
+    /// `tirreno_default_event`: the type, or `None` for `off`.
     pub(crate) default_event: Option<Option<EventType>>,
     pub(crate) event_prefix: Option<ngx_str_t>,
     /// `tirreno_verify`, whether only as a dry run, and where it stands.
     pub(crate) verify: Option<(Verify, bool, Rc<Place>)>,
     pub(crate) realm: Option<ngx_str_t>,
-    /// The server's, found when it is needed.
+    /// The server's realm, found when it is needed.
     default_realm: OnceCell<Box<[u8]>>,
     pub(crate) lookup: Option<Rc<Named>>,
     /// `tirreno_url`: whether `page`.
     pub(crate) url_page: Option<bool>,
-    /// `tirreno_redact` of this level, and whether the outer levels' and the built-in ones count.
+    /// The `tirreno_redact` of this level, and whether the outer levels' and the built-in names apply, too.
     pub(crate) own_secrets: Vec<String>,
     pub(crate) cut_secrets: bool,
-    /// All names that count here, beside the built-in ones; nothing where there is no redaction.
+    /// All names that apply here, besides the built-in ones; `None` if redaction is off.
     secrets: OnceCell<Option<Rc<Secrets>>>,
     /// Where `tirreno_status` stands.
     pub(crate) status: Option<Place>,
-    /// Whether it was said that a file is included twice.
+    /// Whether the log was told that a file is included twice.
     pub(crate) includes_twice: bool,
 }
 
 /// What `tirreno_redact` hides.
 struct Secrets {
-    /// Beside the built-in ones.
+    /// Besides the built-in ones.
     names: Vec<String>,
     redaction: Redaction,
 }
@@ -239,17 +239,17 @@ impl Default for LocationConf {
 }
 
 impl LocationConf {
-    /// `tirreno`; nothing where it is off by default.
+    /// `tirreno`; `None` if it was not set.
     pub(crate) fn enabled(&self) -> Option<&ComplexValue> {
         self.enabled.as_ref().map(|(value, _)| value)
     }
 
-    /// The targets by their place in [`MainConf::targets`], a bit each.
+    /// The targets as a bit mask over [`MainConf::targets`].
     pub(crate) fn targets(&self) -> u32 {
         self.targets
     }
 
-    /// What a decision needs to know of it.
+    /// The settings that a decision needs.
     pub(crate) fn settings(&self) -> Settings<'_, ComplexValue> {
         let given = |wanted| self.params().iter().find(|(param, _)| *param == wanted);
         Settings {
@@ -265,12 +265,12 @@ impl LocationConf {
         }
     }
 
-    /// `tirreno_session`: each token's values are joined.
+    /// `tirreno_session`; the values of one token are joined.
     pub(crate) fn sessions(&self) -> &[Token] {
         self.sessions.as_ref().map(|(tokens, _)| tokens.as_ref()).unwrap_or_default()
     }
 
-    /// `tirreno_realm`; the server's where there is none.
+    /// `tirreno_realm`; without it, the realm of the server.
     pub(crate) fn realm(&self, request: Request<'_>) -> &[u8] {
         match &self.realm {
             Some(realm) => realm.as_bytes(),
@@ -278,7 +278,7 @@ impl LocationConf {
         }
     }
 
-    /// The place of `tirreno_lookup` among the `tirreno_identity` blocks.
+    /// The index of the `tirreno_identity` block that `tirreno_lookup` names.
     pub(crate) fn lookup_place(&self, main: &MainConf) -> Option<usize> {
         let name = &self.lookup.as_ref()?.name;
         main.lookups.iter().position(|known| known.name == *name)
@@ -289,7 +289,7 @@ impl LocationConf {
         self.user_case != 0
     }
 
-    /// What `tirreno_verify` would be if it were no dry run.
+    /// The mode of `tirreno_verify` if it is a dry run.
     pub(crate) fn dry_run(&self) -> Option<Verify> {
         self.verify.as_ref().filter(|(_, dry_run, _)| *dry_run).map(|(verify, ..)| *verify)
     }
@@ -323,7 +323,7 @@ impl LocationConf {
         self.event_prefix.as_ref().map_or(&[], |prefix| prefix.as_bytes())
     }
 
-    /// Whether a claim needs proof.
+    /// Whether a claim of the client needs further evidence.
     pub(crate) fn verifies(&self) -> bool {
         self.verify() != Verify::Off
     }
@@ -336,7 +336,7 @@ impl LocationConf {
         }
     }
 
-    /// `tirreno_redact`; nothing where it is off.
+    /// `tirreno_redact`; `None` if it is off.
     pub(crate) fn redaction(&self) -> Option<&Redaction> {
         self.secrets().map(|secrets| &secrets.redaction)
     }
@@ -346,7 +346,7 @@ impl LocationConf {
         self.secrets.get_or_init(new).as_ref()
     }
 
-    /// Takes from `parent` what is not set here, and checks what is.
+    /// Inherits from `parent` what is not set here, and checks the result.
     pub(crate) fn inherit(&mut self, cf: &mut ngx_conf_t, parent: &Self) -> *mut c_char {
         let Some(main) = TirrenoModule::main_conf_mut(cf) else { return NGX_CONF_ERROR };
         if self.enabled.is_none() {
@@ -403,7 +403,7 @@ impl LocationConf {
         self.inherit_secrets(parent);
         if let Some((_, place)) = &self.users {
             let is_on = |conf: &Self| Some(!conf.enabled.as_ref()?.0.is_constant_off());
-            // Who writes "tirreno off" beside it knows.
+            // An administrator who writes `tirreno off` beside it needs no warning.
             let beside = if has_users { is_on(self) } else { is_on(parent) };
             note(&mut main.users, place, is_on(self) == Some(true) || beside == Some(false));
         }
@@ -484,7 +484,7 @@ impl LocationConf {
         });
     }
 
-    /// Whether a request can have a user, or needs none.
+    /// Whether requests here can become events: they can have a user, or need none.
     fn may_capture(&self) -> bool {
         if self.rules().is_some_and(RuleSet::may_capture) {
             return true;
@@ -499,8 +499,8 @@ impl LocationConf {
 }
 
 impl MainConf {
-    /// Two applications in one server have accounts and sessions of their own: without a realm they would
-    /// share them.
+    /// Without a realm, two applications in one server would share accounts and sessions: warns of a second
+    /// `tirreno_session` in a server.
     fn note_session(&mut self, cf: &mut ngx_conf_t, place: &Rc<Place>) {
         let Some(server) = NgxHttpCoreModule::server_conf(cf).map(ptr::from_ref) else { return };
         match self.unrealmed.iter_mut().find(|(known, ..)| *known == server) {
@@ -519,9 +519,9 @@ impl MainConf {
         }
     }
 
-    /// Puts the secret segments of all rules together.
+    /// Collects the secret segments of all rules.
     pub(crate) fn gather_secret_segments(&mut self) {
-        // Levels share the rules of their outer ones.
+        // Inner levels contain the rules of outer ones.
         let mut seen = HashSet::new();
         let rules = self.redacting.iter().flat_map(|(prefix, set)| {
             set.iter().map(move |(_, pattern, rule)| (prefix.as_bytes(), pattern, rule))
@@ -535,7 +535,7 @@ impl MainConf {
         self.secret_segments = (!rules.is_empty()).then(|| SecretSegments::new(rules));
     }
 
-    /// Checks what all locations together must fulfil.
+    /// Checks what concerns all locations together.
     pub(crate) fn check(&self, cf: &mut ngx_conf_t) -> Result<(), Status> {
         if let Some((place, _)) = self.enabled.first()
             && self.names.is_empty()
@@ -574,7 +574,7 @@ impl MainConf {
         Ok(())
     }
 
-    /// The targets of those names, a bit each.
+    /// The targets of these names, as a bit mask.
     fn select(&self, names: &[ngx_str_t]) -> Result<u32, String> {
         let mut targets = 0;
         for name in names {
@@ -591,7 +591,7 @@ impl MainConf {
     }
 }
 
-/// What stands in one place holds for many locations: it makes sense if it does for one of them.
+/// Many locations inherit what stands in one place: notes whether it has an effect in at least one of them.
 fn note(known: &mut Vec<(Rc<Place>, bool)>, place: &Rc<Place>, makes_sense: bool) {
     match known.iter_mut().find(|(known, _)| Rc::ptr_eq(known, place)) {
         Some((_, known)) => *known |= makes_sense,

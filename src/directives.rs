@@ -1,4 +1,4 @@
-//! The directives: a row each, with where it may stand and what sets it.
+//! The directives, one row each: where it may stand, and the function that reads it.
 
 use core::ffi::{c_char, c_void};
 use core::mem::offset_of;
@@ -281,7 +281,7 @@ handler!(cmd_user, LocationConf, |cf, location, args| {
     for text in values {
         match read_value(cf, text) {
             Ok(value) if value.reads_answer() => return needs_rule(cf, text),
-            // Rules have these two words.
+            // In rules, these two words are sources of a user.
             Ok(value) if matches!(value.constant(), Some(b"session" | b"basic")) => {
                 return cf.error(format_args!(
                     "\"{text}\" in \"tirreno_user\" directive would be everybody's name, write \"user={text}\" in \
@@ -323,7 +323,7 @@ handler!(cmd_session, LocationConf, |cf, location, args| {
 /// Says what is wrong with a value.
 fn invalid_value(cf: &mut ngx_conf_t, text: &ngx_str_t, error: ValueError) -> *mut c_char {
     match error {
-        // nginx has said more.
+        // nginx has logged the reason.
         ValueError::Text => return NGX_CONF_ERROR,
         ValueError::NoFormat => return needs_rule(cf, text),
         _ => {}
@@ -350,7 +350,7 @@ handler!(cmd_ip, LocationConf, |cf, location, args| {
     NGX_CONF_OK
 });
 
-/// A request's header is no source of an address: the client writes it.
+/// Warns if the address comes from a request header: clients can write it.
 fn warn_if_forgeable(cf: &mut ngx_conf_t, address: ngx_str_t) {
     let address = address.to_string().to_ascii_lowercase();
     if address.contains("$http_") || address.contains("${http_") {
@@ -417,7 +417,7 @@ handler!(cmd_event, LocationConf, |cf, location, args| {
             if is_known && !std::mem::replace(&mut location.includes_twice, true) {
                 cf.warn("this file is included twice on one level, remove one \"include\" of it");
             }
-            // What says the same twice is one rule.
+            // Two directives with the same text are one rule.
             if !is_known {
                 location.own_rules.push(entry);
             }
@@ -443,7 +443,7 @@ handler!(cmd_event_prefix, LocationConf, |cf, location, args| {
     }
     let mut prefix = args[1];
     let path = prefix.as_bytes();
-    // No other one is ever the beginning of a normalized path.
+    // A normalized path never begins with another one.
     if !path.starts_with(b"/") || path::normalize(path, &mut Vec::new()) != path {
         return cf.error(format_args!(
             "invalid value \"{prefix}\" in \"tirreno_event_prefix\" directive, it must be a path like \

@@ -1,7 +1,7 @@
 //! `ci/explain`: which rule a request would match, and why the ones before it would not.
 //!
-//! In `nginx -t` with [`VARIABLE`] in the environment: nginx itself has then read the configuration, and
-//! its variables, maps and locations are asked for a request that no client has made.
+//! It runs inside of `nginx -t` with [`VARIABLE`] in the environment: nginx has read the configuration, so its
+//! variables, maps and locations can be evaluated for a request that no client made.
 
 use core::slice;
 use std::borrow::Cow;
@@ -36,10 +36,10 @@ use request::{Made, NoMemory};
 mod asked;
 mod request;
 
-/// Holds the exchange that is asked about, in lines.
+/// The environment variable with the exchange to explain, in lines.
 pub(crate) const VARIABLE: &str = "TIRRENO_EXPLAIN";
 
-/// Prints the explanation, if one is asked for.
+/// Prints the explanation, if one was asked for.
 ///
 /// # Safety
 /// nginx has read the configuration of this cycle, and has not begun to serve.
@@ -103,7 +103,7 @@ unsafe fn explain(cycle: &ngx_cycle_t, asked: &Asked) -> Result<String, String> 
     Ok(out)
 }
 
-/// Writes down what the module makes of the request.
+/// Writes what the module makes of the request.
 fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, asked: &Asked) {
     if location.enabled().is_none_or(|on| on.is_constant_off() || is_off(request.evaluate(on))) {
         out.push_str("event: none, \"tirreno\" is off here\n");
@@ -122,7 +122,7 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
         request.main_conf().is_some_and(|main| identity::has_sessions(location, main));
     let decision = decide(&exchange, &settings, None);
     let matched = decision.as_ref().and_then(|decision| decision.rule());
-    // A rule of the type "off" decides, too, and is none of an event.
+    // A rule of the type `off` also decides, but yields no event.
     let mut found = None;
     for (methods, pattern, rule) in location.rules().into_iter().flat_map(|rules| rules.iter()) {
         let why = mismatch(&exchange, methods, pattern, rule);
@@ -188,7 +188,7 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
     }
 }
 
-/// Why a rule is not for the exchange; nothing if it is.
+/// Why a rule does not match the exchange; `None` if it matches.
 fn mismatch(
     exchange: &Explained<'_, '_>,
     methods: &Methods,
@@ -222,7 +222,7 @@ struct Servers<'c> {
 }
 
 impl<'c> Servers<'c> {
-    /// Those that listen on a port, else on the first one of the configuration.
+    /// The servers that listen on a port; without one, those of the first port in the configuration.
     ///
     /// # Safety
     /// nginx has read the configuration, and has not dropped what it needs only for that.
@@ -334,7 +334,7 @@ struct Explained<'r, 'a> {
     asked: &'a Asked,
 }
 
-/// What is read lives as long as the process, which ends soon.
+/// Leaks the value: the process ends soon.
 fn keep<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
 }

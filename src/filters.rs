@@ -28,12 +28,12 @@ static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;
 static mut NEXT_REQUEST_BODY_FILTER: ngx_http_request_body_filter_pt = None;
 
-/// What is read of one exchange. It belongs to the request's pool, and not to the module's place in the
-/// request: that is emptied by an internal redirect, as to an error page.
+/// What was read of one exchange. It lives in the request's pool, because an internal redirect (as to an error
+/// page) clears the module's context.
 struct Readers {
     room: Room,
-    /// Nothing before the first part of the request's body. What came before a request changed its
-    /// location is not there any more: the first location says what is wanted.
+    /// `None` until the first part of the request's body comes. If an internal redirect changes the location
+    /// later, the rules of the first location have chosen what is read: the earlier parts are gone by then.
     bodies: Option<Vec<BodyReader>>,
     answer: Option<AnswerReader>,
 }
@@ -51,8 +51,8 @@ pub(crate) fn install() {
     }
 }
 
-/// What the request's body says in a field, as an application reads it; whether it `is_name`, which no
-/// number is.
+/// The value of a field of the request's body, as the application's parser reads it; with `is_name`, a number
+/// is no value.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the text lives while it does.
@@ -75,7 +75,7 @@ pub(crate) unsafe fn body_field<'r>(
     }
 }
 
-/// What the JSON of the answer says in a field. What was not read of an answer is unreadable.
+/// The value of a field of the JSON answer. An answer that was not read is unreadable.
 ///
 /// # Safety
 /// As for [`body_field`].
@@ -88,7 +88,7 @@ pub(crate) unsafe fn answer_field<'r>(r: *const ngx_http_request_t, field: &str)
     }
 }
 
-/// Whether the answer is readable and has these bytes in its beginning.
+/// Whether the answer is readable and its beginning contains these bytes.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -187,7 +187,7 @@ unsafe fn body_readers(r: *mut ngx_http_request_t, reads: &Reads, room: &Room) -
     }
 }
 
-/// The log phase of a WebSocket comes when it closes, maybe after days: it is captured when it opens.
+/// Captures a WebSocket when it opens: its log phase comes when it closes, maybe days later.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing, and that has an answer.
@@ -208,7 +208,7 @@ unsafe fn begin_answer(r: *mut ngx_http_request_t) {
         if (*r).main != r {
             return;
         }
-        // Without a body, the answer stays unread.
+        // A response without a body will not be read.
         let may_read = |rules: &RuleSet, _: &[u8]| rules.may_read();
         let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| (*r).header_only() == 0);
         let Some(reads) = reads else { return };
@@ -228,7 +228,7 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
             return;
         }
         let Some(answer) = find(r).and_then(|readers| readers.answer.as_mut()) else { return };
-        // The filter of ranges has said so after this module's header filter.
+        // The range filter has set this status after this module's header filter ran.
         if (*r).headers_out.status == NGX_HTTP_PARTIAL_CONTENT as usize {
             answer.give_up();
         }
@@ -239,7 +239,7 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
             }
             if buf.last_buf() == 1 {
                 answer.finish();
-                // Whose session it is, is known before the client has the whole answer.
+                // The session's user is learned before the client has the whole answer.
                 identity::end_answer(Request::new(r));
                 return;
             }
@@ -247,7 +247,8 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
     }
 }
 
-/// What the rules for the request ask for, of what is `asked` for now, where rules `may` ask at all.
+/// What the location's rules want to read of this request's body or answer, by `asked`; `may` tells cheaply
+/// whether they want anything.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -269,8 +270,8 @@ unsafe fn wanted(
     rules.reads(method, path).filter(asked)
 }
 
-/// Whether the head of a request says that a body follows. nginx's own number counts down where it discards
-/// the body of a request that it refuses.
+/// Whether the request's header announces a body. nginx's own counter is of no use: it counts down while nginx
+/// discards the body of a refused request.
 ///
 /// # Safety
 /// The request is one that nginx is processing.

@@ -1,9 +1,9 @@
-//! Whose session a request belongs to, and what its answer tells of that.
+//! Which user a request's session belongs to, and what the answer tells about sessions.
 //!
-//! A request's session is looked up once, when its answer's header comes, and what was found stays with the
-//! request's pool over internal redirects: a logout, or an upload that outlives its session, is still its
-//! user's. What the answer tells is learned before the client can use it: from headers when they go out,
-//! from a JSON body before its last part does.
+//! The session is looked up once, when the answer's header comes, and the result stays in the request's pool
+//! over internal redirects: a logout, or an upload that outlives its session, still belongs to the session's
+//! user. What the answer tells is learned before the client can use it: from headers when they are sent, from a
+//! JSON body before its last part is.
 
 use core::ffi::c_void;
 use core::ptr;
@@ -27,19 +27,19 @@ use crate::conf::{LocationConf, MainConf};
 use crate::lookup::{self, Accepted};
 use crate::request::{HttpExchange, Request};
 
-/// What is known of a request's session. It belongs to the request's pool, and not to the module's place in
-/// the request: that is emptied by an internal redirect.
+/// The session of a request. It lives in the request's pool, because an internal redirect clears the module's
+/// context.
 #[derive(Clone, Copy)]
 struct Known<'r> {
     /// The key of the token that the request carries.
     token: Option<TokenKey>,
-    /// Whose session it is, and by what evidence.
+    /// The session's user, and the evidence.
     user: Option<(&'r [u8], Identity)>,
     /// When that was learned, in milliseconds since the epoch.
     time_ms: i64,
-    /// The SHA-256 of the token, where somebody has needed it.
+    /// The SHA-256 of the token, once it was needed.
     digest: Option<SessionDigest>,
-    /// Whether the answer has told what it has to tell.
+    /// Whether the answer's content has been learned.
     is_learned: bool,
 }
 
@@ -55,21 +55,22 @@ fn shared(main: &MainConf) -> Option<Shared<'_>> {
     Some(Shared { bindings: zone.bindings(), keys })
 }
 
-/// The header of the request's answer goes out.
+/// Called when the header of the answer is about to be sent.
 pub(crate) fn begin_answer(request: Request<'_>) {
     let Some((location, main)) = place(request) else { return };
     let known = known(request, location, main);
     learn(request, location, main, known, request.has_no_body());
 }
 
-/// The answer has been read, and its last part is about to go out; or it ends without one.
+/// Called when the answer has been read and its last part is about to be sent, or when the request ends without
+/// one.
 pub(crate) fn end_answer(request: Request<'_>) {
     let Some((location, main)) = place(request) else { return };
     let known = known(request, location, main);
     learn(request, location, main, known, true);
 }
 
-/// Where the request is processed, if sessions count there.
+/// The location and the zone of the request, if sessions matter there.
 fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
     if !request.is_main() {
         return None;
@@ -80,8 +81,8 @@ fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
     counts.then_some((location, main))
 }
 
-/// Whether a session can tell who a request is from: somewhere it is learned whose it is, or claims are
-/// not believed, so that the session itself stands for its user.
+/// Whether sessions can identify users here: the module learns their users, or claims are not believed, so that
+/// the session itself stands for its user.
 pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
     !location.sessions().is_empty() && (main.learns_sessions() || location.verifies())
 }
@@ -101,7 +102,7 @@ pub(crate) fn session<'e>(exchange: &'e HttpExchange<'_, '_>) -> Session<'e> {
     }
 }
 
-/// What stands for the session of a request of which nobody knows whose it is.
+/// The name that stands for a session whose user is unknown.
 fn alias(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
@@ -116,8 +117,8 @@ fn alias(
     alias
 }
 
-/// Calls `f` with the tokens that the request carries, by the first value of `tirreno_session` that has
-/// one, until it has enough.
+/// Calls `f` with each token that the request carries, from the first value of `tirreno_session` that has any,
+/// until `f` has enough.
 fn own_token(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
@@ -135,7 +136,7 @@ fn own_token(
     }
 }
 
-/// Whether it is one of the module's own requests to the application, which came through nginx.
+/// Whether the request is one of the module's own lookups, sent through this nginx.
 pub(crate) fn is_own(request: Request<'_>, main: &MainConf) -> bool {
     let is_mark = |(name, value): (&[u8], &[u8])| {
         name.eq_ignore_ascii_case(MARK.as_bytes()) && value == main.lookup_mark.as_bytes()
@@ -143,8 +144,8 @@ pub(crate) fn is_own(request: Request<'_>, main: &MainConf) -> bool {
     !main.lookups.is_empty() && request.headers().any(is_mark)
 }
 
-/// Has the application asked whose session an event is of, where nothing else tells. `is_nobodys`: whether
-/// it is one that the application has accepted, and of which nothing is known. Whether the event waits.
+/// Starts a lookup for the event's session if nothing else tells its user, and returns whether the event waits
+/// for the result. `is_nobodys`: the application has accepted the session, and its user is unknown.
 pub(crate) fn hold_for_lookup(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
@@ -205,7 +206,7 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
     Some(digest)
 }
 
-/// Looks the request's session up, unless that was done.
+/// Looks up the request's session, unless that was done before.
 fn known<'r>(
     request: Request<'r>,
     location: &'r LocationConf,
@@ -214,7 +215,7 @@ fn known<'r>(
     if let Some(known) = kept(request) {
         return known;
     }
-    // No token is in the path.
+    // Tokens never come from the path.
     let exchange = HttpExchange { request, path: None, status: request.status() };
     let found = look_up(&exchange, location, main);
     keep(request, found)
@@ -248,7 +249,7 @@ fn look_up<'r>(
     known
 }
 
-/// Takes in what the answer tells: once, as soon as it can be told.
+/// Learns what the answer tells about sessions, once, as soon as the answer is complete enough.
 fn learn<'r>(
     request: Request<'r>,
     location: &'r LocationConf,
@@ -298,7 +299,7 @@ fn learn<'r>(
     cell.set(known);
 }
 
-/// Binds the tokens that the answer sets or carries; where there is none, the request's.
+/// Binds the tokens that the answer sets or carries to the user; if it has none, the request's token.
 fn bind(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
@@ -329,7 +330,7 @@ fn end(shared: Shared<'_>, token: Option<TokenKey>, now_ms: i64) {
 
 const KEPT: unsafe extern "C" fn(*mut c_void) = kept_no_longer;
 
-/// What is kept needs no end; the function tells it from others' cleanups.
+/// The pool frees the memory; this function only marks the cleanup entry as this module's.
 unsafe extern "C" fn kept_no_longer(_known: *mut c_void) {}
 
 fn kept<'r>(request: Request<'r>) -> Option<&'r Cell<Known<'r>>> {

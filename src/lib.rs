@@ -43,7 +43,7 @@ mod variables;
 mod worker;
 mod zone;
 
-/// The module, as a type that leads to its configuration.
+/// The module as a type, by which its configuration is found.
 #[derive(Debug)]
 struct TirrenoModule;
 
@@ -58,7 +58,8 @@ static MODULE_CONTEXT: ngx_http_module_t = ngx_http_module_t {
     merge_loc_conf: Some(merge_loc_conf),
 };
 
-/// The tables that nginx looks for in a module's file; its own has those of modules that are linked in.
+/// The symbols that nginx looks up in a dynamic module's file. A module that is linked in has these tables from
+/// nginx's build.
 #[cfg(feature = "dynamic")]
 mod tables {
     #![allow(non_upper_case_globals)]
@@ -67,7 +68,7 @@ mod tables {
 
     use super::{ngx_http_tirreno_module, ngx_module_t};
 
-    /// Strings for C that are only read.
+    /// Constant C strings.
     #[repr(transparent)]
     pub(crate) struct Names<const N: usize>([*const c_char; N]);
 
@@ -83,7 +84,7 @@ mod tables {
     #[unsafe(no_mangle)]
     pub(crate) static ngx_module_names: Names<2> = Names([NAME, ptr::null()]);
 
-    /// In front of the copy filter, and so called after it: as `HTTP_AUX_FILTER` modules are.
+    /// Placed before the copy filter and so called after it, as `HTTP_AUX_FILTER` modules are.
     #[unsafe(no_mangle)]
     pub(crate) static ngx_module_order: Names<3> =
         Names([NAME, c"ngx_http_copy_filter_module".as_ptr(), ptr::null()]);
@@ -121,8 +122,7 @@ unsafe impl HttpModuleLocationConf for TirrenoModule {
     type LocationConf = LocationConf;
 }
 
-/// Runs a callback's body; a panic must not cross into C. Its place is logged by the hook that
-/// `worker` sets.
+/// Runs a callback's body; a panic must not cross into C. The hook that `worker` sets logs the panic's place.
 fn guarded<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
 }

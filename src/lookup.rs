@@ -1,7 +1,7 @@
-//! Events that wait until the application has said whose session they are of.
+//! Events that wait for a lookup: the application is asked which user their session belongs to.
 //!
-//! They lie outside the ring, in a bounded place of the worker that has the token, for five seconds at most:
-//! what finds no room, or is late, goes as `session-…`.
+//! They wait outside of the ring, in a bounded queue of the worker that captured them, for five seconds at
+//! most. An event that finds no room, or whose answer is late, goes with the user `session-…`.
 
 use core::ffi::c_void;
 use core::{mem, ptr};
@@ -32,7 +32,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// How often answers are looked for while events wait, in milliseconds.
 const TICK: ngx_msec_t = 20;
 
-/// What this process has asked and what waits for it; only the event loop touches it.
+/// Lookups that this process has started, and the events that wait for them; only the event loop uses it.
 struct Waiting {
     lookups: Lookups,
     zone: Zone,
@@ -40,7 +40,7 @@ struct Waiting {
     events: VecDeque<Event>,
     bytes: usize,
     timer: Box<ngx_event_t>,
-    /// `ngx_event_t` names its connection by pointer; only the log is looked at.
+    /// `ngx_event_t` needs a connection, of which nginx reads only the log.
     _connection: Box<ngx_connection_t>,
 }
 
@@ -54,7 +54,7 @@ thread_local! {
     static WAITING: RefCell<Option<Waiting>> = const { RefCell::new(None) };
 }
 
-/// Starts what a worker needs; nothing where there is no `tirreno_identity`.
+/// Starts what a worker needs; does nothing without `tirreno_identity`.
 pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     let Some(zone) = main.zone.filter(|_| !main.lookups.is_empty()) else { return };
     let configs: Arc<[_]> = main.lookups.as_slice().into();
@@ -82,7 +82,7 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     }));
 }
 
-/// The process exits: what waits goes as it is.
+/// The process exits: the waiting events go without the answer.
 pub(crate) fn stop() {
     let Some(mut waiting) = WAITING.take() else { return };
     if waiting.timer.timer_set() == 1 {
@@ -95,14 +95,14 @@ pub(crate) fn stop() {
 
 /// The token of a request that the application has just accepted.
 pub(crate) struct Accepted<'t> {
-    /// The place of its `tirreno_identity` in the configuration.
+    /// The index of its `tirreno_identity` block.
     pub(crate) which: usize,
     pub(crate) key: TokenKey,
     pub(crate) realm: &'t [u8],
     pub(crate) token: &'t [u8],
 }
 
-/// Has it asked whose the token is, and lets the event wait for that. Whether it waits.
+/// Starts a lookup for the token and holds the event until the answer comes. Returns whether it is held.
 pub(crate) fn hold(accepted: &Accepted<'_>, event: &Capture<'_>) -> bool {
     WAITING.with_borrow_mut(|waiting| {
         let Some(waiting) = waiting else { return false };
@@ -123,7 +123,7 @@ pub(crate) fn hold(accepted: &Accepted<'_>, event: &Capture<'_>) -> bool {
     })
 }
 
-/// A session is known by a look-up of that time: asks again where that is long ago.
+/// The session is known from a lookup at that time: repeats the lookup if that is long ago.
 pub(crate) fn refresh(accepted: &Accepted<'_>, time_ms: i64, event: &Capture<'_>) {
     WAITING.with_borrow_mut(|waiting| {
         if let Some(waiting) = waiting
@@ -154,7 +154,7 @@ impl Waiting {
         }
     }
 
-    /// Lets go the events whose session is known, cannot be known, or that are late.
+    /// Releases the events whose session is known, cannot be known, or whose time is over.
     fn settle(&mut self, now_ms: i64) {
         for event in mem::take(&mut self.events) {
             let bound = self.zone.bindings().find(&self.keys, event.key, wall_ms());
@@ -176,7 +176,7 @@ impl Waiting {
                 }
             }
             self.zone.count_identity(capture.identity, false, false);
-            // A full ring has counted it.
+            // If the ring is full, that was counted.
             let _ = worker::push(&capture);
         }
     }

@@ -1,4 +1,4 @@
-//! Whether the workers, which are another user than the master, can use a file.
+//! Whether the workers, which run as another user than the master, can use a file.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +11,7 @@ use std::{fs, io, ptr, thread};
 use nginx_sys::{NGX_USER, ngx_core_conf_t};
 use tirreno_pipeline::audit::file::lock_path;
 
-/// How long a disk may take to answer when a configuration is read, and how often that is looked at.
+/// How long a disk may take to answer while a configuration is read, and how often the child is polled.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const ANSWERS_POLL: Duration = Duration::from_millis(1);
 
@@ -23,7 +23,7 @@ pub(crate) struct User {
 }
 
 impl User {
-    /// The directive `user`; nothing where the workers stay what the master is.
+    /// The user of the directive `user`; `None` if the workers keep the master's user.
     pub(crate) fn of(core: &ngx_core_conf_t) -> Option<Self> {
         // SAFETY: no memory is passed.
         if unsafe { libc::geteuid() } != 0 || core.username.is_null() {
@@ -42,7 +42,7 @@ impl User {
     }
 }
 
-/// Whether `user` can write the file and rename it; or, without a user, this process.
+/// Whether `user` (without one: this process) can write and rename the file.
 ///
 /// # Errors
 /// Why not.
@@ -65,7 +65,7 @@ fn can(user: Option<&User>, path: &Path, how: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Whether `user` can make and rename files beside `path`; or, without a user, this process.
+/// Whether `user` (without one: this process) can create and rename files beside `path`.
 ///
 /// # Errors
 /// Why not.
@@ -82,10 +82,11 @@ pub(crate) fn check_directory_of(path: &Path, user: Option<&User>) -> Result<(),
     })
 }
 
-/// Whether that user can use `path`: the kernel tells a child that has become the user.
+/// Whether the user can access `path`. A child process becomes that user and asks the kernel.
 ///
 /// No thread does, though one can be another user than its process: whoever may signal a thread may
-/// kill all of the process, and that is the master.
+/// A thread could become the user, too. But another process of that user could then signal the thread, which
+/// may kill the whole process, the master.
 fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: it allocates nothing and takes no lock.
@@ -110,8 +111,8 @@ fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
 /// # Safety
 /// `f` allocates nothing and takes no lock: the child has a copy of all memory, and no other thread.
 unsafe fn in_child(f: impl FnOnce() -> io::Result<()>) -> io::Result<libc::pid_t> {
-    // Like fork(), but the child ends without SIGCHLD: for nginx, which waits for its workers at any
-    // time, it does not exist.
+    // Like fork(), but the child sends no SIGCHLD when it ends: nginx waits for its workers at any time, and
+    // must not find this child.
     let none = 0_usize;
     // SAFETY: the caller's promise. The child leaves without any handler.
     let child = unsafe {
@@ -165,7 +166,7 @@ fn ask(path: &Path) -> io::Result<libc::pid_t> {
     // SAFETY: it allocates nothing and takes no lock.
     unsafe {
         in_child(|| {
-            // The sockets would stay open for as long as it hangs.
+            // Else a child that hangs would keep the sockets open.
             libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
             paths.iter().for_each(|path| drop(access_path(path, libc::F_OK)));
             Ok(())
@@ -192,8 +193,8 @@ fn become_user(user: &User) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether nginx may make `path` the spool of the workers' user: it gives what has that name to them. What is
-/// somebody else's and holds other things than a spool's stays theirs.
+/// Whether nginx may make `path` the spool of the workers' user: nginx changes the owner of that directory. A
+/// directory that belongs to somebody else and holds other files keeps its owner.
 ///
 /// # Errors
 /// Why not, and the cure.
@@ -218,14 +219,14 @@ pub(crate) fn check_spool(path: &Path, core: Option<&ngx_core_conf_t>) -> Result
     })
 }
 
-/// Whether a spool has files of that name, or a file system a directory.
+/// Whether a spool contains files of this name, or a new file system directories of it.
 fn is_spools(name: &str) -> bool {
     [".db", ".db-wal", ".db-shm", ".lock"].iter().any(|end| name.ends_with(end))
         || name.contains(".db.corrupt-")
         || name == "lost+found"
 }
 
-/// The user id of the workers; nothing where it is not known.
+/// The workers' user id; `None` if it is unknown.
 fn workers_id(core: Option<&ngx_core_conf_t>) -> Option<u32> {
     // SAFETY: no memory is passed.
     let own = unsafe { libc::geteuid() };

@@ -36,19 +36,18 @@ impl<'r> Request<'r> {
         Self { r, life: PhantomData }
     }
 
-    /// To evaluate a value goes through the pointer and may change the request: the reference is not kept
-    /// over that.
+    /// Evaluating a value uses the pointer and may change the request: do not keep this reference over that.
     fn fields(&self) -> &ngx_http_request_t {
         // SAFETY: the promise of `new`.
         unsafe { &*self.r }
     }
 
-    /// Whether it is no subrequest.
+    /// Whether it is a main request.
     pub(crate) fn is_main(&self) -> bool {
         self.fields().main == self.r
     }
 
-    /// The location that processes it.
+    /// The configuration of the location that processes it.
     pub(crate) fn location(&self) -> Option<&'r LocationConf> {
         // SAFETY: the configuration lives while a request that uses it does.
         unsafe { TirrenoModule::location_conf(&*self.r) }
@@ -60,13 +59,13 @@ impl<'r> Request<'r> {
         unsafe { TirrenoModule::main_conf(&*self.r) }
     }
 
-    /// What the module has noted about the request.
+    /// The module's context of the request.
     pub(crate) fn mark<N>(&self) -> Option<&'r N> {
         // SAFETY: each module has its place in the array; what is there lives while the request does.
         unsafe { (*self.fields().ctx.add(TirrenoModule::module().ctx_index)).cast::<N>().as_ref() }
     }
 
-    /// Notes something static or in the request's pool about the request.
+    /// Sets the module's context: something static, or allocated from the request's pool.
     pub(crate) fn set_mark<N>(&self, note: &'r N) {
         // SAFETY: as above; nothing is written through the pointer.
         unsafe {
@@ -75,7 +74,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// A value that lives as long as the request; nothing without memory. It is not dropped.
+    /// Copies the value into the request's pool; `None` without memory. It is not dropped.
     pub(crate) fn keep<N: Copy>(&self, value: N) -> Option<&'r N> {
         // SAFETY: the pool lives while the request does, and aligns what it gives.
         unsafe {
@@ -88,7 +87,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Text that lives as long as the request; empty without memory.
+    /// Copies the text into the request's pool; empty without memory.
     pub(crate) fn keep_text(&self, text: &[u8]) -> &'r [u8] {
         // SAFETY: the pool lives while the request does, and gives as many bytes.
         unsafe {
@@ -101,7 +100,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// A text of nginx for the request.
+    /// Evaluates a complex value for the request.
     pub(crate) fn evaluate(&self, value: &ComplexValue) -> &'r [u8] {
         // SAFETY: the promise of `new`.
         unsafe { value.evaluate(self.r) }
@@ -112,7 +111,7 @@ impl<'r> Request<'r> {
         self.text(self.fields().unparsed_uri)
     }
 
-    /// The method in the request line: an internal redirect may have made it GET.
+    /// The method in the request line, which an internal redirect may have changed to GET.
     pub(crate) fn method(&self) -> &'r [u8] {
         let (name, line) = (self.text(self.fields().method_name), self.fields().request_line);
         let line = self.text(line);
@@ -127,17 +126,17 @@ impl<'r> Request<'r> {
         unsafe { bytes(text.data, text.len) }
     }
 
-    /// nginx's own, for what this view has not.
+    /// nginx's own structure, for what this view does not offer.
     pub(crate) fn as_ptr(&self) -> *mut ngx_http_request_t {
         self.r
     }
 
-    /// Whether its answer is a header alone.
+    /// Whether its response has a header only.
     pub(crate) fn has_no_body(&self) -> bool {
         self.fields().header_only() == 1
     }
 
-    /// nginx's time, milliseconds since the epoch.
+    /// nginx's cached time in milliseconds since the epoch.
     pub(crate) fn now_ms(&self) -> i64 {
         // SAFETY: nginx has set its time.
         let now = unsafe { &*ngx_cached_time };
@@ -154,7 +153,7 @@ impl<'r> Request<'r> {
         own.map_or(&[], |(_, realm)| realm)
     }
 
-    /// When it began, milliseconds since the epoch.
+    /// When the request began, in milliseconds since the epoch.
     pub(crate) fn start_ms(&self) -> i64 {
         self.fields().start_sec * 1000 + self.fields().start_msec as i64
     }
@@ -179,7 +178,7 @@ impl<'r> Request<'r> {
         unsafe { header.as_ref().map_or(&[], |h| bytes(h.value.data, h.value.len)) }
     }
 
-    /// The value of one of nginx's variables; empty where it has none.
+    /// The value of an indexed variable; empty if it has none.
     pub(crate) fn variable(&self, index: usize) -> &'r [u8] {
         // SAFETY: the index is one of the request's variables.
         unsafe { variable_text(ngx_http_get_indexed_variable(self.r, index)) }
@@ -212,8 +211,8 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// The request's trace id: nginx's `$request_id` where something has evaluated it, else one that costs
-    /// no system call, and which `$request_id` has from now on.
+    /// The request's trace id: `$request_id` if it was evaluated before, else a new one that costs no system
+    /// call and becomes the value of `$request_id`.
     pub(crate) fn trace_id(&self, main: &MainConf) -> [u8; TRACE_LEN] {
         // SAFETY: the index is one of the request's variables.
         let variable = unsafe { &mut *self.fields().variables.add(main.request_id) };
@@ -234,10 +233,10 @@ impl<'r> Request<'r> {
 /// Headers by which applications let a client name another method than the request line's.
 const OVERRIDES: [&str; 3] = ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"];
 
-/// A request with its answer, as a decision sees it.
+/// A request with its answer, as the decision sees them.
 pub(crate) struct HttpExchange<'r, 'p> {
     pub(crate) request: Request<'r>,
-    /// The path that rules are for.
+    /// The path to match rules against.
     pub(crate) path: Option<&'p [u8]>,
     pub(crate) status: u16,
 }
@@ -332,7 +331,7 @@ impl Exchange for HttpExchange<'_, '_> {
             .is_some_and(|(own, path)| own == path || own.is_empty() && path == b"/");
         let overrides =
             |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
-        // PHP makes `_method` of more names than others.
+        // PHP changes other names to `_method`.
         let named = |name: &&str| arg(self.query(), name, Some(BodyFormat::Php)).is_some();
         is_normal
             && !self.request.headers().any(|(key, _)| key.len() > 12 && overrides(key))

@@ -1,4 +1,4 @@
-//! What a response says, as rules ask for it.
+//! What rules can ask about a response.
 
 use nginx_sys::{
     NGX_HTTP_CACHE_HIT, NGX_HTTP_CACHE_REVALIDATED, NGX_HTTP_CACHE_STALE, NGX_HTTP_CACHE_UPDATING,
@@ -11,7 +11,7 @@ use tirreno_pipeline::capture::value::{Name, cookie_pairs};
 
 use crate::conf::value::bytes;
 
-/// nginx's answer where the application gives none in time, and an application's own.
+/// nginx's status for an application that does not answer in time; an application may send it, too.
 const GATEWAY_TIMEOUT: u16 = 504;
 
 /// The response's status, as nginx's `$status` has it.
@@ -23,8 +23,8 @@ pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
     u16::try_from(status).unwrap_or(0)
 }
 
-/// Whether the application has answered 401, or nginx has refused the request itself, also where an
-/// error page has another status.
+/// Whether the application has answered 401, or nginx itself has refused the request, even if an error page
+/// changed the status.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -48,8 +48,8 @@ pub(crate) unsafe fn is_refusal(r: *const ngx_http_request_t, status: u16) -> bo
     }
 }
 
-/// Whether the response sets the cookie `name` to a value that is not empty and not expired. Where it
-/// does so and clears it, the last counts.
+/// Whether the response sets the cookie `name` to a value that is neither empty nor expired. If it sets and
+/// clears the cookie, the last one counts.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -58,7 +58,7 @@ pub(crate) unsafe fn sets_cookie(r: *const ngx_http_request_t, name: &[u8]) -> b
     unsafe { fate_of_cookies(r, |known| known == name) == Some(true) }
 }
 
-/// Whether the response clears a cookie of that name. Where it does so and sets it, the last counts.
+/// Whether the response clears a cookie of that name. If it sets and clears the cookie, the last one counts.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -67,7 +67,7 @@ pub(crate) unsafe fn clears_cookie(r: *const ngx_http_request_t, name: &Name) ->
     unsafe { fate_of_cookies(r, |known| name.matches(known)) == Some(false) }
 }
 
-/// Whether the last `Set-Cookie` of a `wanted` name gives it a value that lasts, or clears it.
+/// Whether the last `Set-Cookie` with a `wanted` name sets a lasting value (true) or clears it (false).
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -84,7 +84,8 @@ unsafe fn fate_of_cookies(
             text.copy_from_slice(date);
             let mut time = ngx_parse_http_time(text.as_mut_ptr(), text.len());
             if time < 0 {
-                // Cookies have dashes with a year of four digits, too, which nginx knows with spaces.
+                // In cookies, dates may have dashes even with a year of four digits; nginx parses those with
+                // spaces only.
                 text.iter_mut().skip(4).filter(|b| **b == b'-').for_each(|b| *b = b' ');
                 time = ngx_parse_http_time(text.as_mut_ptr(), text.len());
             }
@@ -100,7 +101,7 @@ unsafe fn fate_of_cookies(
     }
 }
 
-/// Whether the application itself has given this answer: not nginx, and not a cache.
+/// Whether the application itself gave this answer, and neither nginx nor a cache.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -119,7 +120,7 @@ pub(crate) unsafe fn is_applications(r: *const ngx_http_request_t, status: u16) 
     })
 }
 
-/// Whether the client went away, or waiting for the application ended, before its header came.
+/// Whether the client went away, or nginx stopped waiting, before the application's header came.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing.
@@ -159,7 +160,7 @@ pub(crate) unsafe fn header<'r>(r: *const ngx_http_request_t, name: &[u8]) -> Op
     }
 }
 
-/// A header of the answer to the client, and no other of the application's.
+/// A header of the response to the client; headers of the application that nginx hides do not count.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the value lives while it does.
@@ -175,8 +176,8 @@ pub(crate) unsafe fn sent_header<'r>(
     }
 }
 
-/// The header fields of the application's answer, also those that nginx hides from the client, then
-/// those of the response.
+/// The header fields of the application's answer, including those that nginx hides from the client, then those
+/// of the response.
 ///
 /// # Safety
 /// `r` is a request that nginx is processing; the fields live while it does.
@@ -192,7 +193,7 @@ pub(crate) unsafe fn fields<'r>(
     }
 }
 
-/// The headers of an nginx list.
+/// The headers in an nginx list.
 ///
 /// # Safety
 /// The list is one of headers, or zero.

@@ -1,5 +1,5 @@
-//! The handler `tirreno_status`: the counters as JSON, as Prometheus text or as a page. It reads shared
-//! memory only; how they look is `tirreno_pipeline::status`.
+//! The handler of `tirreno_status`: the counters as JSON, as Prometheus text or as a page. It only reads shared
+//! memory; `tirreno_pipeline::status` does the formatting.
 
 use core::ptr;
 
@@ -58,8 +58,8 @@ fn snapshot(main: &MainConf) -> Snapshot {
     Snapshot::read(zone, version, targets.collect())
 }
 
-/// What the client wants. What is included into another response (SSI, `add_after_body`) has that one's
-/// headers: there only the argument tells.
+/// The format that the client wants. A subrequest (SSI, `add_after_body`) has the headers of the main request,
+/// so there only the argument counts.
 fn format(request: &mut ngx_http_request_t) -> Option<Format> {
     let mut value = ngx_str_t::empty();
     // SAFETY: the request is nginx's; the name is not changed.
@@ -89,7 +89,7 @@ unsafe fn send(r: *mut ngx_http_request_t, format: Format, body: &str) -> ngx_in
         };
         ptr::copy_nonoverlapping(body.as_ptr(), buf.pos, body.len());
         buf.last = buf.pos.add(body.len());
-        // A subrequest's last buffer is not the response's.
+        // The last buffer of a subrequest is not the last of the response.
         buf.set_last_buf(u32::from(ptr::eq(r, (*r).main)));
         buf.set_last_in_chain(1);
 

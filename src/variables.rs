@@ -1,7 +1,7 @@
 //! `$tirreno_event`, `$tirreno_user`, `$tirreno_identity`, `$tirreno_claimed`, `$tirreno_captured`: what became of a request, for `log_format`.
 //!
-//! Whoever asks first in the log phase has the request captured. Before that they are empty, and asked
-//! again the next time.
+//! The first variable that is evaluated in the log phase captures the request. Before that phase they are
+//! empty, and are evaluated again the next time.
 
 use core::ffi::CStr;
 
@@ -16,7 +16,7 @@ use crate::capture::{Captured, capture};
 use crate::conf::value::set_variable;
 use crate::guarded;
 
-/// nginx's own word for the log phase, in the connection's log.
+/// nginx's word for the log phase, in the action of the connection's log.
 const LOG_PHASE: &CStr = c"logging request";
 
 type Show = fn(&Captured) -> (*const u8, usize);

@@ -1,5 +1,5 @@
-//! What one worker process owns: its end of the ring, the threads, and the way on which the threads'
-//! messages reach the error log.
+//! What one worker process owns: its end of the ring, its threads, and the queue by which the threads' messages
+//! reach the error log.
 //!
 //! Nothing wakes an idle worker. A thread that leaves a message writes to a descriptor that the event
 //! loop watches; that descriptor's connection counts as idle, so that nginx itself calls its handler
@@ -35,40 +35,40 @@ use crate::capture::NoEvent;
 use crate::conf::MainConf;
 use crate::{guarded, lookup};
 
-/// How long a line about requests that were refused waits for more of them, in milliseconds; and how
-/// often messages are looked for where the event loop cannot watch for them.
+/// How long a line about invalid requests waits for more of them, in milliseconds; and how often messages are
+/// polled if the event loop cannot watch the descriptor.
 const TICK: ngx_msec_t = 250;
-/// How often it is said that clients claim to be somebody else.
+/// The minimum time between two lines about clients that claim to be somebody else.
 const MISMATCH_NOTE: Duration = Duration::from_secs(60);
-/// How long a line waits that is said at most once a minute, in milliseconds.
+/// How long a line that is logged at most once a minute waits, in milliseconds.
 const LATER: ngx_msec_t = 1000;
-/// The pause before a thread that could not be started is tried again, in milliseconds.
+/// The pause before the next try to start a thread, in milliseconds.
 const RESTART: ngx_msec_t = 1000;
-/// What is left after SIGTERM: the master kills its workers after 1.5 s.
+/// The time that is left after SIGTERM: the master kills its workers after 1.5 s.
 const TERM_LIMIT: Duration = Duration::from_secs(1);
 /// nginx's `NGX_READ_EVENT` on Linux, which is a macro.
 const READ_EVENT: ngx_int_t = (libc::EPOLLIN | libc::EPOLLRDHUP) as ngx_int_t;
 
-/// What this process owns; only the event loop touches it.
+/// What this process owns; only the event loop uses it.
 struct Worker {
     producer: Producer,
     setup: Setup,
-    /// None while its thread cannot be started: others collect what this process captures.
+    /// `None` while its thread cannot be started: other workers collect what this one captures.
     deliverer: Option<Deliverer>,
     messages: Reader,
     /// The connection through which messages wake the event loop.
     waker: Option<ptr::NonNull<ngx_connection_t>>,
     trace: TraceIds,
-    /// Requests refused since it was last said.
+    /// Invalid requests since the last line about them.
     invalid: u64,
-    /// Requests of which a client claims to be somebody else, and those that a dry run would see
-    /// otherwise, since it was last said; and when that may be said again.
+    /// Requests whose client claims to be somebody else, and those that a dry run would decide otherwise, since
+    /// the last line about them; and when the next line may follow.
     mismatches: [u64; 2],
     mismatch_note: Once,
     /// Keeps the state file.
     keeper: Option<Keeper>,
     timer: Box<ngx_event_t>,
-    /// `ngx_event_t` names its connection by pointer; only the log is looked at.
+    /// `ngx_event_t` needs a connection, of which nginx reads only the log.
     _connection: Box<ngx_connection_t>,
 }
 
@@ -76,7 +76,7 @@ thread_local! {
     static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
 }
 
-/// The log for the panic hook, which any thread may run.
+/// The log for the panic hook, which may run in any thread.
 static LOG_QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// Starts what a worker needs; other processes (cache manager, `nginx -s`) get nothing.
@@ -131,7 +131,7 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     lookup::start(cycle, main);
 }
 
-/// Has the event loop watch the descriptor. Nothing where there is no connection left.
+/// Makes the event loop watch the descriptor. `None` if no connection is free.
 fn watch(descriptor: RawFd, log: *mut ngx_log_t) -> Option<ptr::NonNull<ngx_connection_t>> {
     // SAFETY: called in the event loop of a process whose connections are set up; nginx returns a
     // connection whose events are valid, or null.
@@ -154,9 +154,9 @@ fn watch(descriptor: RawFd, log: *mut ngx_log_t) -> Option<ptr::NonNull<ngx_conn
     }
 }
 
-/// In a process with threads, glibc before 2.41 makes the caller of a blocking system call cancellable
-/// for as long as that takes, by two atomic operations: 0.3 µs a request. Nothing ever cancels nginx's
-/// main thread, so that it can as well stay cancellable.
+/// In a process with threads, glibc before 2.41 switches the caller of each blocking system call to cancellable
+/// and back: two atomic operations, 0.3 µs a request. Nothing ever cancels nginx's main thread, so it can stay
+/// cancellable.
 fn make_system_calls_cheap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -215,7 +215,7 @@ unsafe extern "C" {
     ) -> ngx_int_t;
 }
 
-/// Whether this process, whose event loop has ended, is to exit at once. A master that is told so does not
+/// Whether this process, whose event loop has ended, shall exit at once. A master that gets SIGTERM does not
 /// signal its workers, but writes to their channels.
 fn is_terminated(log: *mut ngx_log_t) -> bool {
     // SAFETY: nginx's own, which its signal handler and its event loop set, in this thread. The channel
@@ -234,7 +234,7 @@ fn is_terminated(log: *mut ngx_log_t) -> bool {
     }
 }
 
-/// Puts a record into this worker's ring.
+/// Writes a record into this worker's ring.
 pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
     with_worker(|worker| match worker.producer.push(event) {
         Ok(()) => Ok(()),
@@ -244,7 +244,7 @@ pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
     .unwrap_or(Err(NoEvent::NoTarget))
 }
 
-/// A request was refused; it is said with the next messages.
+/// Counts an invalid request; the next messages mention it.
 pub(crate) fn note_invalid() {
     with_worker(|worker| {
         worker.invalid += 1;
@@ -252,16 +252,16 @@ pub(crate) fn note_invalid() {
     });
 }
 
-/// Why a request's user is not the one whom the client names.
+/// Why a request's user differs from the one whom the client names.
 #[derive(Clone, Copy)]
 pub(crate) enum Mismatch {
-    /// The session is somebody else's.
+    /// The session belongs to somebody else.
     Claim,
-    /// `tirreno_verify` would have it so, if it were no dry run.
+    /// `tirreno_verify` would reject the claim if it were no dry run.
     DryRun,
 }
 
-/// A request's user is not the one whom the client names; it is said at most once a minute.
+/// Counts a request whose user differs from the one whom the client names; the log tells at most once a minute.
 pub(crate) fn note_mismatch(mismatch: Mismatch) {
     with_worker(|worker| {
         worker.mismatches[mismatch as usize] += 1;
@@ -273,7 +273,7 @@ pub(crate) fn thread_failed(log: *mut ngx_log_t, error: &std::io::Error) {
     ngx_log_error!(NGX_LOG_ERR, log, "tirreno: a thread cannot be started: {error}");
 }
 
-/// Whether this process has a ring: a helper has none, and none has a worker without threads.
+/// Whether this process has a ring: helper processes have none.
 pub(crate) fn is_ready() -> bool {
     WORKER.with_borrow(Option::is_some)
 }
@@ -297,7 +297,7 @@ unsafe extern "C" fn on_timer(_event: *mut ngx_event_t) {
     });
 }
 
-/// A message was left, or the worker is to exit.
+/// Called when a thread left a message, or the worker is to exit.
 unsafe extern "C" fn on_message(event: *mut ngx_event_t) {
     guarded((), || {
         // SAFETY: nginx passes the event of the connection that `watch` made, whose descriptor is open.
@@ -307,7 +307,7 @@ unsafe extern "C" fn on_message(event: *mut ngx_event_t) {
 }
 
 impl Worker {
-    /// Logs messages, and notices nginx's will to exit.
+    /// Logs messages, and checks whether nginx wants the process to exit.
     fn look(&mut self) {
         self.log_messages(ngx_cycle_log().as_ptr());
         // SAFETY: nginx's own flag, read in its event loop.
@@ -336,7 +336,7 @@ impl Worker {
         }
     }
 
-    /// Sets the timer, if something is to be done by the clock.
+    /// Sets the timer if something is due later.
     fn set_timer(&mut self) {
         let pause = match &self.deliverer {
             None => RESTART,

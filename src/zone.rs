@@ -24,16 +24,16 @@ use crate::conf::MainConf;
 use crate::permissions::{User, access, answers, check_directory_of, check_file};
 use crate::{TirrenoModule, guarded};
 
-/// The default of `tirreno_zone`, and its steps: a few workers more do not make it another size, so that
-/// it is kept over a reload.
+/// The default of `tirreno_zone`, and the step in which it grows: with a few more workers the size stays the
+/// same, so that a reload keeps the zone.
 const SIZE: usize = 16 << 20;
 
-/// The default size for so many workers: four segments for each.
+/// The default size for this number of workers: four segments for each.
 fn default_size(workers: usize) -> usize {
     Zone::min_size(2 * workers).next_multiple_of(SIZE)
 }
 
-/// Asks nginx for the zone; it is there when [`init`] has run.
+/// Requests the zone from nginx; it exists when [`init`] has run.
 pub(crate) fn request(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
     main.cycle = cf.cycle;
     let size = main.zone_size().unwrap_or_else(|| default_size(worker_processes(main)));
@@ -124,7 +124,7 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     Ok(())
 }
 
-/// `tirreno_state`: makes its key the zone's, and reads into a new zone what was known before.
+/// `tirreno_state`: makes the file's key the zone's, and loads the file into a new zone.
 fn prepare_state(main: &mut MainConf, zone: Zone, is_new: bool) -> Result<(), String> {
     let Some((path, place)) = &main.state else { return Ok(()) };
     let (file, in_place) = (state::file_of(path), |error: String| format!("{error} in {place}"));
@@ -158,9 +158,9 @@ fn prepare_state(main: &mut MainConf, zone: Zone, is_new: bool) -> Result<(), St
     Ok(())
 }
 
-/// Tells the other instance of nginx, during a binary upgrade, which spools this one captures for. The
-/// workers inherit that, and the kernel ends it with the last of them. Called when a configuration is in
-/// force.
+/// Locks the spools that this instance captures for, so that the other instance knows of it during a binary
+/// upgrade. The workers inherit the lock, and the kernel releases it with the last of them. Called when a
+/// configuration is in force.
 pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
     static ANNOUNCED: Mutex<BTreeMap<(PathBuf, u64), File>> = Mutex::new(BTreeMap::new());
     // SAFETY: nginx sets it before it reads the configuration.
@@ -194,8 +194,7 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
     }
 }
 
-/// nginx has made the directory and given it to the workers' user; whether it can be written to is
-/// another matter.
+/// Checks that a spool's directory can be written to. nginx has made it and given it to the workers' user.
 fn check_directory(path: &Path) -> Result<(), String> {
     access(path, libc::W_OK | libc::X_OK)
         .map_err(|error| format!("spool: \"{}\" cannot be used: {error}", path.display()))
@@ -227,7 +226,7 @@ fn check_files(main: &MainConf) -> Result<(), String> {
     Ok(())
 }
 
-/// A daemon has no output.
+/// Warns of console targets: a daemon has no output.
 fn warn_of_consoles(main: &MainConf) {
     if core_conf(main).is_some_and(|core| core.daemon == 0) {
         return;

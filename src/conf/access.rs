@@ -1,4 +1,4 @@
-//! Whether a location lets everybody in.
+//! Whether everybody can reach a location.
 
 use core::ffi::{CStr, c_void};
 use core::{ptr, slice};

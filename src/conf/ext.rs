@@ -1,4 +1,4 @@
-//! What nginx's C macros and helpers are to C modules.
+//! Safe equivalents of nginx's C macros and helper functions.
 
 use core::ffi::{CStr, c_char};
 use core::{fmt, ptr};
@@ -15,8 +15,8 @@ use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::{ngx_conf_log_error, ngx_log_error};
 use tirreno_pipeline::capture::rule::Place;
 
-/// Makes a static text what a directive's handler returns; nginx logs it behind the directive's
-/// name, with file and line.
+/// An error text for a directive's handler to return; nginx logs it behind the directive's name, with file and
+/// line.
 pub(crate) const fn conf_error(text: &'static CStr) -> *mut c_char {
     text.as_ptr().cast_mut()
 }
@@ -24,17 +24,17 @@ pub(crate) const fn conf_error(text: &'static CStr) -> *mut c_char {
 /// `"NAME" directive is duplicate`.
 pub(crate) const DUPLICATE: *mut c_char = conf_error(c"is duplicate");
 
-/// Reads arguments and says what is wrong with them, with file and line.
+/// Reads a directive's arguments, and logs errors with file and line.
 pub(crate) trait ConfExt {
     /// The directive's name and its arguments.
     fn args(&self) -> &'static [ngx_str_t];
-    /// Stops the reading with a message.
+    /// Logs an error, which ends the reading of the configuration.
     fn error(&mut self, message: impl fmt::Display) -> *mut c_char;
-    /// Stops with a message about what stands elsewhere.
+    /// Logs an error about what stands in another place.
     fn error_at(&mut self, place: &Place, message: impl fmt::Display) -> *mut c_char;
-    /// Goes on with a message.
+    /// Logs a warning.
     fn warn(&mut self, message: impl fmt::Display);
-    /// Goes on with a message about what stands elsewhere.
+    /// Logs a warning about what stands in another place.
     fn warn_at(&mut self, place: &Place, message: impl fmt::Display);
     /// Where the directive stands.
     fn place(&self) -> Place;
@@ -44,7 +44,7 @@ pub(crate) trait ConfExt {
     fn read_file(&mut self, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String>;
     /// The path, relative to nginx's prefix.
     fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
-    /// A directory, relative to nginx's prefix, that nginx makes with the worker's owner.
+    /// A directory, relative to nginx's prefix; nginx creates it and gives it to the workers' user.
     fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf>;
 }
 

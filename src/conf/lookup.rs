@@ -12,7 +12,7 @@ use super::block::{self, Block, Parameter, Setting, put};
 use super::ext::ConfExt;
 use super::tls::{self, HasTls, Tls};
 
-/// The most questions at a time.
+/// The most lookups at a time.
 const MAX_CONCURRENCY: usize = 32;
 /// Header fields that the module itself sends.
 const OURS: [&str; 6] =
@@ -153,7 +153,7 @@ impl Draft {
     }
 }
 
-/// What an answer may tell of a user.
+/// The parameters that an answer may set.
 const MAPPED: [Param; 6] = [
     Param::UserName,
     Param::EmailAddress,

@@ -1,4 +1,4 @@
-//! What accounts and sessions are learned for where no `tirreno_realm` says so.
+//! The realm of a server without `tirreno_realm`: accounts and sessions are learned separately for each realm.
 
 use nginx_sys::{
     ngx_array_t, ngx_conf_t, ngx_http_conf_addr_t, ngx_http_conf_port_t, ngx_http_core_srv_conf_t,
@@ -7,7 +7,7 @@ use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 
 use super::value::bytes;
 
-/// A server, as the place of its configuration in memory, and its realm.
+/// The address of a server's configuration, and the server's realm.
 pub(crate) type ServerRealm = (*const ngx_http_core_srv_conf_t, Box<[u8]>);
 
 /// The realm of each server: its first name if it is a plain one, else its first `listen`.
@@ -26,7 +26,7 @@ pub(crate) fn of_servers(cf: &ngx_conf_t) -> Vec<ServerRealm> {
     }
 }
 
-/// Whether it is a name of hosts, and not one for all that have no other.
+/// Whether it is a host name, and not a pattern or a catch-all.
 fn is_plain(name: &[u8]) -> bool {
     let is_part = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     name.iter().all(is_part) && name.iter().any(u8::is_ascii_alphanumeric)

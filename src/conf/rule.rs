@@ -1,7 +1,7 @@
 //! `tirreno_event` and values, compiled by nginx.
 //!
-//! What is written in one place of one file is read once, however many servers include the file: the rules
-//! and the sets of rules that are the same are shared.
+//! A directive in an included file is read once, however many servers include the file; equal rules and equal
+//! rule sets are shared.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,16 +16,16 @@ use super::value::ComplexValue;
 
 /// A value of a directive or rule.
 pub(crate) type Value = value::Value<ComplexValue>;
-/// A rule with what finds it.
+/// A rule with its pattern.
 pub(crate) type Entry = rule::Entry<ComplexValue>;
 /// The rules of a location.
 pub(crate) type RuleSet = rule::RuleSet<ComplexValue>;
 
-/// What was read so far, by what it was read from.
+/// What was read so far, by its place in the configuration.
 #[derive(Default)]
 pub(crate) struct Known {
     entries: HashMap<(Place, Vec<&'static [u8]>), Rc<Entry>>,
-    /// By the places of their rules and of the outer set in memory, where they stay.
+    /// By the addresses of the level's own rules and of the outer set, which never move.
     sets: HashMap<(Vec<*const Entry>, *const RuleSet), Rc<RuleSet>>,
 }
 
@@ -51,8 +51,8 @@ impl Known {
         Ok(entry)
     }
 
-    /// The set of a level's `own` rules before the `outer` ones; of a new one, warns of those that no
-    /// request reaches. That an inner level's rule comes before an outer one is what levels are for.
+    /// The rule set with a level's `own` rules before the `outer` ones. When the set is new, warns of rules
+    /// that no request reaches within a level; an inner rule may well hide an outer one.
     pub(crate) fn set(
         &mut self,
         cf: &mut ngx_conf_t,
@@ -74,8 +74,8 @@ impl Known {
     }
 }
 
-/// Warns of those of a level's rules that no request reaches. A rule before an include is meant to come
-/// before those in the file.
+/// Warns of those of a level's rules that no request reaches. A rule before an include is meant to come before
+/// those in the file.
 pub(crate) fn warn_unreachable(cf: &mut ngx_conf_t, own: &[Rc<Entry>]) {
     let rules = own
         .iter()
@@ -103,7 +103,7 @@ pub(crate) fn read_value(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Va
     Value::parse(text(argument), Purpose::Send, None, &mut |text| compile(cf, text))
 }
 
-/// The values of a session's token, joined.
+/// The values of a session's token, to be joined.
 pub(crate) type Token = Box<[Value]>;
 
 /// Reads `cookie:NAME+header:NAME`.

@@ -20,11 +20,11 @@ mod privacy;
 mod tirreno;
 
 const MAX_QUEUE: usize = 10_000_000;
-/// Of a target of type `tirreno`.
+/// The default of `repeat` for a target of type `tirreno`.
 const DEFAULT_REPEAT: u32 = 20;
 const DEFAULT_QUEUE: (usize, usize) = (10_000, 16 << 20);
 
-/// The types of targets, a bit each.
+/// The types of targets, as bits.
 const TIRRENO: u8 = 1;
 const FILE: u8 = 2;
 const CONSOLE: u8 = 4;
@@ -33,7 +33,7 @@ const TCP: u8 = 16;
 const STREAM: u8 = FILE | CONSOLE | SYSLOG | TCP;
 const ANY: u8 = TIRRENO | STREAM;
 
-/// The values of `type`, but for `none`.
+/// The values of `type`, without `none`.
 const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
@@ -60,7 +60,7 @@ const PARAMETERS: &[Parameter<Draft>] = &[
     Parameter::one("repeat", |draft, s| put(&mut draft.repeat, read_repeat(s))),
 ];
 
-/// A target while its block is read; `None` is the default.
+/// A target while its block is being read; `None` stands for the default.
 #[derive(Default)]
 struct Draft {
     /// Nothing in it: `none`.
@@ -112,7 +112,7 @@ impl HasTls for Draft {
     }
 }
 
-/// Reads the block that follows; nothing for a target that is switched off.
+/// Reads the block that follows; `None` for a target that is switched off.
 pub(crate) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfig>, *mut c_char> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if name.is_empty() || name == "all" || name.len() > MAX_NAME || !name.chars().all(plain) {

@@ -12,11 +12,11 @@ use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 use tirreno_pipeline::capture::rule::is_off;
 use tirreno_pipeline::capture::value::{Text, variables};
 
-/// A complex value, as cheap to evaluate as it can be.
+/// A complex value, compiled to its cheapest form.
 #[derive(Clone)]
 pub(crate) struct ComplexValue {
     kind: Kind,
-    /// Whether one of its variables is a map's or the like.
+    /// Whether one of its variables is defined by the configuration, as by a map.
     has_own_variable: bool,
 }
 
@@ -43,7 +43,7 @@ impl Text for ComplexValue {
     }
 }
 
-/// nginx has said what is wrong.
+/// nginx has logged what is wrong.
 #[derive(Debug)]
 pub(crate) struct CompileError;
 
@@ -54,12 +54,12 @@ impl ComplexValue {
         Ok(Self { kind: Kind::compile(cf, text)?, has_own_variable })
     }
 
-    /// Whether no request switches it on.
+    /// Whether it is always off.
     pub(crate) fn is_constant_off(&self) -> bool {
         self.constant().is_some_and(is_off)
     }
 
-    /// The value for a request; empty where it has none. It is valid while the request is.
+    /// The value for a request; empty if it has none. It is valid as long as the request.
     ///
     /// # Safety
     /// `r` is a request that nginx is processing.
@@ -114,8 +114,8 @@ impl Kind {
     }
 }
 
-/// Whether a variable that a text begins with was defined by that name: nginx's own of the answer's headers
-/// are not.
+/// Whether the configuration defines the variable that a text begins with. nginx's own variables for headers of
+/// the answer are not defined by name.
 fn is_defined(cf: &mut ngx_conf_t, text: &[u8]) -> bool {
     let is_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
     let name = &text[..text.iter().position(|b| !is_name(b)).unwrap_or(text.len())];
@@ -132,8 +132,8 @@ fn is_one_variable(text: &[u8]) -> bool {
         if name(first) && !first.is_ascii_digit() && rest.iter().all(name))
 }
 
-/// The word of a variable's value that holds its length and flags. The accessors that bindgen makes
-/// take it apart bit by bit, which costs a request as much as copying its record does.
+/// The word of a variable's value with its length and flags. bindgen's accessors read it bit by bit, which
+/// would cost each request as much as copying its record.
 #[derive(Clone, Copy)]
 struct Packed(u32);
 

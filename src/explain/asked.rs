@@ -1,4 +1,4 @@
-//! The exchange that `ci/explain` asks about, as it hands it over.
+//! The exchange that `ci/explain` passes to the module.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use std::fs;
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     pub(super) method: String,
-    /// As in a request line, or a URL.
+    /// As in a request line, or as a URL.
     pub(super) target: String,
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
@@ -63,7 +63,7 @@ impl Asked {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The path with the query, and the host and port where the target has them.
+    /// The path with the query, and the authority if the target is a URL.
     pub(super) fn split_target(&self) -> (&str, Option<&str>) {
         let Some((_, rest)) =
             self.target.split_once("://").filter(|_| !self.target.starts_with('/'))
@@ -76,7 +76,7 @@ impl Asked {
         }
     }
 
-    /// The name and the port of the server that is asked.
+    /// The name and the port of the server to choose.
     pub(super) fn host(&self) -> (String, Option<u16>) {
         let (_, in_target) = self.split_target();
         let host = in_target.or_else(|| self.header("host")).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! A request that no client has made, for nginx's own functions and variables.
+//! A request that no client made, for nginx's own functions and variables.
 //!
-//! It is in no connection and no event loop; whoever asks for its address, its TLS or its sockets gets
-//! zeros. The process ends soon after: what is allocated stays.
+//! It has no connection and no event loop; its address, TLS data and sockets are zeros. The process ends soon
+//! after, so nothing is freed.
 
 use core::ffi::c_void;
 use core::{mem, ptr};
@@ -127,7 +127,7 @@ impl Made {
                 let (key, len) = ((*header).lowcase_key, (*header).key.len);
                 let known =
                     ngx_hash_find(hash, (*header).hash, key, len).cast::<ngx_http_header_t>();
-                // That of `Host` looks for the server, through the connection.
+                // nginx's handler of `Host` would look for the server through the connection.
                 if name.eq_ignore_ascii_case("host") {
                     request.headers_in.host = header;
                 } else if let Some(known) = known.as_ref()
@@ -199,8 +199,8 @@ impl Made {
         }
     }
 
-    /// Puts the request into the location that is for its path, as nginx does before its phases. Returns
-    /// false where nginx would redirect to the same path with a slash.
+    /// Assigns the location for the request's path, as nginx does before its phases. Returns false if nginx
+    /// would redirect to the same path with a slash.
     ///
     /// # Safety
     /// As for [`new`](Self::new).
@@ -276,7 +276,7 @@ impl Made {
                         node = here.tree;
                         uri = &uri[common..];
                     }
-                    // An exact one only.
+                    // An exact location only.
                     _ if uri.len() > name.len() => node = here.right,
                     _ if uri.len() == name.len() => {
                         let is_exact = !here.exact.is_null();
@@ -300,11 +300,11 @@ impl Made {
 /// What a search for a location has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Search {
-    /// One that needs no further search.
+    /// A match that needs no further search.
     Exact,
-    /// A prefix of the path.
+    /// A prefix of the path matches.
     Prefix,
-    /// A path that lacks its last slash.
+    /// The path matches but for its last slash.
     Redirect,
 }
 
