@@ -1,4 +1,4 @@
-//! What the event loop asks of a request: which event it is, whose, and what of it may be shown.
+//! The decision in the event loop: which event a request is, which user's, and what of it may be shown.
 
 pub mod cookie;
 pub mod decision;

@@ -1,4 +1,4 @@
-//! What the threads need to know, read from nginx's configuration by the module.
+//! The configuration of the threads, which the module reads from nginx's.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,7 +19,7 @@ use crate::privacy::Privacy;
 pub struct Secret(String);
 
 impl Secret {
-    /// Hides `value`.
+    /// Makes `value` a secret.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
@@ -41,7 +41,7 @@ impl fmt::Debug for Secret {
 pub struct TargetConfig {
     /// Its name.
     pub name: String,
-    /// Its account in the zone, and its bit in a record.
+    /// The index of its counters in the zone, and of its bit in a record.
     pub slot: usize,
     /// The events that it gets.
     pub events: Routing,
@@ -51,22 +51,22 @@ pub struct TargetConfig {
     pub queue_bytes: usize,
     /// How long an event may wait to be collected together with others.
     pub interval: Duration,
-    /// How many events are worth collecting before that.
+    /// With so many events, a collection does not wait for the end of the interval.
     pub batch_size: usize,
-    /// Of what an attack repeats so many events a minute go singly; nothing: all.
+    /// How many repetitions a minute are sent one by one (see `repeat`); `None`: all of them.
     pub repeat: Option<u32>,
     /// How long a stopping process tries to deliver what it holds.
     pub shutdown_timeout: Duration,
-    /// Where what is not delivered is kept.
+    /// Where events are kept until they are delivered.
     pub spool: Option<SpoolConfig>,
-    /// What it is not to know.
+    /// What is hidden from the target.
     pub privacy: Privacy,
     /// Where its events go.
     pub destination: Destination,
 }
 
 impl TargetConfig {
-    /// Whether it writes audit records or asks for their levels: both need more of a request than
+    /// Whether it writes audit records or selects events by their level: both need more of a request than
     /// Tirreno's parameters.
     pub fn needs_audit(&self) -> bool {
         matches!(self.destination, Destination::Audit(_)) || self.events.asks_for_level()
@@ -132,9 +132,9 @@ pub enum Sink {
 pub struct FileConfig {
     /// Its path.
     pub path: PathBuf,
-    /// Where that stands in the configuration, for messages.
+    /// Where the path stands in the configuration, for messages.
     pub place: String,
-    /// It is rotated before it has more bytes than this.
+    /// It is rotated before it would exceed this number of bytes.
     pub max_size: Option<u64>,
     /// It is rotated at each multiple of this time since the epoch.
     pub rotate: Option<Duration>,
@@ -164,7 +164,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads `host:port`, `[address]:port` or `unix:path`; `port` is used where there is none.
+    /// Parses `host:port`, `[address]:port` or `unix:path`; `port` is the default port.
     ///
     /// # Errors
     /// What it must be.
@@ -206,7 +206,7 @@ impl Address {
     }
 }
 
-/// Whether a name or an address is this machine's own, whatever its network.
+/// Whether a name or an address belongs to this machine.
 fn is_local_host(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     host.eq_ignore_ascii_case("localhost")
@@ -223,10 +223,10 @@ impl fmt::Display for Address {
     }
 }
 
-/// How records get to a server.
+/// How records are sent to a server.
 #[derive(Clone, Debug)]
 pub enum Transport {
-    /// A datagram each; over a local socket too.
+    /// A datagram for each record; also over a Unix socket.
     Datagram,
     /// One connection.
     Tcp,
@@ -234,14 +234,14 @@ pub enum Transport {
     Tls(Tls),
 }
 
-/// How a receiver tells one record on a connection from the next.
+/// How a receiver tells where a record on a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Its length in decimal digits and a space stand before it (RFC 6587, 3.4.1).
+    /// The record's length in decimal digits and a space precede it (RFC 6587, 3.4.1).
     OctetCounting,
-    /// It ends as the format's lines end (RFC 6587, 3.4.2): no record holds a newline.
+    /// The record ends as the format's lines end (RFC 6587, 3.4.2): no record contains a newline.
     Newline,
-    /// It ends with NUL: no record holds one.
+    /// The record ends with NUL: no record contains one.
     Nul,
 }
 
@@ -252,9 +252,9 @@ pub struct ServerConfig {
     pub address: Address,
     /// How records get there.
     pub transport: Transport,
-    /// What is around a record; nothing where each is a datagram.
+    /// The framing of records; `None` for datagrams.
     pub framing: Option<Framing>,
-    /// The most bytes of a message, but for its length before it.
+    /// The most bytes of a message, without the length that octet counting puts before it.
     pub max_message: Option<usize>,
 }
 
@@ -263,37 +263,37 @@ pub struct ServerConfig {
 pub struct SyslogConfig {
     /// The server.
     pub server: ServerConfig,
-    /// What its messages say beside the record.
+    /// The header of its messages.
     pub header: syslog::HeaderConfig,
 }
 
 /// A Tirreno server.
 #[derive(Clone, Debug)]
 pub struct TirrenoConfig {
-    /// Its sensor.
+    /// The URL of its sensor.
     pub endpoint: Endpoint,
     /// The header `Api-Key`.
     pub api_key: Secret,
     /// Headers added to each POST.
     pub headers: Vec<(String, Secret)>,
-    /// How connections are made, when it speaks TLS.
+    /// The TLS configuration, if the URL is `https`.
     pub tls: Option<Tls>,
     /// How long one POST may take, connecting included.
     pub timeout: Duration,
-    /// How many connections there are.
+    /// The number of connections.
     pub connections: usize,
-    /// Events a second at the most.
+    /// The most events a second.
     pub rate: Option<f64>,
     /// Whether 200 means success.
     pub accept_200: bool,
     /// Whether what was accepted just before the server failed is sent again.
     pub resend: bool,
-    /// How long a failed login waits for a good one that follows, as with a second factor; zero: it
-    /// does not wait.
+    /// How long a failed login waits for a good one that follows it, as with a second factor; zero: it does not
+    /// wait.
     pub login_fail_delay: Duration,
 }
 
-/// The URL of a sensor and of its key check.
+/// The URL of a sensor and the URL of its key check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     sensor: Uri,
@@ -331,7 +331,7 @@ impl Endpoint {
     const SENSOR: &str = "sensor/";
     const KEY_CHECK: &str = "api/v1/blacklist/search";
 
-    /// Reads `http(s)://host[:port]/…/sensor/`; without a path it is `/sensor/`.
+    /// Parses `http(s)://host[:port]/…/sensor/`; without a path, `/sensor/` is added.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -366,12 +366,12 @@ impl Endpoint {
         })
     }
 
-    /// Where events go.
+    /// Where events are sent.
     pub fn sensor(&self) -> &Uri {
         &self.sensor
     }
 
-    /// Where a key is asked for.
+    /// Where the key is checked.
     pub fn key_check(&self) -> &Uri {
         &self.key_check
     }
@@ -387,7 +387,7 @@ impl Endpoint {
     }
 }
 
-/// Headers of a POST that a configuration cannot change.
+/// Headers of a POST that the module sets itself and a configuration cannot change.
 pub const HEADERS_OF_OURS: [&str; 7] = [
     "Api-Key",
     "Connection",

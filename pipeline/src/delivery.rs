@@ -5,10 +5,10 @@
 //! ```
 //!
 //! - [`deliverer`] is the thread of a worker that waits to be elected, and how it ends.
-//! - `collector` reads the rings and hands over; it waits for nobody.
-//! - [`inbox`] is what one target has to deliver, with its [`queue`]; [`target`] is what all types of
-//!   targets are; [`backoff`] and [`health`] are what they share.
-//! - [`spool`] keeps on disk what a server did not take yet.
+//! - `collector` reads the rings and hands records over to the targets; it waits for nobody.
+//! - [`inbox`] holds what one target has to deliver, in a [`queue`]; [`target`] is what all types of targets
+//!   have in common; [`backoff`] and [`health`] are shared helpers.
+//! - [`spool`] keeps on disk what a server has not taken yet.
 
 pub mod backoff;
 mod collector;

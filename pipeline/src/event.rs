@@ -2,7 +2,7 @@
 //!
 //! Limits are in bytes of the value before form encoding, as measured on Tirreno 0.10.0.
 
-/// What a request was, in Tirreno's words.
+/// The type of an event, in Tirreno's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[allow(missing_docs)]
@@ -23,7 +23,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// All types; a type's place here is its number in a record.
+    /// All types; a record holds a type as its index here.
     pub const ALL: [Self; 13] = [
         Self::PageView,
         Self::PageEdit,
@@ -64,12 +64,12 @@ impl EventType {
         Self::ALL.into_iter().find(|t| t.name().as_bytes() == name)
     }
 
-    /// The type of that number in a record.
+    /// The type with that number in a record.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// Whether it is one of the many (`page_*`), which make room when a queue fills up.
+    /// Whether it is one of the frequent types (`page_*`), which make room when a queue fills up.
     pub fn is_page(self) -> bool {
         self.name().starts_with("page_")
     }
@@ -90,8 +90,8 @@ impl EventTypes {
         self.0 & (1 << kind as u16) != 0
     }
 
-    /// Reads routing patterns, `account_* !page_view`: the last that matches a type wins, and a list
-    /// of only `!` starts from all.
+    /// Parses patterns like `account_* !page_view`: the last one that matches a type decides, and a list of
+    /// negated patterns starts with all types.
     ///
     /// # Errors
     /// The first pattern that matches no type.
@@ -119,12 +119,12 @@ impl EventTypes {
         Self(hits.fold(0, |set, kind| set | 1 << kind as u16))
     }
 
-    /// These types and the others.
+    /// The union of both sets.
     pub(crate) fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// These types but for the others.
+    /// The types in this set and not in the other.
     pub(crate) fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
@@ -156,25 +156,25 @@ pub enum Param {
     FieldHistory,
 }
 
-/// What becomes of a value that is too long.
+/// What happens to a value that is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverLimit {
     /// It is cut.
     Cut,
-    /// It is no number, address or time, and is left out like any other that is none.
+    /// The value is a number, an address or a time: like any invalid one it is left out.
     LeftOut,
-    /// Half of a JSON document means something else: it is left out, and that is counted.
+    /// A cut JSON document has another meaning: the value is left out, and that is counted.
     Counted,
 }
 
-/// Form fields whose length Tirreno does not limit; ours keeps a record below a segment's size.
+/// The limit for form fields that Tirreno does not limit; it keeps a record shorter than a segment.
 const UNLIMITED: usize = 8192;
 
 impl Param {
     /// How many parameters there are.
     pub const COUNT: usize = Self::ALL.len();
 
-    /// All parameters; a parameter's place here is its number in a record.
+    /// All parameters; a record holds a parameter as its index here.
     pub const ALL: [Self; 19] = [
         Self::UserName,
         Self::EmailAddress,
@@ -247,7 +247,7 @@ impl Param {
         }
     }
 
-    /// What becomes of a value over the [`limit`](Self::limit).
+    /// What happens to a value over the [`limit`](Self::limit).
     pub fn over_limit(self) -> OverLimit {
         match self {
             Self::Payload | Self::FieldHistory => OverLimit::Counted,

@@ -1,8 +1,8 @@
-//! What goes wrong on the way to a target, in fixed words: no byte of any remote is in them.
+//! What can go wrong on the way to a target, in fixed words without a byte that a remote has sent.
 
 use std::{fmt, io};
 
-/// What went wrong with an attempt, in words that hold no byte of any remote.
+/// Why an attempt failed, in words without a byte that a remote has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Fault {
@@ -22,24 +22,24 @@ pub enum Fault {
     Busy,
     TooLong,
     InputOutput,
-    /// The server speaks TLS where it was spoken to without.
+    /// The server speaks TLS on a port that was contacted without it.
     HttpToTls,
-    /// A disk does not take what is written.
+    /// A disk does not accept what is written.
     Stalled,
     /// A file cannot be opened or made.
     NotOpened,
     /// A database is damaged, or of another version.
     Database,
-    /// An answer that says that all is well, but is not the one that means so.
+    /// A 2xx status that does not mean success of this request.
     NotUnderstood(u16),
-    /// As [`HttpToTls`](Self::HttpToTls), of a stream of records.
+    /// Like [`HttpToTls`](Self::HttpToTls), for a stream of records.
     PlainToTls,
-    /// A link, a pipe, a directory or a file with a second name lies where a plain file belongs.
+    /// There is a link, a pipe, a directory or a file with a second name where a plain file belongs.
     NotPlain,
 }
 
 impl Fault {
-    /// The number that stands for it in shared memory; never 0.
+    /// Its number in shared memory; never 0.
     pub fn pack(self) -> u32 {
         let (kind, code) = match self {
             Self::Answered(code) => (1, code),
@@ -137,7 +137,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Why a TLS connection did not come about. Its words are fixed: nothing of the server's is in them.
+/// Why a TLS handshake failed, in fixed words without a byte that the server has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 #[allow(missing_docs)]
@@ -160,7 +160,7 @@ pub enum TlsFault {
 }
 
 impl TlsFault {
-    /// All of them; a fault's place here is its number, less one.
+    /// All of them; a fault's number is its index here plus one.
     pub const ALL: [Self; 15] = [
         Self::Certificate,
         Self::WrongName,
@@ -257,7 +257,7 @@ impl From<io::Error> for Fault {
             ReadOnlyFilesystem => Self::ReadOnly,
             NotFound => Self::NotFound,
             ResourceBusy => Self::Busy,
-            // What this module itself says of a pipe or a second name, and the system of a link.
+            // This module itself reports a pipe or a second name so, and the system reports a link so.
             InvalidInput | IsADirectory => Self::NotPlain,
             _ if error.raw_os_error() == Some(libc::ELOOP) => Self::NotPlain,
             _ if error.raw_os_error() == Some(libc::EMSGSIZE) => Self::TooLong,

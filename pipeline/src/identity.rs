@@ -1,7 +1,7 @@
-//! Whose session a token is: how it is known, kept over restarts, and asked for.
+//! Which user a session's token belongs to: the keys for its hashes, its file, and lookups.
 //!
-//! - [`keys`] are what tokens and names are hashed with,
-//! - [`state`] is the file that keeps them over restarts, [`keeper`] the thread that writes it,
+//! - [`keys`] are the keys for hashes of tokens and names,
+//! - [`state`] is the file that keeps bindings and accounts over restarts, [`keeper`] the thread that writes it,
 //! - [`lookup`] asks the application.
 
 pub mod keeper;

@@ -3,15 +3,16 @@
 //! This crate knows nothing of nginx, so that all of it runs in unit tests, benchmarks and fuzzers:
 //!
 //! ```text
-//! worker:     Capture ──▶ Producer ──▶ Zone (segments in shared memory)
-//! deliverer:  Zone ──▶ Collector ──▶ Target (queue, gate) ──▶ Lane ──▶ Outbound (HTTP)
-//!                               └──▶ Stream (queue) ──▶ RotatedFile, or Sender ──▶ Link
+//! worker:     Capture ──▶ Producer ──▶ ring (segments in shared memory)
+//! collector:  ring ──▶ Collector ──▶ Inbox of each target
+//! target:     Inbox ──▶ (Spool) ──▶ connections of a Tirreno server
+//!             Inbox ──▶ file, console, syslog or TCP
 //! ```
 //!
-//! - [`capture`] decides in the event loop which event a request is, and whose.
+//! - [`capture`] decides in the event loop which event a request is, and which user's.
 //! - [`record`] is the layout of one captured request, [`event`] the vocabulary of Tirreno's events.
 //! - [`shm`] is the shared memory: rings of records, counters, the election of the one collector.
-//! - [`delivery`] collects from the rings and hands over to the targets; the spool is on its way.
+//! - [`delivery`] reads the rings and hands records over to the targets, some of which have a spool.
 //! - [`privacy`] is a record as one target sees it.
 //! - [`tirreno`] posts events to a Tirreno server, [`audit`] writes audit records.
 //! - [`status`] shows the counters as JSON, as metrics and as a page.

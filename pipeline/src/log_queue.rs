@@ -1,7 +1,7 @@
-//! Messages on their way to nginx's error log.
+//! A queue of messages for nginx's error log.
 //!
-//! Threads must not call nginx, so they leave their messages here, and the event loop logs them. A
-//! message consists of fixed words, numbers and names from the configuration: it is safe to log.
+//! Threads must not call nginx: they put messages into the queue, and the event loop logs them. A message
+//! consists of fixed words, numbers and names from the configuration, so it is safe to log.
 
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Messages kept while the event loop is busy.
+/// How many messages are kept while the event loop is busy.
 const CAPACITY: usize = 256;
 
 /// nginx's levels that the module uses.
@@ -32,7 +32,7 @@ pub struct Message {
     pub text: String,
 }
 
-/// The threads' end. It never blocks; what does not fit is counted.
+/// The threads' end. It never blocks; messages that do not fit are counted.
 #[derive(Clone, Debug)]
 pub struct LogQueue {
     messages: Sender<Message>,
@@ -48,7 +48,7 @@ pub struct Reader {
     lost: Arc<AtomicU64>,
 }
 
-/// A new queue, whose reader looks when it wants to.
+/// A new queue whose reader polls.
 pub fn log_queue() -> (LogQueue, Reader) {
     let (sender, receiver) = bounded(CAPACITY);
     let lost = Arc::new(AtomicU64::new(0));
@@ -56,8 +56,8 @@ pub fn log_queue() -> (LogQueue, Reader) {
     (queue, Reader { messages: receiver, lost })
 }
 
-/// A new queue, and the descriptor that can be read from when a message was left. It stays open for as
-/// long as the process lives, in each of its threads' tables of open files.
+/// A new queue, and the descriptor that becomes readable when there is a message. The descriptor stays open as
+/// long as the process, in each table of open files that its threads have.
 ///
 /// # Errors
 /// The system has no descriptor left.
@@ -70,14 +70,14 @@ pub fn waking_log_queue() -> std::io::Result<(LogQueue, Reader, RawFd)> {
     Ok((queue, reader, waker))
 }
 
-/// Makes the descriptor of [`waking_log_queue`] quiet until the next message.
+/// Resets the descriptor of [`waking_log_queue`] until the next message.
 pub fn quieten(waker: BorrowedFd<'_>) {
-    // Nothing to read is fine, too.
+    // There may be nothing to read.
     let _ = rustix::io::read(waker, &mut [0; 8]);
 }
 
 impl LogQueue {
-    /// Leaves a message.
+    /// Adds a message.
     pub fn log(&self, level: Level, text: impl Into<String>) {
         if self.messages.try_send(Message { level, text: text.into() }).is_err() {
             self.lost.fetch_add(1, Relaxed);
@@ -85,14 +85,14 @@ impl LogQueue {
         if let Some(waker) = self.waker {
             // SAFETY: it is never closed while the process lives.
             let waker = unsafe { BorrowedFd::borrow_raw(waker) };
-            // It cannot be full, and a reader that is late reads all.
+            // The counter cannot overflow; a late reader reads all messages at once.
             let _ = rustix::io::write(waker, &1_u64.to_ne_bytes());
         }
     }
 }
 
 impl Reader {
-    /// What was left since the last call.
+    /// The messages since the last call.
     pub fn drain(&self) -> impl Iterator<Item = Message> + '_ {
         let lost = self.lost.swap(0, Relaxed);
         let note = (lost > 0).then(|| Message {
@@ -103,7 +103,7 @@ impl Reader {
     }
 }
 
-/// Lets a recurring message through at most once in a while.
+/// Lets a recurring message through at most once in a given time.
 #[derive(Clone, Copy, Debug)]
 pub struct Once {
     every: Duration,

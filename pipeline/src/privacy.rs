@@ -1,4 +1,4 @@
-//! What a target is not to know: a record as one target sees it.
+//! What is hidden from a target: a record as that target sees it.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -16,13 +16,13 @@ use crate::tirreno::form::{parse_ip, text};
 /// A target's privacy settings; the default hides nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Privacy {
-    /// What of addresses is kept.
+    /// How many bits of addresses are kept.
     pub ip_mask: Option<IpMask>,
-    /// The key of the hash that stands in the place of the user's name.
+    /// The key of the hash that replaces the user's name.
     pub hash_user: Option<UserKey>,
     /// Parameters that are left out, by their [bits](Param::bit).
     pub omit: u32,
-    /// Whether URLs end before their query.
+    /// Whether the query is cut off URLs.
     pub cut_query: bool,
 }
 
@@ -59,7 +59,7 @@ impl IpMask {
     }
 }
 
-/// A key for the names of users.
+/// A key for hashes of users' names.
 #[derive(Clone)]
 pub struct UserKey(Hmac<Sha256>);
 
@@ -75,7 +75,7 @@ impl UserKey {
         Self(Hmac::new_from_slice(key).expect("any length is a key's"))
     }
 
-    /// HMAC-SHA-256 in hexadecimal, of the name as a target without a key gets it.
+    /// HMAC-SHA-256, in hexadecimal, of the name as a target without a key would get it.
     fn hash(&self, user: &[u8]) -> String {
         let name = text(user, Param::UserName.limit());
         let mut hex = String::with_capacity(64);
@@ -87,7 +87,7 @@ impl UserKey {
     }
 }
 
-/// Whether a field of that name may say who somebody is.
+/// Whether a field of that name may tell who a person is.
 fn names_people(field: &str) -> bool {
     ["user", "login", "mail", "patch", "name"].iter().any(|word| field.contains(word))
 }
@@ -100,7 +100,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// The record, for what no setting hides: trace id, time, type, status.
+    /// The record, for the fields that no setting hides: trace id, time, type, status.
     pub fn record(&self) -> &Record<'a> {
         &self.record
     }
@@ -126,8 +126,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the record has beside the parameters, but for [`segments`](Self::segments),
-    /// [`fields`](Self::fields) and [`page`](Self::page).
+    /// An extra of the record; [`segments`](Self::segments), [`fields`](Self::fields) and [`page`](Self::page)
+    /// return the others.
     pub fn extra(&self, extra: Extra) -> Option<Cow<'a, [u8]>> {
         let extra = Some(extra)
             .filter(|extra| !matches!(extra, Extra::Segments | Extra::Fields | Extra::Page))?;
@@ -138,14 +138,14 @@ impl<'a> View<'a> {
         })
     }
 
-    /// The rule's page, where Tirreno is to see that in place of the URL.
+    /// The rule's page, if Tirreno shall see it instead of the URL.
     pub fn page(&self) -> Option<Cow<'a, [u8]>> {
         let page = self.record.extra(Extra::Page)?;
         let query = page.iter().position(|b| self.privacy.cut_query && *b == b'?');
         Some(self.without_user(&page[..query.unwrap_or(page.len())], path::decode_with_places))
     }
 
-    /// The fields that the rule adds. Where the user is a hash, those that may name him are left out.
+    /// The fields that the rule adds. If the user is a hash, fields that may name him are left out.
     pub fn fields(&self) -> impl Iterator<Item = (&'a str, Cow<'a, [u8]>)> + use<'a> {
         let view = *self;
         let held = self.record.extra(Extra::Fields).unwrap_or_default();
@@ -161,31 +161,31 @@ impl<'a> View<'a> {
         record::segments(held).map(move |(name, value)| (name, view.without_user(value, as_it_is)))
     }
 
-    /// The client's address: the one that was given, or else the peer's.
+    /// The client's address: the given one, else the peer's.
     pub fn ip(&self) -> Option<IpAddr> {
         let ip = self.record.get(Param::IpAddress).and_then(parse_ip).or(self.record.ip())?;
         Some(self.privacy.ip_mask.map_or(ip, |mask| mask.apply(ip)))
     }
 
-    /// Tells the users apart: events with the same key go over one connection, in order. It lies in the
-    /// spool, and tells no more of the user than the target may know.
+    /// A key that differs between users: events with the same key go over one connection, in order. The spool
+    /// stores it, so it tells no more about the user than the target may know.
     pub fn user_key(&self) -> u64 {
         match self.get(Param::UserName) {
             Some(user) => stable_hash([&*user]),
             None => {
                 let address = self.ip().map(|ip| ip.to_string()).unwrap_or_default();
-                // Apart from a user of that name.
+                // An anonymous client differs from a user with that address as name.
                 stable_hash([b"", address.as_bytes()])
             }
         }
     }
 
-    /// Whether the target is not to get a parameter at all.
+    /// Whether the target does not get the parameter at all.
     pub fn omits(&self, param: Param) -> bool {
         if self.privacy.omit & param.bit() != 0 {
             return true;
         }
-        // What tells whose hash it is.
+        // These parameters would tell which user the hash belongs to.
         self.privacy.hash_user.is_some()
             && match param {
                 Param::EmailAddress
@@ -194,20 +194,20 @@ impl<'a> View<'a> {
                 | Param::FullName
                 | Param::PhoneNumber
                 | Param::FieldHistory => true,
-                // The old and the new address.
+                // The payload has the old and the new address.
                 Param::Payload => self.record.kind() == EventType::AccountEmailChange,
                 _ => false,
             }
     }
 
-    /// `text` with the hash where the user's name stands on its own, between other characters than
-    /// letters and digits. `decode` gives the decoded bytes and their places in `text`.
+    /// `text` with the hash instead of the user's name, where the name stands between characters other than
+    /// letters and digits. `decode` yields the decoded bytes and their places in `text`.
     fn without_user(
         &self,
         text: &'a [u8],
         decode: impl Fn(&[u8]) -> (Vec<u8>, Vec<usize>),
     ) -> Cow<'a, [u8]> {
-        // Only a damaged record has an empty name, which stands everywhere.
+        // Only a damaged record has an empty name, which would match everywhere.
         let user = self.record.get(Param::UserName).filter(|user| !user.is_empty());
         let (Some(key), Some(user)) = (&self.privacy.hash_user, user) else {
             return Cow::Borrowed(text);
@@ -257,7 +257,7 @@ mod tests {
         Privacy { ip_mask: Some(IpMask { v4, v6 }), ..Privacy::default() }
     }
 
-    /// What a target with this `privacy` gets of an event.
+    /// What a target with this `privacy` gets of an event, as pairs.
     fn pairs(privacy: &Privacy, capture: &Capture<'_>) -> Vec<(String, String)> {
         let bytes = written(capture);
         let form = form::encode(&privacy.view(Record::parse(&bytes).unwrap()));

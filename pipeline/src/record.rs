@@ -28,18 +28,18 @@ use crate::capture::identity::Identity;
 use crate::capture::rank::Rank;
 use crate::event::{EventType, OverLimit, Param};
 
-/// Bytes before the parameters' lengths.
+/// Bytes before the lengths of the parameters.
 const FIXED: usize = 88;
-/// The bits of its flags.
+/// The bits of the flags.
 const ATTEMPT: u8 = 1;
 const FIRST_STEP: u8 = 2;
 /// Records start on this boundary.
 const ALIGN: usize = 8;
-/// Bytes that are captured beyond a parameter's limit, so that a character that the limit cuts in
-/// two is whole, and dropped, instead of looking like invalid UTF-8.
+/// How many bytes are captured beyond a parameter's limit: a character that the limit cuts in two is then
+/// complete and gets dropped, instead of looking like invalid UTF-8.
 const SLACK: usize = 4;
 
-/// The longest record; captures over it are refused.
+/// The longest record; longer captures are refused.
 pub const MAX_RECORD: usize = 32 * 1024;
 
 /// The longest URL that Tirreno keeps, in bytes.
@@ -48,16 +48,16 @@ const MAX_URL: usize = 2047;
 /// The shortest record.
 pub const MIN_RECORD: usize = FIXED;
 
-/// Length of a trace id: what nginx's `$request_id` has. Tirreno takes 36 bytes at most.
+/// Length of a trace id, the same as of nginx's `$request_id`. Tirreno takes 36 bytes at most.
 pub const TRACE_LEN: usize = 32;
 
-/// What a record has beside Tirreno's parameters.
+/// The fields of a record besides Tirreno's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Extra {
-    /// The account that a login's body names: a keyed hash of its name, 8 bytes.
+    /// The account that a login's body names: a keyed hash of the name, 8 bytes.
     Account,
-    /// The name of the audit record, as the rule has it.
+    /// The name of the audit record that the rule sets.
     Audit,
     /// The number of the audit record's [level](crate::capture::level): a `u16` in the machine's byte order.
     Level,
@@ -65,13 +65,13 @@ pub enum Extra {
     Segments,
     /// SHA-256 of the session's token, 32 bytes.
     Session,
-    /// What accounts and sessions were learned for: the name of `tirreno_realm`.
+    /// The realm: accounts and sessions are learned separately for each.
     Realm,
-    /// Whom the client claims to be, where that is somebody else than the user.
+    /// The user whom the client claims to be, if it is another one than the user.
     Claimed,
     /// Fields of audit records that the rule adds, as [`push_segment`] and [`segments`] write and read them.
     Fields,
-    /// What Tirreno sees as the URL, where that is the rule's page.
+    /// The URL that Tirreno sees, if it is the rule's page.
     Page,
 }
 
@@ -83,7 +83,7 @@ impl Extra {
         Param::COUNT + self as usize
     }
 
-    /// The most bytes; longer ones are left out.
+    /// The most bytes; longer values are left out.
     fn limit(self) -> usize {
         match self {
             Self::Account => 8,
@@ -98,8 +98,8 @@ impl Extra {
     }
 }
 
-/// Adds a named segment of a path to what [`Extra::Segments`] holds: name, NUL, value, NUL. One that finds
-/// no room, or would look like two, is left out.
+/// Appends a named segment of a path to the value of [`Extra::Segments`]: name, NUL, value, NUL. A segment that
+/// does not fit, or contains a NUL, is left out.
 pub fn push_segment(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     let room = Extra::Segments.limit().saturating_sub(out.len());
     if name.len() + value.len() + 2 <= room && !value.contains(&0) {
@@ -110,14 +110,14 @@ pub fn push_segment(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     }
 }
 
-/// The names and values that [`Extra::Segments`] holds.
+/// The names and values in [`Extra::Segments`].
 pub fn segments(bytes: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
     let mut parts = bytes.split(|b| *b == 0);
     std::iter::from_fn(move || Some((parts.next()?, parts.next()?)))
         .filter_map(|(name, value)| Some((str::from_utf8(name).ok()?, value)))
 }
 
-/// The fields that tell of one person, a bit each.
+/// The fields that tell something about a person, as bits.
 const OF_A_PERSON: u32 = 1 << Param::EmailAddress as u32
     | 1 << Param::FirstName as u32
     | 1 << Param::LastName as u32
@@ -131,30 +131,30 @@ const OF_A_PERSON: u32 = 1 << Param::EmailAddress as u32
 /// Parameters and extras.
 const FIELDS: usize = Param::COUNT + Extra::COUNT;
 
-/// What a worker copies out of a request.
+/// What a worker copies from a request.
 #[derive(Clone, Debug)]
 pub struct Capture<'a> {
-    /// The targets that get it, a bit each.
+    /// The targets that get it, as bits.
     pub targets: u32,
     /// Start of the request in milliseconds since the epoch, UTC.
     pub time_ms: i64,
-    /// Status of the response, 0 when there was none.
+    /// Status of the response, 0 if there was none.
     pub status: u16,
     /// The event's type.
     pub kind: EventType,
-    /// By what evidence the user is known.
+    /// The evidence for the user.
     pub identity: Identity,
-    /// How much the event matters when there is no room for all.
+    /// How important the event is if there is no room for all.
     pub rank: Rank,
-    /// Whether nobody knows how it ended.
+    /// Whether it is unknown how the request ended.
     pub is_attempt: bool,
-    /// Whether it is a failed login that a good one withdraws.
+    /// Whether it is a failed login that a good login withdraws.
     pub is_first_step: bool,
-    /// The peer's address; a socket that has none (`unix:`) has none here.
+    /// The peer's address; `None` for a Unix socket.
     pub ip: Option<IpAddr>,
     /// The trace id, sent as `X-Request-Id`.
     pub trace: [u8; TRACE_LEN],
-    /// The fields that are not empty, a bit each; only their places in `fields` count.
+    /// The fields that are not empty, as bits; only their elements in `fields` are valid.
     present: u32,
     /// Bytes of the fields and their lengths.
     size: usize,
@@ -181,8 +181,8 @@ impl<'a> Capture<'a> {
         }
     }
 
-    /// Sets a parameter that was not set before; empty omits it. Bytes that cannot be sent anyway are
-    /// left out here already, and so is a value that cannot be what it should be.
+    /// Sets a parameter that was not set before; an empty value omits it. Bytes that cannot be sent, and values
+    /// that are invalid for the parameter, are left out here.
     ///
     /// # Errors
     /// The value is left out: it is over the parameter's limit, and half of it would mean something else.
@@ -201,7 +201,7 @@ impl<'a> Capture<'a> {
         Ok(())
     }
 
-    /// Sets what was not set before; empty, or too long, omits it.
+    /// Sets an extra that was not set before; an empty or too long value omits it.
     pub fn set_extra(&mut self, extra: Extra, value: &'a [u8]) {
         if value.len() <= extra.limit() {
             self.put(extra.place(), value);
@@ -221,7 +221,7 @@ impl<'a> Capture<'a> {
         (FIXED + self.size).next_multiple_of(ALIGN)
     }
 
-    /// Sets a parameter, also where it was set before; see [`set`](Self::set).
+    /// Sets a parameter, even if it was set before; see [`set`](Self::set).
     ///
     /// # Errors
     /// As there.
@@ -234,7 +234,7 @@ impl<'a> Capture<'a> {
         self.set(param, value)
     }
 
-    /// A copy that needs nothing of the request any more.
+    /// A copy that does not refer to the request.
     pub fn hold(&self) -> Held {
         let present = (0..FIELDS).filter(|place| self.present & 1 << place != 0);
         let fields = present.map(|place| (place, self.fields[place].into())).collect();
@@ -295,7 +295,7 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// A capture that waits, while its request ends.
+/// A capture that waits while its request ends.
 #[derive(Clone, Debug)]
 pub struct Held {
     head: Capture<'static>,
@@ -321,7 +321,7 @@ impl Held {
     }
 }
 
-/// A value over its parameter's limit that must not be cut.
+/// A value over its parameter's limit, which must not be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong(pub Param);
 
@@ -340,7 +340,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl<'a> Record<'a> {
-    /// The record at the start of `bytes`, or nothing where they do not hold a whole one.
+    /// The record at the start of `bytes`; `None` if they contain no whole record.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let len = u32::from_ne_bytes(array(bytes, 0)?) as usize;
         if len < FIXED || !len.is_multiple_of(ALIGN) {
@@ -366,7 +366,7 @@ impl<'a> Record<'a> {
         FIXED + 2 * self.present.count_ones() as usize
     }
 
-    /// Length of the `i`th field that is present; `parse` saw that it is there.
+    /// Length of the `i`th field that is present, which `parse` has checked.
     fn length(&self, i: usize) -> usize {
         array(self.bytes, FIXED + 2 * i).map_or(0, |b| usize::from(u16::from_ne_bytes(b)))
     }
@@ -376,12 +376,12 @@ impl<'a> Record<'a> {
         self.bytes
     }
 
-    /// The targets that get it, a bit each.
+    /// The targets that get it, as bits.
     pub fn targets(&self) -> u32 {
         array(self.bytes, 4).map_or(0, u32::from_ne_bytes)
     }
 
-    /// Its place in the order of capture, monotonic nanoseconds.
+    /// The time of capture in monotonic nanoseconds; records are ordered by it.
     pub fn stamp(&self) -> u64 {
         array(self.bytes, 8).map_or(0, u64::from_ne_bytes)
     }
@@ -401,17 +401,17 @@ impl<'a> Record<'a> {
         self.kind
     }
 
-    /// By what evidence the user is known.
+    /// The evidence for the user.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// For how many events it stands, itself included.
+    /// How many events it stands for, itself included.
     pub fn repeated(&self) -> u32 {
         array(self.bytes, 84).map_or(1, u32::from_ne_bytes).max(1)
     }
 
-    /// The same record, standing for so many events. With `user` it is that user's, and says nothing of a
+    /// The same record, standing for `count` events. With `user` it gets that user, and no other field about a
     /// person.
     pub fn standing_for(&self, count: u32, user: Option<&[u8]>) -> Vec<u8> {
         let mut capture = Capture::new(self.time_ms());
@@ -435,22 +435,22 @@ impl<'a> Record<'a> {
         bytes
     }
 
-    /// How much it matters when there is no room for all.
+    /// How important it is if there is no room for all.
     pub fn rank(&self) -> Rank {
         self.rank
     }
 
-    /// Whether nobody knows how it ended.
+    /// Whether it is unknown how the request ended.
     pub fn is_attempt(&self) -> bool {
         self.bytes[82] & ATTEMPT != 0
     }
 
-    /// Whether it is a failed login that a good one withdraws.
+    /// Whether it is a failed login that a good login withdraws.
     pub fn is_first_step(&self) -> bool {
         self.bytes[82] & FIRST_STEP != 0
     }
 
-    /// The peer's address; an IPv4 address that came over an IPv6 socket is IPv4.
+    /// The peer's address; an IPv4 address from an IPv6 socket is IPv4.
     pub fn ip(&self) -> Option<IpAddr> {
         let v6 = Ipv6Addr::from(array::<16>(self.bytes, 32)?);
         match self.bytes[27] {
@@ -470,7 +470,7 @@ impl<'a> Record<'a> {
         self.field(param as usize)
     }
 
-    /// What the record has beside the parameters.
+    /// A field besides the parameters.
     pub fn extra(&self, extra: Extra) -> Option<&'a [u8]> {
         self.field(extra.place())
     }
@@ -487,7 +487,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The address `0.0.0.0`, which Tirreno stores and flags where there is none.
+/// The address `0.0.0.0`, which Tirreno stores and flags if there is no address.
 pub const NO_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 #[cfg(test)]

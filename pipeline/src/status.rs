@@ -1,6 +1,6 @@
-//! What `tirreno_status` shows: one snapshot of the counters, as JSON, as Prometheus text, as a page.
+//! The content of `tirreno_status`: one snapshot of the counters, as JSON, as Prometheus text, or as a page.
 //!
-//! It holds configured names, numbers and fixed words only: no user, no URL of a request, no secret.
+//! It contains configured names, numbers and fixed words only: no user, no URL of a request, no secret.
 
 mod advice;
 mod json;
@@ -29,8 +29,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// What a request wants: `?format=` before its header `Accept`, and JSON if neither says anything else.
-    /// Nothing where the argument names no format.
+    /// The format that a request wants: by the argument `format`, else by the header `Accept`, else JSON.
+    /// `None` if the argument names no format.
     pub fn wanted(argument: Option<&[u8]>, accept: &[u8]) -> Option<Self> {
         match argument {
             Some(b"json") => return Some(Self::Json),
@@ -39,7 +39,7 @@ impl Format {
             Some(_) => return None,
             None => {}
         }
-        // The first that is known: whoever reads JSON or metrics asks for nothing before them.
+        // The first known format wins: clients that read JSON or metrics ask for nothing else before it.
         let known = accept.split(|b| *b == b',').find_map(|part| {
             let name = part.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
             match name {
@@ -71,11 +71,12 @@ pub struct Snapshot {
     pub targets: Vec<Target>,
     /// Requests that are no event, by reason.
     pub skipped: Vec<(&'static str, u64)>,
-    /// Events by evidence, those that claim to be another's, and those of a session that cannot be read.
+    /// Events by evidence, those whose client claims to be another user, and those whose session cannot be
+    /// read.
     pub identity: Vec<(&'static str, u64)>,
     /// Captured events by type and evidence.
     pub events: Vec<(EventType, [u64; Identity::ALL.len()])>,
-    /// Which share of the records' shared memory is in use, 0 to 1.
+    /// The share of the records' shared memory that is in use, 0 to 1.
     pub fill: f64,
 }
 
@@ -88,9 +89,9 @@ pub struct Target {
     pub kind: &'static str,
     /// Whether it has a spool.
     pub has_spool: bool,
-    /// The account.
+    /// Its counters.
     pub totals: Totals,
-    /// From capture to delivery.
+    /// The times from capture to delivery.
     pub latency: Latency,
     /// The last hour.
     pub recent: Recent,
@@ -118,7 +119,7 @@ impl Target {
         self.totals.state == State::Ok
     }
 
-    /// Drops by reason; those that the spool itself counts have one of their own.
+    /// Drops by reason; those that the spool counts are a reason of their own.
     fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let of_memory = DropReason::ALL
             .into_iter()
@@ -143,7 +144,7 @@ impl Snapshot {
         }
     }
 
-    /// Where nothing is configured, nothing is counted.
+    /// An empty snapshot, for a configuration without targets.
     pub fn empty(version: &'static str) -> Self {
         Self {
             version,

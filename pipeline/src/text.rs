@@ -1,6 +1,6 @@
 //! Helpers for text.
 
-/// The largest place at or before `most` where `text` can be cut: no character is split there.
+/// The largest index, at most `most`, at which `text` can be cut without splitting a character.
 ///
 /// `str::floor_char_boundary` of the standard library needs Rust 1.91.
 pub(crate) fn cut_before(text: &str, most: usize) -> usize {

@@ -1,4 +1,4 @@
-//! The status as a page for people. It needs nothing from elsewhere, and says so in its security policy.
+//! The status as a page for people. It loads nothing from elsewhere, and its security policy says so.
 
 use std::fmt::Write;
 use std::sync::LazyLock;
@@ -155,7 +155,7 @@ fn numbers(out: &mut String, target: &Target) {
     out.push_str("</dl>");
 }
 
-/// Events of each slot as a line.
+/// The events of each slot, as a line.
 fn hour(out: &mut String, target: &Target) {
     let slots = &target.recent.slots;
     let most = slots.iter().copied().max().unwrap_or(0);
