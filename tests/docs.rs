@@ -269,9 +269,10 @@ fn the_reference_names_each_parameter() {
     let page = |name| fs::read_to_string(root().join(name)).unwrap();
     let (reference, audit) = (page("docs/reference.md"), page("docs/audit.md"));
     let rows = |file: &str| {
-        let mut names = quoted(file, "Parameter::one(\"");
-        names.extend(quoted(file, "Parameter::of(\""));
-        names
+        let source = fs::read_to_string(root().join(file)).unwrap();
+        let calls = source.split("Parameter::").skip(1);
+        let names = calls.filter_map(|call| call.split_once("(\"")?.1.split('"').next());
+        names.map(str::to_owned).collect::<BTreeSet<_>>()
     };
     let files =
         ["target.rs", "target/audit.rs", "target/privacy.rs", "target/tirreno.rs", "tls.rs"];
@@ -284,7 +285,7 @@ fn the_reference_names_each_parameter() {
     }
     let identity = reference.split("### tirreno_identity").nth(1).unwrap();
     let identity = identity.split("### ").next().unwrap();
-    for name in [rows("src/conf/lookup.rs"), rows("src/conf/tls.rs")].concat() {
+    for name in rows("src/conf/lookup.rs").union(&rows("src/conf/tls.rs")) {
         assert!(identity.contains(&format!("`{name}`")), "{name} is not below tirreno_identity");
     }
 }
