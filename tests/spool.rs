@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
+use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -648,36 +649,16 @@ fn a_read_only_directory_is_done_without() {
     assert_eq!(bench.logged("events are kept in memory while it lasts"), 1);
 }
 
-/// A small file system of its own.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(path: &Path, size: &str) -> Option<Self> {
-        fs::create_dir_all(path).unwrap();
-        let options = format!("size={size},mode=0755");
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(path).output();
-        mount.is_ok_and(|output| output.status.success()).then(|| Self(path.to_owned()))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // Lazily: a test that fails leaves nginx running until its own drop.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_done_without_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = Tmpfs::mount(&dir.path().join("disk"), "16m") else {
+    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), "16m") else {
         println!("skipped: a file system cannot be mounted here");
         return;
     };
-    let filler = disk.0.join("filler");
+    let filler = disk.path().join("filler");
     fs::write(&filler, vec![0; 7 << 20]).unwrap();
-    let spool = disk.0.join("spool").display().to_string();
+    let spool = disk.path().join("spool").display().to_string();
     let bench = Bench::start_with("queue 10000;", |b| b.var("SPOOL", &spool));
     bench.sensor.refuse();
     let full = "the disk is full";
@@ -688,7 +669,7 @@ fn a_full_disk_is_done_without_until_there_is_room() {
         bench.logged(full) > 0
     });
     // SQLite's log may give some of it back.
-    fs::write(disk.0.join("more"), vec![0; 4 << 20]).unwrap();
+    fs::write(disk.path().join("more"), vec![0; 4 << 20]).unwrap();
     // Requests go on, and nothing is dropped: what finds no room is in memory.
     bench.requests(count, 500);
     count += 500;
@@ -696,12 +677,12 @@ fn a_full_disk_is_done_without_until_there_is_room() {
     let totals = bench.totals();
     assert!(totals.spooled < totals.pending && totals.dropped == 0, "{totals:?}");
     // Somebody else takes the rest: delivery goes on, and is noted when there is room.
-    let rest = disk.0.join("rest");
+    let rest = disk.path().join("rest");
     assert!(fs::write(&rest, vec![0; 16 << 20]).is_err());
     bench.sensor.listen_again();
     bench.sensor.wait_stored(count, SOON).unwrap();
     fs::remove_file(&rest).unwrap();
-    fs::remove_file(disk.0.join("more")).unwrap();
+    fs::remove_file(disk.path().join("more")).unwrap();
     fs::remove_file(&filler).unwrap();
     bench.nginx.wait_log(AGAIN);
     bench.assert_delivered(count as u64);

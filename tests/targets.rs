@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +21,8 @@ use tirreno_tests::client::{self, Connection};
 use tirreno_tests::hanging_disk::HangingDisk;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
+use tirreno_tests::slow_sync::SlowSync;
+use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::status::Row;
 use tirreno_tests::wait::{wait_for, wait_until};
 
@@ -30,24 +32,36 @@ const SOON: Duration = Duration::from_secs(60);
 struct Bench {
     nginx: Nginx,
     sensor: Sensor,
+    /// Where the directory is, if it is not in `dir`.
+    disk: Option<SmallDisk>,
     dir: TempDir,
 }
 
 impl Bench {
     /// With these targets; `%DIR%` is the directory, `%SENSOR%` the sensor's URL.
     fn build(targets: &str, workers: usize) -> Self {
+        Self::build_on(None, targets, workers, |builder| builder)
+    }
+
+    /// The same, with the directory on that disk.
+    fn build_on(
+        disk: Option<SmallDisk>,
+        targets: &str,
+        workers: usize,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
         let sensor = Sensor::start(SensorOptions { record_requests: false, ..Default::default() });
         let dir = tempfile::tempdir().unwrap();
         let builder = Nginx::builder()
             .sensor(&sensor.url())
-            .var("DIR", dir.path().to_str().unwrap())
+            .var("DIR", disk.as_ref().map_or(dir.path(), SmallDisk::path).to_str().unwrap())
             .workers(workers)
             .http(&with_targets(targets))
             .server(
                 "location / { return 200; }
                  location = /status { tirreno off; tirreno_status; }",
             );
-        Self { nginx: builder.build(), sensor, dir }
+        Self { nginx: change(builder).build(), sensor, disk, dir }
     }
 
     fn start(targets: &str, workers: usize) -> Self {
@@ -57,7 +71,7 @@ impl Bench {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.disk.as_ref().map_or(self.dir.path(), SmallDisk::path).join(name)
     }
 
     /// Requests the numbers over several connections, so that several workers get some.
@@ -512,19 +526,25 @@ enum Trouble {
     DatabaseLock,
     /// … or the lock of the audit file.
     FileLock,
+    /// The disk of spool and audit file has no room …
+    FullDisk,
+    /// … or is slow to confirm that data last.
+    SlowDisk,
     /// A receiver stops reading …
     StopsReading,
     /// … or breaks the connection.
     Breaks,
 }
 
-const TROUBLES: [Trouble; 8] = [
+const TROUBLES: [Trouble; 10] = [
     Trouble::Firewall,
     Trouble::Interim,
     Trouble::RetryAfter,
     Trouble::Reset,
     Trouble::DatabaseLock,
     Trouble::FileLock,
+    Trouble::FullDisk,
+    Trouble::SlowDisk,
     Trouble::StopsReading,
     Trouble::Breaks,
 ];
@@ -600,7 +620,17 @@ fn no_trouble_of_a_receiver_loses_anything() {
         "tirreno_target stream {{ type tcp; server 127.0.0.1:{}; interval 20ms; }}",
         receiver.start()
     );
-    let bench = Bench::start(&format!("{SPOOL} {stream}"), 2);
+    let directory = tempfile::tempdir().unwrap();
+    let slow = SlowSync::compile(directory.path());
+    let disk = SmallDisk::mount(&directory.path().join("disk"), "32m");
+    if disk.is_none() {
+        println!("no file system can be mounted here: no disk gets full");
+        troubles.retain(|trouble| !matches!(trouble, Trouble::FullDisk));
+    }
+    let targets = format!("{SPOOL} {stream}");
+    let mut bench =
+        Bench::build_on(disk, &targets, 2, |builder| builder.env("LD_PRELOAD", slow.library()));
+    bench.nginx.start();
     bench.requests(0..EACH);
     bench.wait_all(EACH as u64);
     let (database, lock) = (bench.spool_file(".db"), bench.path(".audit.log.lock"));
@@ -608,6 +638,7 @@ fn no_trouble_of_a_receiver_loses_anything() {
     for trouble in &troubles {
         let mut connection = None;
         let mut file = None;
+        let (filler, calls) = (bench.path("filler"), slow.calls());
         match trouble {
             Trouble::Firewall => bench.sensor.set_rule("7", Answer::code(403)),
             Trouble::Interim => {
@@ -627,12 +658,23 @@ fn no_trouble_of_a_receiver_loses_anything() {
                 flock(&held, FlockOperation::LockExclusive).unwrap();
                 file = Some(held);
             }
+            Trouble::FullDisk => {
+                let mut filler = fs::File::create(&filler).unwrap();
+                while filler.write_all(&[0; 4096]).is_ok() {}
+            }
+            Trouble::SlowDisk => slow.begin(),
             Trouble::StopsReading => receiver.stopped.store(true, SeqCst),
             Trouble::Breaks => receiver.breaks.store(true, SeqCst),
         }
         bench.requests(next..next + EACH);
         next += EACH;
+        if matches!(trouble, Trouble::SlowDisk) {
+            wait_until(SOON, "a commit", || slow.calls() > calls);
+        }
         thread::sleep(Duration::from_millis(random.u64(50..700)));
+        slow.end();
+        // It is there in that trouble only.
+        let _ = fs::remove_file(&filler);
         bench.sensor.clear_rules();
         bench.sensor.set_default(Answer::normal());
         receiver.stopped.store(false, SeqCst);

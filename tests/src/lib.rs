@@ -8,6 +8,8 @@
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
 //! * [`hanging_disk`]: a file system whose calls hang in the kernel.
 //! * [`receivers`]: what takes audit records, rsyslog among it.
+//! * [`slow_sync`]: a disk that is slow to confirm that data last.
+//! * [`small_disk`]: a file system that is full soon.
 //! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
@@ -24,6 +26,8 @@ pub mod ports;
 pub mod receivers;
 pub mod sensor;
 mod server;
+pub mod slow_sync;
+pub mod small_disk;
 pub mod status;
 pub mod tls;
 mod transport;

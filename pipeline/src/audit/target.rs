@@ -544,6 +544,30 @@ mod tests {
     }
 
     #[test]
+    fn events_that_are_too_long_are_rejected_and_listed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = ServerConfig {
+            address: Address::Host("127.0.0.1".into(), port),
+            transport: Transport::Tcp,
+            framing: Some(Framing::Newline),
+            // Not even what is always there has room.
+            max_message: Some(20),
+        };
+        let zone = anonymous(1 << 20).unwrap();
+        let target = start(zone, Sink::Tcp(server));
+        let slot = target.inbox.slot();
+        hand_over(zone, &target, 1..=3);
+        wait("the rejections", || zone.totals(slot).rejected == 3);
+        let totals = zone.totals(slot);
+        assert_eq!((totals.delivered, totals.pending), (0, 0));
+        let listed = totals.rejected_events.iter().map(|event| (event.captured_ms, event.fault));
+        let expected = [3, 2, 1].map(|time| (time, Fault::TooLong));
+        assert_eq!(listed.collect::<Vec<_>>(), expected);
+        assert_eq!(totals.rejected_events[0].kind, Some(EventType::PageView));
+    }
+
+    #[test]
     fn a_receiver_that_takes_and_closes_is_left_in_peace() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
