@@ -106,6 +106,19 @@ impl Bench {
         });
     }
 
+    /// The numbers of the rejected events that the spool keeps.
+    fn rejected(&self) -> BTreeSet<usize> {
+        let database = rusqlite::Connection::open(self.spool_file(".db")).unwrap();
+        database.busy_timeout(SOON).unwrap();
+        let mut bodies = database.prepare("SELECT body FROM rejected").unwrap();
+        let bodies = bodies.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        let number = |body: String| {
+            let url = body.split('&').find_map(|pair| pair.strip_prefix("url=%2F"));
+            url.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{body}"))
+        };
+        bodies.map(|body| number(body.unwrap())).collect()
+    }
+
     /// How many events wait in the spool's database.
     fn spooled(&self) -> u64 {
         let files = fs::read_dir(self.path("spool")).unwrap();
@@ -516,6 +529,8 @@ fn something_else_in_the_place_of_an_audit_file_is_told() {
 enum Trouble {
     /// A firewall before the sensor refuses what has a 7 in its URL.
     Firewall,
+    /// The sensor says of these that they are invalid: of them, it may reject some.
+    Invalid,
     /// Answers come behind others that are none.
     Interim,
     /// The server says when to come again.
@@ -536,8 +551,9 @@ enum Trouble {
     Breaks,
 }
 
-const TROUBLES: [Trouble; 10] = [
+const TROUBLES: [Trouble; 11] = [
     Trouble::Firewall,
+    Trouble::Invalid,
     Trouble::Interim,
     Trouble::RetryAfter,
     Trouble::Reset,
@@ -641,6 +657,7 @@ fn no_trouble_of_a_receiver_loses_anything() {
         let (filler, calls) = (bench.path("filler"), slow.calls());
         match trouble {
             Trouble::Firewall => bench.sensor.set_rule("7", Answer::code(403)),
+            Trouble::Invalid => bench.sensor.set_rule("7", Answer::code(400)),
             Trouble::Interim => {
                 let answer = Answer::code(204).storing().with_interim(103).with_interim(102);
                 bench.sensor.set_default(answer);
@@ -684,14 +701,23 @@ fn no_trouble_of_a_receiver_loses_anything() {
     next += EACH;
 
     let all: BTreeSet<_> = (0..next).collect();
-    for target in ["tirreno", "audit", "stream"] {
+    Row::settled(&bench.nginx, "tirreno");
+    let rejected = bench.rejected();
+    println!("{} rejected", rejected.len());
+    for (target, rejected) in [("tirreno", rejected.len()), ("audit", 0), ("stream", 0)] {
         let row = Row::settled(&bench.nginx, target);
-        assert_eq!((row.captured, row.delivered), (next as u64, next as u64), "{target} {row:?}");
+        let counts = (row.captured, row.delivered + row.rejected, row.rejected, row.dropped);
+        assert_eq!(counts, (next as u64, next as u64, rejected as u64, 0), "{target} {row:?}");
     }
     let url = |url: &str| url.split('?').next()?.strip_prefix('/')?.parse().ok();
     let stored = bench.sensor.stored();
     let stored: BTreeSet<usize> = stored.iter().filter_map(|event| url(&event.url)).collect();
-    assert_eq!(stored, all);
+    assert!(stored.is_disjoint(&rejected));
+    assert_eq!(&stored | &rejected, all);
+    wait_until(SOON, "the list of the rejected ones", || {
+        let listed = bench.row("tirreno")["rejected_events"].as_array().map(Vec::len);
+        listed == Some(rejected.len().min(50))
+    });
     let written = bench.written("audit.log");
     assert_eq!(written.len(), next, "a file has each once");
     assert_eq!(written.into_iter().collect::<BTreeSet<_>>(), all);

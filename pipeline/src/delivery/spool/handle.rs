@@ -458,9 +458,10 @@ impl Spool {
             let is_rejected = |outcome: &Outcome| matches!(outcome, Outcome::Rejected(_));
             inner.recount |= outcomes.values().any(is_rejected);
         }
-        if std::mem::take(&mut inner.recount) {
+        if inner.recount {
             let (reasons, last) = (database.rejected_by_reason()?, database.last_rejected()?);
             lock(&self.shared).set_aside = Some(SetAside { reasons, last });
+            inner.recount = false;
         }
         use_it(database, inner)
     }
