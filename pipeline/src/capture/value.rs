@@ -639,9 +639,10 @@ const HASH_DIGITS: usize = 16;
 /// of a longer name the end is a hash of all of it.
 pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     let limit = Param::UserName.limit();
-    let is_plain = |b: &u8| matches!(b, b'!'..=b'~') && *b != b'"';
-    let is_lower = case_matters || !name.iter().any(u8::is_ascii_uppercase);
-    if name.len() <= limit && is_lower && name.iter().all(is_plain) {
+    let is_plain = |b: &u8| matches!(b, b'!'..=b'~') & (*b != b'"');
+    let is_kept = |b: &u8| is_plain(b) & (case_matters | !b.is_ascii_uppercase());
+    // Without a branch for each byte, many are looked at together.
+    if name.len() <= limit && name.iter().fold(true, |all, b| all & is_kept(b)) {
         return name;
     }
     let text = unquote(name.trim_ascii());

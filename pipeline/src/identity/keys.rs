@@ -8,7 +8,7 @@ use std::hash::Hasher;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use siphasher::sip::SipHasher24;
-use siphasher::sip128::{Hasher128, SipHasher24 as SipHasher24Of128};
+use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13Of128};
 use zeroize::Zeroizing;
 
 /// Bytes of the secret.
@@ -23,7 +23,7 @@ pub struct TokenKey(pub(crate) [u64; 2]);
 
 /// The keys.
 pub struct Keys {
-    token: SipHasher24Of128,
+    token: SipHasher13Of128,
     alias: SipHasher24,
     user: SipHasher24,
     check: u64,
@@ -44,7 +44,7 @@ impl Keys {
         let half =
             |key: Zeroizing<[u8; 32]>| Zeroizing::new(std::array::from_fn::<u8, 16, _>(|i| key[i]));
         Self {
-            token: SipHasher24Of128::new_with_key(&half(key("token"))),
+            token: SipHasher13Of128::new_with_key(&half(key("token"))),
             alias: SipHasher24::new_with_key(&half(key("alias"))),
             user: SipHasher24::new_with_key(&half(key("user"))),
             check: u64::from_ne_bytes(std::array::from_fn(|i| key("check")[i])) | 1,
@@ -83,10 +83,8 @@ impl Keys {
     /// A checksum of words that two writers, or the death of one, may have torn. It is no proof against
     /// whoever can write the words; nobody can compute it who cannot read the key.
     pub(crate) fn check(&self, words: &[u64]) -> u64 {
-        words.iter().fold(self.check, |sum, word| {
-            let wide = u128::from(sum ^ word) * u128::from(self.check);
-            (wide as u64) ^ (wide >> 64) as u64 ^ sum.rotate_left(29)
-        })
+        let mix = |sum: u64, word: &u64| (sum.rotate_left(29) ^ word).wrapping_mul(self.check);
+        words.iter().fold(self.check, mix)
     }
 
     /// What marks this start's own requests to the application.

@@ -95,6 +95,12 @@ pub struct Bound {
     slot: usize,
 }
 
+/// How many of an entry's words say something, where the fourth is this one: those behind the user's id are
+/// zero.
+fn used_words(kind: u64) -> usize {
+    USER_AT + ((kind & 0xff) as usize).min(MAX_USER).div_ceil(8)
+}
+
 impl Bound {
     /// The token's key.
     pub fn key(&self) -> TokenKey {
@@ -417,9 +423,12 @@ impl Bindings {
 
     /// What the slot holds, unless it is torn.
     fn read(&self, keys: &Keys, slot: usize) -> Option<Bound> {
-        let words = self.entries[slot].0.each_ref().map(|word| word.load(Relaxed));
-        let (checksum, rest) = words.split_last()?;
-        (keys.check(rest) == *checksum).then_some(Bound { words, slot })
+        let entry = &self.entries[slot].0;
+        let end = used_words(entry[3].load(Relaxed));
+        let mut words = [0; WORDS];
+        words[..end].iter_mut().zip(entry).for_each(|(word, place)| *word = place.load(Relaxed));
+        let is_whole = keys.check(&words[..end]) == entry[WORDS - 1].load(Relaxed);
+        is_whole.then_some(Bound { words, slot })
     }
 
     /// The newest entry of a key: two workers may have written one at the same time.
@@ -582,9 +591,7 @@ struct Writing {
 
 impl Writing {
     fn write(&self, keys: &Keys, words: &mut [u64; WORDS]) {
-        if let Some((checksum, rest)) = words.split_last_mut() {
-            *checksum = keys.check(rest);
-        }
+        words[WORDS - 1] = keys.check(&words[..used_words(words[3])]);
         let entry = &self.bindings.entries[self.slot];
         entry.0.iter().zip(words).for_each(|(place, word)| place.store(*word, Relaxed));
     }
