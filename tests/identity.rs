@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -766,6 +768,52 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
     let asked = asked.iter().filter(|request| request.header("X-Tirreno-Lookup").is_some());
     assert_eq!(asked.count(), 1);
     assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
+}
+
+/// A port where the first question gets an answer without an end, and all others one that names this user.
+fn dripping_once(id: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for (number, mut stream) in listener.incoming().flatten().enumerate() {
+            thread::spawn(move || {
+                let mut read = stream.read(&mut [0; 4096]);
+                if number == 0 {
+                    let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n");
+                    while sent.is_ok() {
+                        thread::sleep(Duration::from_millis(200));
+                        sent = stream.write_all(b"X-Field: value\r\n");
+                    }
+                    return;
+                }
+                let body = format!("{{\"id\":\"{id}\"}}");
+                while read.is_ok_and(|read| read > 0) {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                    let _ = stream.write_all((head + &body).as_bytes());
+                    read = stream.read(&mut [0; 4096]);
+                }
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn an_application_that_answers_without_an_end_holds_up_no_further_question() {
+    let lookup = LOOKUP.replace("%BACKEND%", &format!("127.0.0.1:{}", dripping_once("bob-id")));
+    let lookup = lookup.replace("send bearer;", "send bearer; concurrency 1; timeout 500ms;");
+    let site = Site::start(&format!("tirreno_lookup chat; {SERVER}"), |b| b.http(&lookup));
+    let ask = |token: &str| site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "");
+    let (first, second) = (site.unbound("ann-id"), site.unbound("bob-id"));
+    let lookups = || site.status()["identity"]["lookup"].as_u64();
+    ask(&first);
+    ask(&second);
+    wait_until(SOON, "the second answer", || {
+        ask(&second);
+        lookups() > Some(0)
+    });
+    let seen = ask(&second);
+    assert!(seen.is("page_view", "bob-id", "lookup"), "{seen:?}");
 }
 
 /// What all secrets of clients have in them, and how one is sent in basic authentication.

@@ -1032,7 +1032,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
 
 #[test]
 fn a_full_zone_drops_and_counts_and_never_delays_a_request() {
-    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 960k;"));
+    let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 1200k;"));
     let deliverer = bench.deliverer();
     // A connection to the other worker: what the stopped one accepts would wait.
     let mut connection = bench.connection_to(|pid| pid != deliverer);

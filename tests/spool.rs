@@ -387,6 +387,8 @@ fn under_load_no_fault_loses_anything() {
     // A new master knows of no rate that the 429s taught.
     assert!(bench.nginx.quit().unwrap().success());
     bench.nginx.start();
+    // Nothing is counted before the spool is open.
+    bench.wait_totals("what the spool counts", |t| t.captured > 0);
     let totals = bench.settled();
 
     let (stored, repeats) = bench.stored();
