@@ -19,13 +19,18 @@ impl Version {
     pub(crate) fn read<T>(&self, read: impl Fn() -> T) -> T {
         let mut tries = 0;
         loop {
+            tries += 1;
             let version = self.0.load(Acquire);
+            let changes = !version.is_multiple_of(2);
+            // A writer that was killed in the middle leaves an odd number until the next one comes.
+            if changes && tries < TRIES {
+                // It may wait for this very processor.
+                std::thread::yield_now();
+                continue;
+            }
             let value = read();
             fence(Acquire);
-            tries += 1;
-            let is_whole = version.is_multiple_of(2) && self.0.load(Relaxed) == version;
-            // A writer that was killed in the middle leaves an odd number until the next one comes.
-            if is_whole || tries == TRIES {
+            if tries >= TRIES || !changes && self.0.load(Relaxed) == version {
                 return value;
             }
         }
@@ -51,5 +56,36 @@ impl Version {
         fence(Release);
         change();
         self.0.store(version + 1, Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_changes_meanwhile_is_read_again() {
+        let (version, fields) = (Version::default(), [(); 2].map(|()| AtomicU64::new(1)));
+        let reads = Cell::new(0);
+        let read = version.read(|| {
+            let one = fields[0].load(Relaxed);
+            reads.set(reads.get() + 1);
+            if reads.get() <= 2 {
+                version.change(|| fields.iter().for_each(|f| f.store(reads.get() + 1, Relaxed)));
+            }
+            (one, fields[1].load(Relaxed))
+        });
+        assert_eq!((read, reads.get()), ((3, 3), 3));
+    }
+
+    #[test]
+    fn a_writer_that_was_killed_holds_up_nobody() {
+        let (version, field) = (Version(AtomicU64::new(7)), AtomicU64::new(1));
+        assert_eq!(version.read(|| field.load(Relaxed)), 1);
+        version.change(|| field.store(2, Relaxed));
+        assert!(version.0.load(Relaxed).is_multiple_of(2));
+        assert_eq!(version.read(|| field.load(Relaxed)), 2);
     }
 }
