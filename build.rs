@@ -5,6 +5,8 @@
 
 use std::env;
 
+use cc::Build;
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
 
@@ -15,6 +17,10 @@ fn main() {
     // `cfg(ngx_feature = "http_v2")` and `cfg(ngx_os = "linux")`, as in `ngx`.
     cfg_values("ngx_feature", "DEP_NGINX_FEATURES");
     cfg_values("ngx_os", "DEP_NGINX_OS");
+
+    println!("cargo::rerun-if-changed=src/bits.c");
+    let include = env::var_os("DEP_NGINX_INCLUDE").expect("nginx's headers");
+    Build::new().file("src/bits.c").includes(env::split_paths(&include)).compile("tirreno_bits");
 
     // nginx 1.23 turned headers that may repeat into linked lists.
     println!("cargo::rustc-check-cfg=cfg(nginx1_23_0)");

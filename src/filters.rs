@@ -22,7 +22,7 @@ use tirreno_pipeline::capture::extract::{
 use crate::conf::rule::RuleSet;
 use crate::conf::value::bytes;
 use crate::request::Request;
-use crate::{capture, guarded, identity, response};
+use crate::{bits, capture, guarded, identity, response};
 
 static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;
@@ -210,12 +210,12 @@ unsafe fn begin_answer(r: *mut ngx_http_request_t) {
         }
         // A response without a body will not be read.
         let may_read = |rules: &RuleSet, _: &[u8]| rules.may_read();
-        let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| (*r).header_only() == 0);
+        let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| !bits::is_header_only(&*r));
         let Some(reads) = reads else { return };
         let Some(readers) = find(r).or_else(|| attach(r)) else { return };
         let encoding = response::sent_header(r, b"content-encoding").unwrap_or_default();
         readers.answer = Some(AnswerReader::new(&reads, Encoding::parse(encoding), &readers.room));
-        (*r).set_filter_need_in_memory(1);
+        bits::need_in_memory(&mut *r);
     }
 }
 

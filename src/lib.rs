@@ -6,6 +6,7 @@
 //! - [`zone`] asks nginx for the shared memory,
 //! - [`permissions`] tells whether the workers' user can use a file,
 //! - [`request`] is the one safe view of a request,
+//! - [`bits`] are the single bits of nginx's own structure, as a C compiler finds them,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`filters`] read what rules ask of a request's body and of its answer, as they pass,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
@@ -28,6 +29,7 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 use crate::conf::{LocationConf, MainConf};
 use crate::directives::COMMANDS;
 
+mod bits;
 mod capture;
 mod conf;
 mod directives;

@@ -20,7 +20,7 @@ use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, filters, identity, response, worker};
+use crate::{TirrenoModule, bits, filters, identity, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -133,7 +133,7 @@ impl<'r> Request<'r> {
 
     /// Whether its response has a header only.
     pub(crate) fn has_no_body(&self) -> bool {
-        self.fields().header_only() == 1
+        bits::is_header_only(self.fields())
     }
 
     /// nginx's cached time in milliseconds since the epoch.
