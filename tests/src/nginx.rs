@@ -20,6 +20,9 @@ use tempfile::TempDir;
 use crate::wait::{wait_for, wait_until};
 use crate::{client, ports};
 
+/// What stands for a module that nginx was built with.
+const INSIDE: &str = "static";
+
 /// How long nginx may take to start, reload or stop before a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -618,8 +621,7 @@ impl Nginx {
         }
         if builder.load_module {
             let module = builder.module.clone().unwrap_or_else(|| from_env("TEST_NGINX_MODULE"));
-            // "static": nginx was built with the module inside.
-            if module.as_os_str() != "static" {
+            if module.as_os_str() != INSIDE {
                 line(&format!("load_module {}", module.display()));
             }
         }
@@ -810,6 +812,7 @@ pub fn nginx_is_before(minor: u32) -> bool {
 
 fn from_env(name: &str) -> PathBuf {
     match env::var_os(name) {
+        Some(path) if path == INSIDE => path.into(),
         // nginx takes a relative path from its own directory.
         Some(path) => std::path::absolute(path).expect("a path"),
         None => panic!("{name} is not set: run ci/test"),
