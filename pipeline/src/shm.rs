@@ -2,8 +2,12 @@
 
 pub mod bindings;
 pub mod metrics;
+#[cfg(all(test, loom))]
+mod model;
 mod pace;
 pub mod rejected;
 pub mod ring;
+mod segment;
+mod sync;
 mod version;
 pub mod zone;

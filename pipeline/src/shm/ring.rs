@@ -15,15 +15,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::*;
 
 use crate::capture::rank::Rank;
-use crate::clock::monotonic_ns;
 use crate::record::{Capture, MAX_RECORD, Record};
-use crate::shm::zone::{Segment, Stage, Zone, alive};
+use crate::shm::segment::{Segment, Stage};
+use crate::shm::sync::monotonic_ns;
+use crate::shm::zone::{Zone, alive};
 
+#[cfg(not(loom))]
 const _: () = assert!(MAX_RECORD <= Segment::ROOM);
 
 /// How long a worker does not look for a segment after it found none, in nanoseconds: the search
 /// reads a cache line for each segment of the zone.
-const SEARCH_PAUSE_NS: u64 = 1_000_000;
+const SEARCH_PAUSE_NS: u64 = if cfg!(loom) { 0 } else { 1_000_000 };
 
 /// A worker's end.
 #[derive(Debug)]

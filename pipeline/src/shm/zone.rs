@@ -37,12 +37,12 @@ use crate::delivery::repeat::Counter;
 use crate::delivery::spool::database::SpoolTotals;
 pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
-use crate::record::Record;
 use crate::shm::bindings::Bindings;
 use crate::shm::metrics::Metrics;
 use crate::shm::pace::KeptPace;
 use crate::shm::rejected::{self, Rejected};
 use crate::shm::ring::Place;
+use crate::shm::segment::{SEGMENT, Segment, Stage};
 use crate::shm::version::Version;
 use crate::tirreno::rate::Pace;
 
@@ -59,9 +59,6 @@ const MAX_COURIERS: usize = 64;
 const MAX_WORKERS: usize = 1024;
 /// How many counters of what is repeated there are: of 200 addresses, and of as many accounts as come.
 const COUNTERS: usize = 4096;
-/// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
-/// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
-const SEGMENT: usize = 64 * 1024;
 /// For how many accounts there is room, and what share of the zone that is.
 const LEARNED: RangeInclusive<usize> = 64..=16_384;
 const LEARNED_SHARE: usize = 16;
@@ -293,177 +290,6 @@ struct Courier {
     held: [AtomicU32; MAX_TARGETS],
 }
 
-/// A segment's state: the owner's process id in the low half, its stage in the high half.
-#[repr(C, align(64))]
-pub(crate) struct Segment {
-    owner: AtomicU64,
-    /// Bytes of whole records; written by the owner only.
-    pub(crate) written: AtomicU32,
-    /// Bytes that every target is done with; written by the collector only.
-    pub(crate) done: AtomicU32,
-    pub(crate) cursors: Cursors,
-    data: UnsafeCell<[u8; Segment::ROOM]>,
-}
-
-/// How far each target has taken its records of a segment, in bytes. Apart from what the owner writes.
-#[repr(C, align(64))]
-pub(crate) struct Cursors([AtomicU32; MAX_TARGETS]);
-
-impl Cursors {
-    pub(crate) fn get(&self, slot: usize) -> u32 {
-        self.0[slot].load(Acquire)
-    }
-
-    /// What lies before `end` is taken.
-    pub(crate) fn advance(&self, slot: usize, end: u32) {
-        self.0[slot].fetch_max(end, Release);
-    }
-
-    fn reset(&self) {
-        self.0.iter().for_each(|cursor| cursor.store(0, Relaxed));
-    }
-}
-
-/// Stage of a segment. A segment is free, is claimed and reset by a worker, is open for its records,
-/// is closed when the next record does not fit, and is freed by the deliverer when all is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    Free,
-    Claimed(u32),
-    Open(u32),
-    Closed(u32),
-}
-
-impl Stage {
-    fn pack(self) -> u64 {
-        match self {
-            Self::Free => 0,
-            Self::Claimed(pid) => 1 << 32 | u64::from(pid),
-            Self::Open(pid) => 2 << 32 | u64::from(pid),
-            Self::Closed(pid) => 3 << 32 | u64::from(pid),
-        }
-    }
-
-    fn unpack(packed: u64) -> Self {
-        let pid = packed as u32;
-        match packed >> 32 {
-            1 => Self::Claimed(pid),
-            2 => Self::Open(pid),
-            3 => Self::Closed(pid),
-            _ => Self::Free,
-        }
-    }
-}
-
-impl Segment {
-    /// Bytes for records.
-    pub(crate) const ROOM: usize = SEGMENT - 64 - size_of::<Cursors>();
-
-    pub(crate) fn stage(&self) -> Stage {
-        Stage::unpack(self.owner.load(Acquire))
-    }
-
-    /// Makes a free segment this process's own, empty and open.
-    pub(crate) fn claim(&self, pid: u32) -> bool {
-        let (free, claimed) = (Stage::Free.pack(), Stage::Claimed(pid).pack());
-        if self.owner.load(Relaxed) != free
-            || self.owner.compare_exchange(free, claimed, AcqRel, Relaxed).is_err()
-        {
-            return false;
-        }
-        self.written.store(0, Relaxed);
-        self.done.store(0, Relaxed);
-        self.cursors.reset();
-        self.owner.store(Stage::Open(pid).pack(), Release);
-        true
-    }
-
-    /// The owner writes no more.
-    pub(crate) fn close(&self, pid: u32) {
-        self.owner.store(Stage::Closed(pid).pack(), Release);
-    }
-
-    /// Gives the segment back; only the deliverer, when the owner is through with it.
-    pub(crate) fn free(&self) {
-        self.owner.store(Stage::Free.pack(), Release);
-    }
-
-    /// Whether records are published that some target has not taken.
-    fn is_waiting(&self) -> bool {
-        match self.stage() {
-            Stage::Free | Stage::Claimed(_) => false,
-            _ => self.written.load(Acquire) > self.done.load(Relaxed),
-        }
-    }
-
-    /// Whether its owner writes no more, and nothing lies behind `read`.
-    pub(crate) fn is_over(&self, read: u32) -> bool {
-        // The stage is read first: what is closed has all its records.
-        matches!(self.stage(), Stage::Closed(_)) && self.written.load(Acquire) == read
-    }
-
-    /// Whether a record waits for one of `targets`.
-    fn has_records_for(&self, targets: u32) -> bool {
-        if !self.is_waiting() {
-            return false;
-        }
-        let mut rest = self.published(self.done.load(Relaxed));
-        while let Some(record) = Record::parse(rest) {
-            if record.targets() & targets != 0 {
-                return true;
-            }
-            rest = &rest[record.bytes().len()..];
-        }
-        !rest.is_empty()
-    }
-
-    /// The published records from `from` on.
-    pub(crate) fn published(&self, from: u32) -> &[u8] {
-        let end = (self.written.load(Acquire) as usize).min(Self::ROOM);
-        let start = (from as usize).min(end);
-        // SAFETY: what lies before `written` is never written again while the segment has an owner,
-        // and only the deliverer, the caller, can take the owner away.
-        unsafe { std::slice::from_raw_parts(self.data.get().cast::<u8>().add(start), end - start) }
-    }
-
-    /// The bytes behind what is published.
-    ///
-    /// # Safety
-    /// Only the owner may call it, and must drop the slice before it publishes.
-    #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn unpublished(&self) -> &mut [u8] {
-        let start = (self.written.load(Relaxed) as usize).min(Self::ROOM);
-        // SAFETY: nobody reads behind `written`, and the owner is one thread.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.data.get().cast::<u8>().add(start),
-                Self::ROOM - start,
-            )
-        }
-    }
-
-    /// Asks the processor for the next `len` bytes: the deliverer's has read what was there before,
-    /// and without this the next record would wait for them.
-    pub(crate) fn prefetch(&self, len: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let start = self.written.load(Relaxed) as usize;
-            for at in (start..Self::ROOM.min(start + len)).step_by(64) {
-                // SAFETY: the address is one of this segment's.
-                unsafe {
-                    _mm_prefetch::<_MM_HINT_ET0>(self.data.get().cast::<i8>().add(at));
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = len;
-    }
-}
-
-/// Bytes of a segment, its state included: what a zone needs at least for each worker, twice.
-pub const SEGMENT_SIZE: usize = SEGMENT;
-
 /// The shared memory, formatted. Copies refer to the same memory.
 #[derive(Clone, Copy)]
 pub struct Zone {
@@ -520,11 +346,12 @@ impl Zone {
             // The head and what follows it, up to the segments.
             let before = first as usize - head as usize;
             head.cast::<u8>().write_bytes(0, before);
-            for segment in 0..segments {
-                (*first.add(segment)).owner.store(Stage::Free.pack(), Relaxed);
-            }
+            #[cfg(not(loom))]
+            (0..segments).for_each(|segment| Segment::format(first.cast_mut().add(segment)));
             (*head).election.init();
             (*head).state_election.init();
+            // A model has segments of its own.
+            let segments = if cfg!(loom) { 0 } else { segments };
             (*head).segments.store(segments as u32, Relaxed);
             (*head).learned.store(learned as u32, Relaxed);
             (*head).bindings.store(bindings as u32, Relaxed);
@@ -626,6 +453,12 @@ impl Zone {
         self.segments
     }
 
+    /// The same zone with the segments of a model.
+    #[cfg(loom)]
+    pub(crate) fn with_segments(self, segments: &'static [Segment]) -> Self {
+        Self { segments, ..self }
+    }
+
     /// Whether a record waits in any segment.
     pub fn has_records(&self) -> bool {
         self.segments.iter().any(Segment::is_waiting)
@@ -685,7 +518,7 @@ impl Zone {
             (&mut *counters.name.get())[..len].copy_from_slice(&name.as_bytes()[..len]);
         }
         for segment in self.segments {
-            segment.cursors.0[slot].store(0, Relaxed);
+            segment.forget_target(slot);
         }
         counters.name_len.store(len as u32, Release);
         Ok(slot)
