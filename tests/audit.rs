@@ -306,11 +306,13 @@ fn the_real_logrotate_works() {
     bench.settled("audit");
     let config = bench.path("logrotate.conf");
     let log = bench.path("audit.log");
-    fs::write(
-        &config,
-        format!("{} {{ create 0640\n rotate 2\n su root root\n }}\n", log.display()),
-    )
-    .unwrap();
+    // The workers are root here. Debian's logrotate.conf begins so, too.
+    let shipped = include_str!("../nginx-conf/monitoring/logrotate/tirreno");
+    let directory = format!("{}/", log.parent().unwrap().display());
+    let ours =
+        shipped.replace("/var/log/nginx-audit/", &directory).replace("www-data adm", "root root");
+    assert!(ours.contains(&directory) && ours.contains("su root root"), "{ours}");
+    fs::write(&config, format!("create\n{ours}")).unwrap();
     fs::set_permissions(&config, Permissions::from_mode(0o644)).unwrap();
     let state = bench.path("state");
     let status = program("logrotate").arg("-f").arg("-s").arg(&state).arg(&config).status();

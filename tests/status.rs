@@ -260,8 +260,8 @@ fn fail2ban_sees_failed_logins_and_their_addresses_only() {
 }
 
 /// Chromium's view of the page: its content after its scripts ran for some seconds, and what it wrote to the
-/// console. With `TEST_SCREENSHOTS` set, a picture goes into that directory.
-fn browse(chromium: &Path, url: &str, name: &str, dark: bool) -> (String, String) {
+/// console. With `TEST_SCREENSHOTS` set, pictures in light and dark colours go into that directory.
+fn browse(chromium: &Path, url: &str, name: &str) -> (String, String) {
     let profile = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(chromium);
@@ -280,7 +280,6 @@ fn browse(chromium: &Path, url: &str, name: &str, dark: bool) -> (String, String
                 "--lang=en",
             ])
             .arg(format!("--user-data-dir={}", profile.path().display()))
-            .args(dark.then_some("--blink-settings=preferredColorScheme=0"))
             .args(arguments)
             .arg(url)
             .stdin(Stdio::null());
@@ -291,8 +290,14 @@ fn browse(chromium: &Path, url: &str, name: &str, dark: bool) -> (String, String
         (out, err)
     };
     if let Some(directory) = env::var_os("TEST_SCREENSHOTS") {
-        let picture = Path::new(&directory).join(format!("{name}.png"));
-        run(&["--window-size=1100,1250", &format!("--screenshot={}", picture.display())]);
+        for (colours, scheme) in [("dark", 0), ("light", 1)] {
+            let picture = Path::new(&directory).join(format!("{name}-{colours}.png"));
+            run(&[
+                "--window-size=1100,1250",
+                &format!("--blink-settings=preferredColorScheme={scheme}"),
+                &format!("--screenshot={}", picture.display()),
+            ]);
+        }
     }
     let (page, said) = run(&["--virtual-time-budget=12000", "--dump-dom"]);
     let console =
@@ -322,7 +327,7 @@ fn a_browser_shows_the_page() {
     site.deliver(40);
     site.get("/", &[]);
     let url = format!("http://127.0.0.1:{}/status", site.nginx.port());
-    let (page, console) = browse(&chromium, &url, "well", false);
+    let (page, console) = browse(&chromium, &url, "well");
     assert_eq!(console, "");
     assert!(page.contains("All is well") && page.contains("renewed at"), "{page}");
     let status = site.status();
@@ -360,7 +365,7 @@ fn a_browser_shows_the_page() {
             Err(status.to_string())
         }
     });
-    let (page, console) = browse(&chromium, &url, "down", true);
+    let (page, console) = browse(&chromium, &url, "down");
     assert_eq!(console, "");
     assert_eq!((shown(&page, "state"), shown(&page, "pending")), ("retrying", "7"));
     assert!(page.contains("needs attention") && page.contains("Is Tirreno running?"), "{page}");
@@ -369,7 +374,7 @@ fn a_browser_shows_the_page() {
     site.get("/?user=u", &[]);
     wait_until(SOON, "the refusal", || site.status()["targets"]["tirreno"]["state"] == "paused");
     let url = format!("http://127.0.0.1:{}/status", site.nginx.port());
-    let (page, console) = browse(&chromium, &url, "key", false);
+    let (page, console) = browse(&chromium, &url, "key");
     assert_eq!(console, "");
     assert!(page.contains("does not know the API key"), "{page}");
 }

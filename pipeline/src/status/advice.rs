@@ -33,7 +33,7 @@ fn of_fault(fault: Fault, is_tirreno: bool) -> &'static str {
     match fault {
         Fault::KeyRefused(_) => {
             "Tirreno does not know the API key. Compare the file of api_key_file with Tirreno's page API, \
-             and reload nginx. Events are kept until then."
+             and reload nginx. Events are kept until then; those that no spool holds are lost with the reload."
         }
         Fault::Puzzled => {
             "Tirreno answers 200, as it does when a required value is missing. Is its version supported? \
