@@ -18,6 +18,12 @@ offline() {
     fi
 }
 
+# begin WHAT COMMAND...: as step, for what starts servers: they would keep its heartbeat alive.
+begin() {
+    say "==> $1"
+    "${@:2}"
+}
+
 # As root, servers run as somebody else: PostgreSQL insists on that.
 as_nobody() {
     if ((EUID == 0)); then

@@ -1,13 +1,16 @@
 //! A real Mattermost behind a real nginx with the module: makes requests as its clients do, and compares what is
-//! recorded with what is expected. `ci/applications/mattermost` starts Mattermost and runs this.
+//! recorded with what is expected. `ci/applications/mattermost` starts Mattermost and runs this; with a real
+//! Tirreno in the place of the stand-in, `ci/applications/tirreno` does.
 
 // A table: one line an action.
 #[rustfmt::skip]
 mod actions;
+mod day;
 mod report;
 mod run;
 
 use std::error::Error;
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +27,8 @@ Usage: mattermost --nginx PATH --module PATH --server HOST:PORT [OPTIONS]
   --server HOST:PORT  where a Mattermost without accounts listens
   --psql COMMAND      prints the rows of a statement in Mattermost's database, its last argument
   --audit PATH        the audit log that this Mattermost writes
+  --tirreno URL       records a working day of 40 users at this Tirreno, instead of all actions at a stand-in
+  --key PATH          the file with the API key of that Tirreno
 
 It prints a table of the actions as Markdown, and fails where something is recorded otherwise than expected.
 ";
@@ -36,6 +41,8 @@ struct Options {
     server: String,
     psql: Option<String>,
     audit: Option<PathBuf>,
+    tirreno: Option<String>,
+    key: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +66,8 @@ fn options() -> Result<Option<Options>, Box<dyn Error>> {
             Long("server") => options.server = arguments.value()?.string()?,
             Long("psql") => options.psql = Some(arguments.value()?.string()?),
             Long("audit") => options.audit = Some(arguments.value()?.into()),
+            Long("tirreno") => options.tirreno = Some(arguments.value()?.string()?),
+            Long("key") => options.key = Some(arguments.value()?.into()),
             Long("help") => {
                 print!("{USAGE}");
                 return Ok(None);
@@ -74,15 +83,21 @@ fn options() -> Result<Option<Options>, Box<dyn Error>> {
 
 /// Whether all was as expected.
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
-    let sensor = Sensor::start(SensorOptions::default());
-    let mut run = Run::start(Place {
+    let place = |sensor, key| Place {
         nginx: options.nginx.clone(),
         module: options.module.clone(),
         server: options.server.clone(),
         psql: options.psql.clone(),
-        sensor: sensor.url(),
-        key: DEFAULT_KEY.to_owned(),
-    });
+        sensor,
+        key,
+    };
+    if let Some(url) = &options.tirreno {
+        let key = options.key.as_ref().ok_or("--key is missing")?;
+        let key = fs::read_to_string(key)?.trim().to_owned();
+        return Ok(day::all(&mut Run::start(place(url.clone(), key))));
+    }
+    let sensor = Sensor::start(SensorOptions::default());
+    let mut run = Run::start(place(sensor.url(), DEFAULT_KEY.to_owned()));
     actions::all(&mut run);
     Ok(report::print(&run, &sensor, options.audit.as_deref()))
 }

@@ -135,6 +135,11 @@ impl Client {
         Self { authorization: Some(authorization.into()), ..Self::new(SCRIPT, address) }
     }
 
+    /// The same, of another make.
+    pub(crate) fn named(self, agent: &'static str) -> Self {
+        Self { agent, ..self }
+    }
+
     /// The same with another header.
     pub(crate) fn with(&self, name: &'static str, value: &str) -> Self {
         let mut client = self.clone();
