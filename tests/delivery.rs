@@ -851,6 +851,7 @@ fn with_a_wrong_key_everything_is_kept_until_it_is_corrected() {
     let line = nginx.wait_log("API key refused with 401");
     let start = format!("{}: API key refused with 401: check api_key", label(&sensor.url()));
     assert!(line.contains("[error]") && line.contains(&start), "{line}");
+    assert!(line.contains("kept in memory; a reload drops those"), "{line}");
     visit_unaffected(&nginx, "wrong", 20);
     // The oldest event's age is shown by the deliverer: it holds them.
     let account = wait_account(&nginx, |a| a.oldest_pending_seconds >= 1);
@@ -870,6 +871,20 @@ fn with_a_wrong_key_everything_is_kept_until_it_is_corrected() {
     assert_arrived(&sensor, &sent);
     nginx.wait_log("20 events could not be delivered, shutdown_timeout is over; dropped");
     assert_eq!(lines(&nginx, "API key refused").len(), 1);
+}
+
+#[test]
+fn with_a_spool_the_reload_that_corrects_the_key_loses_nothing() {
+    let sensor = Sensor::start(SensorOptions::default());
+    let target = "api_key %KEY%; spool %PREFIX%/spool;";
+    let mut nginx = site_at(&sensor.url(), target).var("KEY", "wrong-key").start();
+    let line = nginx.wait_log("API key refused with 401");
+    assert!(line.contains("Events are kept in the spool"), "{line}");
+    let sent = visit(&nginx, "wrong", 20);
+    nginx.reconfigure(|builder| builder.var("KEY", "test-key"));
+    nginx.reload();
+    wait_delivered(&nginx, &sent);
+    assert_arrived(&sensor, &sent);
 }
 
 /// The key is withdrawn after `before` was delivered; the 20 events of the visits that follow are kept.

@@ -20,7 +20,7 @@ pub(super) fn target(target: &Target) -> Option<&'static str> {
         return None;
     }
     if let Some((fault, _)) = target.totals.last_fault {
-        return Some(of_fault(fault, target.kind == "tirreno"));
+        return Some(of_fault(fault, target));
     }
     Some(match target.state() {
         "degraded" => "The disk does not keep up. Look at its load and its free space.",
@@ -29,11 +29,16 @@ pub(super) fn target(target: &Target) -> Option<&'static str> {
     })
 }
 
-fn of_fault(fault: Fault, is_tirreno: bool) -> &'static str {
+fn of_fault(fault: Fault, target: &Target) -> &'static str {
     match fault {
+        Fault::KeyRefused(_) if target.has_spool => {
+            "Tirreno does not know the API key. Compare the file of api_key_file with Tirreno's page API, \
+             and reload nginx. The spool keeps the events."
+        }
         Fault::KeyRefused(_) => {
             "Tirreno does not know the API key. Compare the file of api_key_file with Tirreno's page API, \
-             and reload nginx. Events are kept until then; those that no spool holds are lost with the reload."
+             and reload nginx. The reload drops the events that wait, as there is no spool: to lose none, make \
+             Tirreno accept the old key, which is tried every 30 s."
         }
         Fault::Puzzled => {
             "Tirreno answers 200, as it does when a required value is missing. Is its version supported? \
@@ -50,7 +55,7 @@ fn of_fault(fault: Fault, is_tirreno: bool) -> &'static str {
         Fault::HostNotFound => {
             "The host of the target has no address: see the url, and the system's resolver."
         }
-        Fault::ConnectionRefused if is_tirreno => {
+        Fault::ConnectionRefused if target.kind == "tirreno" => {
             "Nothing listens at the target's address. Is Tirreno running? Events are kept, and follow when \
              it answers."
         }

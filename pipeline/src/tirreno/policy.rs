@@ -226,6 +226,9 @@ enum Hold {
     },
 }
 
+/// What the log says of events while their server has a fault of its own.
+const KEPT: &str = "events are kept";
+
 /// What is held against one event.
 #[derive(Clone, Copy, Debug)]
 struct Strikes {
@@ -524,8 +527,8 @@ impl Policy {
         if *count >= PUZZLE {
             self.hold = Hold::Paused { until: now + KEY_PAUSE };
             let note = "the key is good, so the server is not understood: is it another version \
-                        (then set \"accept_200 on\"), or does a proxy answer for it? Events are kept";
-            self.complain(Fault::Puzzled, now, note);
+                        (then set \"accept_200 on\"), or does a proxy answer for it?";
+            self.complain_of_configuration(Fault::Puzzled, now, note);
             return self.keep(Pause::NONE, Fault::Puzzled, State::Paused);
         }
         let fault = Fault::Answered(200);
@@ -648,16 +651,22 @@ impl Policy {
             self.end_backoff();
             return self.reject(attempt, fault, now);
         }
-        let note = match code {
+        match code {
             _ if !is_understood => {
-                "the server is not understood: is the URL right, does a proxy answer for it? Events \
-                 are kept"
+                let note =
+                    "the server is not understood: is the URL right, does a proxy answer for it?";
+                self.complain_of_configuration(fault, now, note);
             }
-            500..=599 => "events are kept",
-            300..=399 => "redirects are not followed; is the URL right? Events are kept",
-            _ => "is the URL right, does a firewall refuse it? Events are kept",
-        };
-        self.complain(fault, now, note);
+            500..=599 => self.complain(fault, now, KEPT),
+            300..=399 => {
+                let note = "redirects are not followed; is the URL right?";
+                self.complain_of_configuration(fault, now, note);
+            }
+            _ => {
+                let note = "is the URL right, does a firewall refuse it?";
+                self.complain_of_configuration(fault, now, note);
+            }
+        }
         // One event tells nothing of the server, however often it is refused.
         let news = strikes.attempts == 1;
         self.suspects += u32::from(news);
@@ -670,7 +679,7 @@ impl Policy {
 
     fn failed(&mut self, id: EventId, fault: Fault, sent: Instant, now: Instant) -> Verdict {
         self.strike(id, fault);
-        self.complain(fault, now, "events are kept");
+        self.complain(fault, now, KEPT);
         self.back_off(id, fault, true, sent, now)
     }
 
@@ -755,9 +764,8 @@ impl Policy {
         self.key_good = false;
         self.key_trusted_until = None;
         self.hold = Hold::Paused { until: now + KEY_PAUSE };
-        let note =
-            "check api_key or api_key_file, then reload; delivery is paused, events are kept";
-        self.complain(Fault::KeyRefused(code), now, note);
+        let note = "check api_key or api_key_file, then reload; delivery is paused.";
+        self.complain_of_configuration(Fault::KeyRefused(code), now, note);
     }
 
     fn show(&self, fault: Option<Fault>) {
@@ -781,13 +789,32 @@ impl Policy {
         self.complained |= self.say(fault, now, Level::Error, note);
     }
 
+    /// The same where the cure is another configuration: also says what a reload does to the events that wait.
+    fn complain_of_configuration(&mut self, fault: Fault, now: Instant, note: &'static str) {
+        if self.may_say(fault, note, now) {
+            let kept = match self.book.store {
+                Some(_) => "Events are kept in the spool",
+                None => {
+                    "Events are kept in memory; a reload drops those that are not accepted within \
+                     shutdown_timeout"
+                }
+            };
+            self.log(Level::Error, format!("{fault}: {note} {kept}"));
+            self.complained = true;
+        }
+    }
+
     /// Says it, unless it was said a short while ago.
     fn say(&mut self, fault: Fault, now: Instant, level: Level, note: &'static str) -> bool {
-        let may = self.said.entry((fault, note)).or_insert(Once::every(REPEAT)).may(now);
+        let may = self.may_say(fault, note, now);
         if may {
             self.log(level, format!("{fault}: {note}"));
         }
         may
+    }
+
+    fn may_say(&mut self, fault: Fault, note: &'static str, now: Instant) -> bool {
+        self.said.entry((fault, note)).or_insert(Once::every(REPEAT)).may(now)
     }
 
     fn log(&self, level: Level, text: impl std::fmt::Display) {
