@@ -1,4 +1,4 @@
-//! When the next attempt is due, after some that failed.
+//! The pauses between attempts that fail.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 pub const FIRST: Duration = Duration::from_millis(100);
 pub(crate) const GROWTH: f64 = 1.5;
 
-/// Pauses that grow up to a longest one, each by a quarter longer or shorter: not all that lost a
-/// server come back at once.
+/// Pauses that grow up to a limit, each up to a quarter longer or shorter, so that not all clients of a server
+/// return at once.
 #[derive(Debug)]
 pub struct Backoff {
     until: Option<Instant>,
@@ -16,7 +16,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Nothing has failed; a pause will be at most `most`.
+    /// For a target without a failure; a pause will be at most `most`.
     pub fn new(most: Duration) -> Self {
         Self { until: None, length: FIRST, most }
     }
@@ -28,17 +28,17 @@ impl Backoff {
         self.length = self.length.mul_f64(GROWTH).min(self.most);
     }
 
-    /// An attempt was good.
+    /// An attempt succeeded.
     pub fn succeeded(&mut self) {
         *self = Self::new(self.most);
     }
 
-    /// Whether so many failed that the pauses grow no more.
+    /// Whether the pauses have reached their limit.
     pub fn is_longest(&self) -> bool {
         self.length == self.most
     }
 
-    /// What is left of the pause; zero: the next attempt is due.
+    /// The rest of the pause; zero if the next attempt is due.
     pub fn left(&self, now: Instant) -> Duration {
         self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
     }

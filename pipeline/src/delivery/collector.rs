@@ -1,6 +1,5 @@
-//! From the rings to the targets: the elected worker's thread reads the rings of all workers in the
-//! order of capture, and hands each target its share. It does no work on disk or network, and waits for
-//! no target.
+//! From the rings to the targets: the elected worker's thread reads the rings of all workers in the order of
+//! capture, and hands each target its share. It does no disk or network I/O, and waits for no target.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -13,22 +12,22 @@ use crate::record::Record;
 use crate::shm::ring::{Collector, Taken};
 use crate::shm::zone::{DropReason, Ledger, MAX_TARGETS, Zone};
 
-/// A record is read at the earliest this long after its capture: by then those that other workers
-/// captured before it are published too.
+/// The minimum age of a record when it is read. By then, all records that other workers captured before it are
+/// published, too.
 const HOLD_BACK_NS: u64 = 5_000_000;
-/// So many records are read before the targets get them.
+/// The most records to read before the targets get them.
 const BATCH: usize = 512;
-/// How often it looks for records while there are some …
+/// The pause between two looks at the rings while there are records …
 const POLL: Duration = Duration::from_millis(25);
-/// … how much longer each pause is than the one before while there are none, and the longest: nobody
-/// wakes the collector, so that capturing costs no system call.
+/// … and, while there are none, the factor by which each pause is longer than the one before, up to the
+/// longest. Nobody wakes the collector, so that capturing costs no system call.
 const POLL_GROWTH: u32 = 2;
 const POLL_IDLE: Duration = Duration::from_millis(200);
-/// How often what is due is shown and said.
+/// How often counters are shown and messages are logged.
 const TICK: Duration = Duration::from_secs(1);
-/// How long after the last event, or while any is pending, that is done.
+/// For how many ticks this goes on after the last event, or while any is pending.
 const TICKS_AFTER: u32 = 3;
-/// The same thing is said once in this time.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
 
 /// See the module.
@@ -42,7 +41,7 @@ pub(crate) struct Collection {
     next_tick: Instant,
     ticks: u32,
     cannot_start: Once,
-    /// Targets that are not configured here, of which events were dropped since that was said.
+    /// Targets that this configuration lacks, and of which events were dropped since the last message about it.
     gone: BTreeSet<usize>,
 }
 
@@ -85,7 +84,7 @@ impl Collection {
         }
     }
 
-    /// Reads and hands over what there is, and returns how long to sleep.
+    /// Reads the rings, hands the records over, and returns how long to sleep.
     pub(crate) fn poll(&mut self) -> Duration {
         let read = self.collect(monotonic_ns() - HOLD_BACK_NS);
         let waits = self.relieve();
@@ -99,7 +98,7 @@ impl Collection {
         self.pause
     }
 
-    /// Collects what was captured before the stamp `before`; returns how many records.
+    /// Collects the records that were captured before the stamp `before`; returns how many.
     pub(crate) fn collect(&mut self, before: u64) -> usize {
         let mut all = 0;
         loop {
@@ -109,7 +108,7 @@ impl Collection {
             }
             self.hand_over(&batch.records, u32::MAX);
             all += batch.records.len();
-            // Between batches, so that a long way to go fills no ring.
+            // After each batch, so that the rings have room while many records are read.
             self.free();
             if batch.records.len() < BATCH {
                 break;
@@ -118,9 +117,9 @@ impl Collection {
         all
     }
 
-    /// Hands records over to those of their targets that are among `wanted`.
+    /// Hands the records over to those of their targets that are in `wanted`.
     fn hand_over(&mut self, records: &[Taken], wanted: u32) {
-        // The collector has parsed each: none is left out here.
+        // The collector has parsed each record before: none is left out here.
         let parsed = records.iter().filter_map(|taken| Some((taken, Record::parse(&taken.bytes)?)));
         let parsed: Vec<_> = parsed.collect();
         let mut known = 0;
@@ -157,7 +156,7 @@ impl Collection {
         }
     }
 
-    /// Frees the ring of what late targets have not taken. Returns whether any record waits there.
+    /// Frees the ring of records that late targets have not taken. Returns whether it still holds any.
     fn relieve(&mut self) -> bool {
         let fill = self.zone.fill();
         self.targets.iter().for_each(|target| target.inbox.relieve(fill));
@@ -176,7 +175,7 @@ impl Collection {
         self.collector.free(|segment| backed[segment]);
     }
 
-    /// Shows and says what is due.
+    /// Shows counters and logs messages, if they are due.
     fn tick(&mut self) {
         let now = Instant::now();
         if now < self.next_tick {
@@ -198,8 +197,8 @@ impl Collection {
         }
     }
 
-    /// Hands over what waits for targets that the configuration in force does not have: who follows
-    /// cannot deliver it.
+    /// Hands over the records of targets that the configuration in force lacks: the next collector cannot
+    /// deliver them.
     pub(crate) fn collect_for_removed(&mut self) {
         let removed = !self.zone.configured();
         if self.targets.iter().all(|target| removed & 1 << target.inbox.slot() == 0) {
@@ -210,14 +209,14 @@ impl Collection {
         self.hand_over(&batch.records, removed & known);
     }
 
-    /// Leaves the rings to the next collector: waits a moment for what is being written, so that it is
-    /// not written again.
+    /// Leaves the rings to the next collector. Waits a moment for batches that are being written, so that they
+    /// are not written twice.
     pub(crate) fn leave(&mut self) {
         let until = Instant::now() + LEAVE;
         let removed = !self.zone.configured();
         let is_removed = |target: &&Running| removed & 1 << target.inbox.slot() != 0;
         self.targets.iter().filter(is_removed).for_each(|target| target.inbox.detach_all());
-        // Each of them, before any is waited for.
+        // Asks every target to leave before it waits for any.
         while self.targets.iter().filter(|target| !target.inbox.leave()).count() > 0 {
             if Instant::now() >= until {
                 self.targets.iter().for_each(|target| target.inbox.detach_all());
@@ -237,11 +236,11 @@ impl Collection {
         }
     }
 
-    /// The targets, which go on with what they hold.
+    /// The targets, which continue with the events that they hold.
     pub(crate) fn into_targets(self) -> Vec<Running> {
         self.targets
     }
 }
 
-/// How long one that leaves waits for what is being written.
+/// How long a leaving collector waits for batches that are being written.
 const LEAVE: Duration = Duration::from_millis(500);

@@ -1,13 +1,12 @@
 //! The threads of one worker: one waits to be elected, and then collects from the rings of all workers
 //! and runs all targets.
 //!
-//! Exactly one worker collects at a time; the others sleep until the kernel gives them the election.
-//! One that is about to exit makes room for one that stays; where none does, because all of nginx
-//! stops, it goes on to the end. Whoever stops gives the election on first, then tries to deliver what
-//! it has taken out.
+//! Exactly one worker collects at a time; the others sleep until the kernel gives them the election. A worker
+//! that will exit makes room for one that stays; if none stays, because all of nginx stops, it continues to the
+//! end. A worker that stops first gives up the election, then tries to deliver what it has taken.
 //!
-//! A worker knows of its own exit only, and not at the same moment as the others: that another one
-//! stays counts when it still does so a little later.
+//! Workers learn of an exit at different moments, and each only of its own. So another worker counts as one
+//! that stays only if it still does a little later.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -27,24 +26,23 @@ use crate::shm::zone::{DropReason, Enrolment, Ledger, Stay, Term, Zone};
 use crate::tirreno::target::Connect;
 use crate::{audit, tirreno};
 
-/// How often one that sleeps looks by itself whether it is elected: only should the kernel have
-/// forgotten it.
+/// How often a sleeping thread checks by itself whether it is elected; the kernel should have woken it before.
 const SLEEP: Duration = Duration::from_secs(60);
-/// All workers that a signal told to exit know it within this time.
+/// Within this time, all workers that got the same signal know of it.
 const ALL_KNOW_NS: u64 = 300_000_000;
-/// How long one that is about to exit leaves the election to others, when it has had it.
+/// How long a worker that will exit leaves the election to others after it gave it up.
 const STAND_BACK: Duration = Duration::from_millis(1500);
-/// How often one that stops looks for the end of what it waits for.
+/// How often a stopping thread polls.
 const POLL_STOPPING: Duration = Duration::from_millis(5);
-/// The pause after collecting failed.
+/// The pause after a failure of the collector.
 const RESTART: Duration = Duration::from_secs(1);
-/// How long a process that exits waits for the collector to take what it has captured.
+/// How long an exiting process waits for the collector to read its records.
 const RING_LIMIT: Duration = Duration::from_secs(2);
-/// How long a process that exits tries to write what it holds to a slow disk.
+/// How long an exiting process tries to write its events to a slow disk.
 const DISK_LIMIT: Duration = Duration::from_secs(30);
-/// How long a thread that holds nothing may take to end.
+/// How long a thread without work may take to end.
 const JOIN: Duration = Duration::from_millis(20);
-/// What `finish` waits beyond the time-outs of the targets.
+/// How long `finish` waits beyond the targets' time-outs.
 const GRACE: Duration = Duration::from_millis(300);
 
 /// The threads of one worker.
@@ -53,14 +51,13 @@ pub struct Deliverer {
     control: Arc<Control>,
     thread: JoinHandle<()>,
     zone: Zone,
-    /// What the thread may take at most to deliver what it holds.
+    /// The longest time that the thread may need to deliver what it holds.
     longest: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Control {
-    /// Since when it is known that the process will exit, maybe only after hours; a stamp, 0 while it
-    /// will stay.
+    /// Since when the process is known to exit (which may take hours); 0 while it stays.
     exiting_ns: AtomicU64,
     enrolment: Mutex<Option<Enrolment>>,
     stop: Mutex<Option<Stop>>,
@@ -84,12 +81,12 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Stop {
     since: Instant,
-    /// The most that all may take since then.
+    /// The most time for everything since then.
     limit: Duration,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the mutexes guard is valid after each statement, also where a thread panicked.
+    // The data in the mutexes is valid after each statement, even if a thread panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -98,7 +95,7 @@ impl Control {
         *lock(&self.stop)
     }
 
-    /// Since when it is known that the process will exit.
+    /// Since when the process is known to exit.
     fn exiting(&self) -> Option<u64> {
         Some(self.exiting_ns.load(Relaxed)).filter(|since| *since > 0)
     }
@@ -129,15 +126,15 @@ pub struct Setup {
     pub targets: Arc<[TargetConfig]>,
     /// Takes messages for the error log.
     pub log: LogQueue,
-    /// Makes connections; `None`: those that the targets' configurations name.
+    /// Makes connections; without it, they are made as the targets' configurations say.
     pub connect: Option<Arc<Connect>>,
-    /// Whether the threads leave the process's table of open files, and what they keep of it. SQLite
-    /// takes for granted that a process has one: of a process's deliverers only one may use spools then.
+    /// Whether the threads get a table of open files of their own, and which descriptor they keep. SQLite
+    /// relies on one table per process, so only one of a process's deliverers may use spools then.
     pub own_files: Option<Option<RawFd>>,
 }
 
 impl Setup {
-    /// The targets, a bit each.
+    /// The targets, as bits.
     fn mask(&self) -> u32 {
         self.targets.iter().fold(0, |mask, target| mask | 1 << target.slot)
     }
@@ -164,8 +161,8 @@ impl Setup {
     }
 }
 
-/// A process that exits and never had a thread counts what it leaves in the rings, if nobody else is
-/// there to collect it.
+/// Called by an exiting process that never had a thread: counts the records that it leaves in the rings, if no
+/// other process is there to collect them.
 pub fn give_up(setup: &Setup) {
     let zone = setup.zone;
     if !zone.has_records() || zone.is_another(None, &[Stay::Stays, Stay::Exiting]) {
@@ -203,7 +200,7 @@ impl Deliverer {
         Ok(Self { control, thread, zone, longest: RING_LIMIT + longest.max(DISK_LIMIT) })
     }
 
-    /// The process will exit, once its last connection is closed.
+    /// The process will exit when its last connection is closed.
     pub fn exiting(&self) {
         let now = monotonic_ns();
         if self.control.exiting_ns.compare_exchange(0, now, Relaxed, Relaxed).is_ok() {
@@ -212,11 +209,11 @@ impl Deliverer {
         }
     }
 
-    /// The process exits now. At once, what is in the rings and in memory goes into spools and files;
-    /// what has none is sent within each target's `shutdown_timeout`. A slow disk may take longer. All
-    /// is cut short to what `limit` says, which is asked again and again.
+    /// The process exits now. What is in the rings and in memory goes into spools and files at once; events of
+    /// targets without them are sent within `shutdown_timeout`. A slow disk may take longer. `limit` is asked
+    /// again and again, and cuts all of this short.
     ///
-    /// No thread is waited for that hangs in the kernel.
+    /// Threads that hang in the kernel are not waited for.
     pub fn finish(self, limit: impl Fn() -> Option<Duration>) {
         self.exiting();
         let since = Instant::now();
@@ -244,7 +241,7 @@ impl Deliverer {
             if most.is_none()
                 && let Some(new) = limit()
             {
-                // Counted from now on, not from when the process was first told to exit.
+                // Counted from now, not from when the process was first told to exit.
                 most = Some(since.elapsed() + new);
                 set(most);
             }
@@ -259,8 +256,8 @@ impl Deliverer {
 }
 
 impl Deliverer {
-    /// Whether there is anything in the rings that the process `pid`, which exits, has captured, or that
-    /// nobody else collects: a collector that exits too may have left it to this one.
+    /// Whether the rings hold records of the exiting process `pid`, or records that nobody else collects:
+    /// another exiting collector may have left them to this process.
     fn is_needed(&self, pid: u32) -> bool {
         self.zone.has_records_of(pid)
             || self.zone.has_records()
@@ -335,11 +332,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether this process exits and another one stays, so that it is that one's turn.
+    /// Whether this process exits and another one stays, so that the other one shall collect.
     fn shall_leave(&self) -> bool {
         let zone = self.setup.zone;
         if self.control.stop().is_some() {
-            // Whoever is still there goes on capturing, and collects.
+            // Any process that still runs goes on capturing, and collects.
             return self.control.is_another(zone, &[Stay::Stays, Stay::Exiting]);
         }
         let exiting = self.control.exiting();
@@ -366,7 +363,7 @@ impl Worker<'_> {
             }
             if self.control.stop().is_some() {
                 collection.collect(u64::MAX);
-                // One that was still there when this was asked for may have captured meanwhile.
+                // Another process that was still there may have captured since.
                 break false;
             }
             let pause = collection.poll();
@@ -379,14 +376,14 @@ impl Worker<'_> {
             drop(term);
             self.finish(collection.into_targets(), true);
         } else {
-            // The term lasts until nothing is left: nobody else is there to take over.
+            // The term lasts until nothing is left, because nobody is there to take over.
             self.finish(collection.into_targets(), false);
             drop(term);
         }
     }
 
-    /// Tries to deliver what the targets hold: to a disk for as long as that takes, within limits, to
-    /// servers each within its `shutdown_timeout`.
+    /// Tries to deliver what the targets hold: disks get as long as they need, within limits, servers the
+    /// target's `shutdown_timeout`.
     fn finish(&self, mut targets: Vec<Running>, another_follows: bool) {
         let left = Instant::now();
         let deadline = |target: &Running| {
@@ -399,20 +396,20 @@ impl Worker<'_> {
             limit.map_or(own, |limit| limit.min(own))
         };
         targets.iter().for_each(|target| target.inbox.stop(deadline(target)));
-        // Closed, with the time until which their threads may take to end.
+        // Closed targets, each with the time until which its thread may take to end.
         let mut ending: Vec<(Instant, Running)> = Vec::new();
         while !targets.is_empty() || !ending.is_empty() {
             let now = Instant::now();
             let is_over = |target: &mut Running| {
                 let inbox = &target.inbox;
-                // What is under way to a server is in the spool, if there is one.
+                // Events on their way to a server are in the spool, if there is one.
                 let is_late = || now >= left + inbox.shutdown_timeout();
                 now >= deadline(target) || inbox.is_empty() && (inbox.in_hand() == 0 || is_late())
             };
             ending.extend(targets.extract_if(.., is_over).map(|target| {
                 target.inbox.close(DropReason::Shutdown, another_follows);
-                // One that waits for a server ends by itself, or with the process. A disk's has
-                // something to write still.
+                // A thread that waits for a server ends by itself, or with the process. A disk's thread still
+                // has something to write.
                 let until = if target.inbox.is_durable() { deadline(&target) } else { now };
                 (until.max(now + JOIN), target)
             }));
@@ -425,7 +422,7 @@ impl Worker<'_> {
     }
 }
 
-/// Gives the deliverer's row of the counters back, however delivering ends.
+/// Gives back the deliverer's row of counters, however delivery ends.
 struct Leave(Ledger);
 
 impl Drop for Leave {

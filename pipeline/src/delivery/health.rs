@@ -1,4 +1,4 @@
-//! What the status and the log say of a target that writes a stream.
+//! The state and log messages of targets that write a stream.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use crate::delivery::inbox::Inbox;
 use crate::log_queue::{Level, Once};
 use crate::shm::zone::{Fault, State};
 
-/// The same thing is said once in this time.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
 
-/// Says and shows how it goes.
+/// Logs and shows how delivery goes.
 #[derive(Debug, Default)]
 pub struct Health {
     in_trouble: bool,

@@ -1,5 +1,5 @@
-//! The way of an HTTP request: `ureq`, with addresses that are looked up once, TLS as all targets have
-//! it, and answers made plain before `ureq` sees them.
+//! HTTP requests with `ureq`: addresses that are cached for all connections, the TLS of all targets, and
+//! answers that are simplified before `ureq` parses them.
 
 use std::cell::Cell;
 use std::fmt;
@@ -23,12 +23,12 @@ use zeroize::Zeroize;
 use crate::delivery::tls::Tls;
 use crate::fault::{Fault, TlsFault};
 
-/// How long addresses of a host are used before it is looked up again.
+/// How long the addresses of a host are used before the next look-up.
 const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
-/// The most bytes of an answer's head, and the most fields.
+/// The most bytes and the most fields of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
 const MAX_FIELDS: usize = 1024;
-/// The header fields of an answer that mean something here.
+/// The header fields of an answer that the module uses.
 const FIELDS: [&str; 6] = [
     "Connection",
     "Content-Encoding",
@@ -40,7 +40,7 @@ const FIELDS: [&str; 6] = [
 
 /// The addresses of a host, for all connections to it.
 ///
-/// `ureq` looks a host up for each request, also on a connection that is open.
+/// `ureq` looks up the host for each request, even on an open connection.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses(Arc<Mutex<Option<Resolved>>>);
 
@@ -55,7 +55,7 @@ impl Addresses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the host looked up again.
+    /// Makes the next connection look up the host again.
     pub fn forget(&self) {
         *self.known() = None;
     }
@@ -85,7 +85,7 @@ impl Resolver for Addresses {
 }
 
 thread_local! {
-    /// Connections that this thread has tried to open.
+    /// How many connections this thread has tried to open.
     static CONNECTS: Cell<u64> = const { Cell::new(0) };
     /// When the request that this thread makes has to be over.
     static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
@@ -100,14 +100,13 @@ pub fn within<T>(limit: Duration, request: impl FnOnce() -> T) -> T {
     result
 }
 
-/// How many connections this thread has tried to open: when a request did not change it, the request
-/// went over a connection that was open.
+/// How many connections this thread has tried to open. If a request does not change the number, it used a
+/// connection that was open.
 pub fn connects() -> u64 {
     CONNECTS.get()
 }
 
-/// An agent that keeps one connection open, follows no redirect and uses no proxy. It belongs to one
-/// thread.
+/// An agent that keeps one connection open, follows no redirect and uses no proxy; each belongs to one thread.
 pub fn agent(tls: Option<Tls>, addresses: Addresses) -> Agent {
     let settings = Agent::config_builder()
         .http_status_as_error(false)
@@ -124,7 +123,7 @@ pub fn agent(tls: Option<Tls>, addresses: Addresses) -> Agent {
     Agent::with_parts(settings, connector, addresses)
 }
 
-/// An error in words that hold nothing of the remote's.
+/// The fault for an error, in fixed words without a byte that the remote has sent.
 pub fn fault(error: &Error, tls: Option<&Tls>) -> Fault {
     let of_tls =
         |error: &rustls::Error| tls.map_or(Fault::ConnectionBroken, |tls| tls.fault(error));
@@ -201,7 +200,7 @@ impl<T: Transport> Transport for InTime<T> {
     }
 }
 
-/// Puts TLS around a connection where the URL says so.
+/// Adds TLS to a connection if the URL is `https`.
 #[derive(Debug)]
 struct TlsConnector(Option<Tls>);
 
@@ -269,7 +268,7 @@ impl Transport for TlsTransport {
     }
 }
 
-/// Puts an [`AnswerTransport`] around a connection.
+/// Adds an [`AnswerTransport`] to a connection.
 #[derive(Debug)]
 struct AnswerConnector;
 
@@ -291,25 +290,25 @@ impl Connector<Box<dyn Transport>> for AnswerConnector {
     }
 }
 
-/// Room for a head that is made plain: a line and six fields of at most 1 KB each.
+/// Room for a simplified head: a line and six fields of at most 1 KB each.
 const MAX_CLEAN: usize = 16 * 1024;
 /// The longest value of a field that is passed on.
 const MAX_VALUE: usize = 1024;
 
-/// Makes answers plain: interim answers (1xx) are left out, of the header fields only [`FIELDS`] pass,
-/// and a connection on which more comes than the answer is not used again.
+/// Simplifies answers: interim answers (1xx) are dropped, of the header fields only [`FIELDS`] pass, and a
+/// connection that delivers more than the answer is not used again.
 ///
-/// An answer that `ureq` cannot read would be sent for again, and the event stored twice.
+/// `ureq` would repeat a request whose answer it cannot parse, and the event would be stored twice.
 #[derive(Debug)]
 struct AnswerTransport {
     inner: Box<dyn Transport>,
     buffers: LazyBuffers,
-    /// What came of the answer's head; nothing once that has passed.
+    /// The received part of the answer's head; `None` once the head has passed.
     head: Option<Vec<u8>>,
 }
 
 impl AnswerTransport {
-    /// Moves what came behind the head to where `ureq` reads it.
+    /// Moves what was received behind the head to where `ureq` reads.
     fn pass(&mut self) -> usize {
         let free = self.buffers.input_append_buf();
         let input = self.inner.buffers().input();
@@ -344,7 +343,7 @@ impl AnswerTransport {
                         continue;
                     }
                     let clean = clean(&answer);
-                    // The rest stays where it is, behind the head.
+                    // The rest stays in its place behind the head.
                     let rest = head.len() - len;
                     self.inner.buffers().input_consume(coming.saturating_sub(rest));
                     self.head = None;
@@ -358,7 +357,7 @@ impl AnswerTransport {
                     self.inner.buffers().input_consume(coming);
                     return Ok(false);
                 }
-                // The beginning of a TLS alert: type, then version 3.x.
+                // The beginning of a TLS alert: the type, then version 3.x.
                 Err(_) if head.starts_with(&[0x15, 3]) => {
                     return Err(Error::Io(io::Error::other(TlsRecord)));
                 }
@@ -372,7 +371,7 @@ fn no_room() -> Error {
     Error::Io(io::ErrorKind::InvalidData.into())
 }
 
-/// What a TLS server answers to plain HTTP.
+/// The error for a TLS server that answers plain HTTP.
 #[derive(Debug)]
 struct TlsRecord;
 

@@ -1,8 +1,8 @@
-//! What the collector has handed to a target, and the target is not done with.
+//! The events that the collector has handed to a target, and whose outcome is open.
 //!
-//! The collector adds and never waits; the target's own thread takes, in its own time. What a target
-//! makes last (a spool, a file) stays in the ring until it has: the inbox then knows where it lies. A
-//! target that is late gets its share in memory, so that the ring serves the others.
+//! The collector adds records and never waits; the target's own thread takes them when it is ready. Records for
+//! a durable target (spool, file) stay in the ring until the target has written them: the inbox knows their
+//! places. The records of a target that is late move into memory, so that the ring serves the others.
 
 use std::collections::HashMap;
 use std::mem;
@@ -22,31 +22,31 @@ use crate::shm::rejected::Rejected;
 use crate::shm::ring::{Place, Taken};
 use crate::shm::zone::{DropReason, Fault, Ledger, Zone};
 
-/// How long a target may take nothing, though something is due, before its share goes into memory …
+/// How long a target may take nothing, though something is due, before its records go into memory …
 const LATE_NS: u64 = 1_000_000_000;
-/// … and before what has no room there is dropped, so that the ring is free for the others.
+/// … and before records that do not fit there are dropped, so that the ring is free for the other targets.
 const GIVE_UP_NS: u64 = 10_000_000_000;
-/// From this share of the ring on, nobody's interval is waited for, and what has room in a target's
-/// queue leaves the ring.
+/// From this share of the ring on, no interval is waited for, and records that fit into a target's queue leave
+/// the ring.
 const HALF: f64 = 0.5;
-/// From this share on, what has no room is dropped.
+/// From this share of the ring on, records that do not fit into the queue are dropped.
 const NEARLY_FULL: f64 = 0.75;
-/// So many events that stand for others wait at a time. Where more accounts and addresses are attacked, one
-/// more stands for all of them.
+/// The most events that stand for others and wait at a time. If more accounts and addresses are attacked, one
+/// more event stands for all further ones.
 const MAX_MERGES: usize = 1024;
-/// The same thing is said once in this time.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
 
-/// What became of the first events that a target took.
+/// The outcome of the first events that a target took.
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome<'a> {
-    /// They are where they belong.
+    /// They are delivered.
     Delivered,
     /// They are refused for good: these events.
     Rejected(&'a [Rejected]),
     /// They are in the spool, which counts this since then.
     Spooled(Option<&'a SpoolTotals>),
-    /// They are given up.
+    /// They are dropped.
     Dropped(DropReason),
 }
 
@@ -60,22 +60,22 @@ pub struct Inbox {
     interval_ns: u64,
     batch_size: usize,
     shutdown_timeout: Duration,
-    /// What an attack repeats is merged here, but for a target with a spool, which does it itself.
+    /// Merges repeated events here; a target with a spool merges them itself.
     repeats: Option<Repeats>,
-    /// Whether the target makes events last.
+    /// Whether the target is durable: events survive in what it writes.
     durable: bool,
-    /// Whether the target tells of what was dropped.
+    /// Whether the target writes records about dropped events.
     reports: bool,
     state: Mutex<State>,
     changed: Condvar,
     on_close: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-/// An event that stands for others, until its minute is over.
+/// An event that stands for others; it waits until their minute is over.
 struct Merged {
-    /// The first of them, …
+    /// The first of them.
     bytes: Arc<[u8]>,
-    /// … whose user it has, or this one.
+    /// The user of the merged event, if it is not that of the first one.
     user: Option<&'static [u8]>,
     count: u32,
     until_ns: u64,
@@ -83,32 +83,33 @@ struct Merged {
 
 struct State {
     queue: Queue,
-    /// Held, and not yet in the queue.
+    /// Merged events that are not yet in the queue.
     merges: HashMap<u64, Merged>,
-    /// Events that the target holds outside the queue.
+    /// How many events the target holds outside of the queue.
     in_hand: usize,
-    /// Something happened that the target's thread has not seen.
+    /// Whether the target's thread shall look for news.
     woken: bool,
-    /// No interval is waited for.
+    /// Whether intervals are ignored.
     hurry: bool,
-    /// Nothing that the ring keeps is taken any more: the next collector reads it.
+    /// Whether nothing more is taken from the ring: the next collector reads it.
     leaving: bool,
-    /// When the target gives up, once it stops.
+    /// When a stopping target gives up.
     deadline: Option<Instant>,
-    /// What is left is counted.
+    /// Whether the rest was counted.
     closed: bool,
     degraded: bool,
-    /// When the target took something last, or there was nothing to take, by the monotonic clock.
+    /// When the target last took something, or had nothing to take, by the monotonic clock.
     progress_ns: u64,
-    /// Why it takes nothing now, where it knows, and says so itself.
+    /// Why the target takes nothing at present, if it knows; it logs that itself.
     failing: Option<Fault>,
     said: Once,
-    /// How many events were ever handed over.
+    /// How many events were handed over so far.
     handed: u64,
 }
 
 impl Inbox {
-    /// The inbox of a target. `durable`: it makes events last; `reports`: it tells of what was dropped.
+    /// The inbox of a target. `durable`: what it writes lasts; `reports`: it writes records about dropped
+    /// events.
     pub fn new(
         config: &TargetConfig,
         label: String,
@@ -128,7 +129,7 @@ impl Inbox {
             batch_size: config.batch_size,
             shutdown_timeout: config.shutdown_timeout,
             repeats: merges_here.then_some(repeats),
-            // What waits for its minute is in memory, and what comes behind it with it.
+            // Merged events wait in memory, and so do the events behind them.
             durable: durable && !merges_here,
             reports,
             state: Mutex::new(State {
@@ -152,11 +153,11 @@ impl Inbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is valid after each statement, also where a thread panicked.
+        // The state is valid after each statement, even if a thread panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The target's place in the zone, and its bit in a record.
+    /// The index of the target's counters in the zone, and of its bit in a record.
     pub fn slot(&self) -> usize {
         self.slot
     }
@@ -171,7 +172,7 @@ impl Inbox {
         self.zone
     }
 
-    /// Leaves a message that names the target.
+    /// Logs a message that names the target.
     pub fn log(&self, level: Level, text: &str) {
         self.log.log(level, format!("{}: {text}", self.label));
     }
@@ -179,7 +180,7 @@ impl Inbox {
 
 /// The collector's side.
 impl Inbox {
-    /// Adds this target's part of what was read. Never waits.
+    /// Adds this target's share of the records. Never waits.
     pub fn hand_over(&self, records: &[(&Taken, Record<'_>)]) {
         let bit = 1 << self.slot;
         let mut ours = records.iter().filter(|(_, record)| record.targets() & bit != 0).peekable();
@@ -214,19 +215,19 @@ impl Inbox {
         }
     }
 
-    /// There was no room for these.
+    /// Counts events that found no room.
     fn drop_full(&self, drops: Drops) {
         self.ledger.dropped(self.slot, drops.count as u32, DropReason::QueueFull);
         self.leave_unreported(&drops);
     }
 
-    /// Keeps a record that is one of many until their minute is over, or counts it with them.
+    /// Holds the first of many equal events until their minute is over, or counts one of them.
     fn merge(&self, state: &mut State, bytes: &Arc<[u8]>, record: &Record<'_>) -> bool {
         let Some(repeats) = &self.repeats else { return false };
         let Repeat::Merged { key, until_ns, user } = repeats.decide(record) else { return false };
         let is_known = state.merges.contains_key(&key) || state.merges.len() < MAX_MERGES;
         let (key, user) = if is_known { (key, user) } else { (0, Some(UNKNOWN_MANY)) };
-        // What a collector before this one had counted of them is said with the next.
+        // What an earlier collector had counted is included in the next event.
         let count = repeats.count_merged(key, record);
         match state.merges.get_mut(&key) {
             Some(merged) => {
@@ -241,7 +242,7 @@ impl Inbox {
         true
     }
 
-    /// Queues the events that stand for others and whose minute is over, or where time is short, all.
+    /// Queues the merged events whose minute is over; if time is short, all of them.
     fn release_merged(&self, state: &mut State) {
         if state.merges.is_empty() {
             return;
@@ -263,13 +264,13 @@ impl Inbox {
         }
     }
 
-    /// In what time the next such event is due.
+    /// The time until the next merged event is due.
     fn merged_due_in(state: &State) -> Option<Duration> {
         let next = state.merges.values().map(|merged| merged.until_ns).min()?;
         Some(Duration::from_nanos(next.saturating_sub(monotonic_ns())))
     }
 
-    /// Whether the ring keeps records for this target, by the segment's number.
+    /// Marks the segments whose records the ring keeps for this target.
     pub fn mark_backed(&self, segments: &mut [bool]) {
         let state = self.state();
         if state.queue.has_backed() {
@@ -278,7 +279,7 @@ impl Inbox {
         }
     }
 
-    /// Frees the ring of what a late target has not taken; `fill` is the ring's share in use.
+    /// Frees the ring of records that a late target has not taken; `fill` is the share of the ring in use.
     pub fn relieve(&self, fill: f64) {
         let mut state = self.state();
         if !state.queue.has_backed() {
@@ -297,7 +298,7 @@ impl Inbox {
         }
     }
 
-    /// Moves what the ring keeps into memory.
+    /// Moves records from the ring's keeping into memory.
     fn detach(&self, state: &mut State, all: bool) {
         let (moved, dropped) = state.queue.detach(all);
         self.ledger.collected(self.slot, moved.backed);
@@ -310,7 +311,7 @@ impl Inbox {
             self.ledger.show_degraded(self.slot, true);
             self.ledger.show_fault(self.slot, state.failing.unwrap_or(Fault::Stalled));
         }
-        // Where the target knows why, it says so itself.
+        // If the target knows the reason, it logs that itself.
         if moved.backed > 0 && state.failing.is_none() && state.said.may(Instant::now()) {
             let text = format!(
                 "degraded: {}; its events are kept in memory while it lasts",
@@ -320,12 +321,12 @@ impl Inbox {
         }
     }
 
-    /// The target takes nothing now. It says so itself.
+    /// The target takes nothing at present, and logs the reason itself.
     pub fn failing(&self, fault: Fault) {
         self.state().failing = Some(fault);
     }
 
-    /// Shows and says what is due; once a second while anything happens.
+    /// Shows counters and logs messages that are due; called once a second while anything happens.
     pub fn tick(&self) {
         let state = self.state();
         let oldest = state.queue.oldest().map_or(0, |record| record.time_ms());
@@ -345,8 +346,8 @@ impl Inbox {
         }
     }
 
-    /// Leaves to the next collector what the ring keeps and nobody is writing. Returns whether that is
-    /// all that the ring kept.
+    /// Leaves those records to the next collector that the ring keeps and nobody is writing. Returns whether
+    /// the ring keeps no others.
     pub fn leave(&self) -> bool {
         let mut state = self.state();
         state.leaving = true;
@@ -354,13 +355,13 @@ impl Inbox {
         !state.queue.has_backed()
     }
 
-    /// Takes what the ring keeps into memory, whatever room there is: the next collector does not read
-    /// it.
+    /// Moves all records from the ring's keeping into memory, even if there is no room: the next collector does
+    /// not read them.
     pub fn detach_all(&self) {
         self.detach(&mut self.state(), true);
     }
 
-    /// No event comes any more. What is there is tried until `deadline`.
+    /// No event comes any more. The target tries to deliver the rest until `deadline`.
     pub fn stop(&self, deadline: Instant) {
         let mut state = self.state();
         state.deadline = Some(state.deadline.map_or(deadline, |known| known.min(deadline)));
@@ -368,27 +369,27 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// Whether nothing waits, nor is being sent out of the queue.
+    /// Whether no event waits in the queue, or is being sent from it.
     pub fn is_empty(&self) -> bool {
         let mut state = self.state();
-        // There may be room since the last one.
+        // There may be room again since the last event.
         self.report_drops_in(&mut state.queue);
         self.release_merged(&mut state);
         state.queue.is_empty() && state.merges.is_empty()
     }
 
-    /// How long a stopping process tries to deliver what it holds.
+    /// How long a stopping process tries to deliver the rest.
     pub fn shutdown_timeout(&self) -> Duration {
         self.shutdown_timeout
     }
 
-    /// Whether the target makes events last.
+    /// Whether what the target writes lasts.
     pub fn is_durable(&self) -> bool {
         self.durable
     }
 
-    /// Counts what is left as dropped, and takes no outcome any more. Where another collector follows,
-    /// what the ring keeps is its.
+    /// Counts the rest as dropped, and ignores further outcomes. If another collector follows, the records in
+    /// the ring are left to it.
     pub fn close(&self, reason: DropReason, another_follows: bool) {
         if let Some(on_close) = self.on_close.get() {
             on_close();
@@ -418,7 +419,7 @@ impl Inbox {
         self.changed.notify_all();
     }
 
-    /// What to do first when the inbox is closed. It must not wait.
+    /// Sets a function to call first when the inbox is closed. It must not wait.
     pub fn on_close(&self, f: impl Fn() + Send + Sync + 'static) {
         let _ = self.on_close.set(Box::new(f));
     }
@@ -426,7 +427,7 @@ impl Inbox {
 
 /// The side of the target's thread.
 impl Inbox {
-    /// Waits until something happened, at most `limit`.
+    /// Waits for news, at most `limit`.
     pub fn wait(&self, limit: Option<Duration>) {
         let mut state = self.state();
         let until = limit.map(|limit| Instant::now() + limit);
@@ -443,14 +444,14 @@ impl Inbox {
         }
     }
 
-    /// Something happened that the target's thread shall look at.
+    /// Wakes the target's thread to look for news.
     pub fn wake(&self) {
         self.state().woken = true;
         self.changed.notify_all();
     }
 
-    /// In what time entries are due to be taken: a batch is full, the oldest has waited for the
-    /// interval, or time is short. Nothing: none waits.
+    /// The time until entries are due: a batch is full, the oldest has waited for the interval, or time is
+    /// short. `None` if there are none.
     pub fn due_in(&self) -> Option<Duration> {
         let mut state = self.state();
         self.release_merged(&mut state);
@@ -469,18 +470,18 @@ impl Inbox {
         Some(merged.map_or(due, |merged| merged.min(due)))
     }
 
-    /// The next entries, at most `most` and a batch. They stay here until they are settled.
+    /// The next entries, at most `most` and a batch. They stay in the queue until they are settled.
     pub fn take(&self, most: usize) -> Vec<Entry> {
         self.take_placed(most).into_iter().map(|(entry, _)| entry).collect()
     }
 
-    /// The same, and where each lies in the ring while that keeps it.
+    /// Like [`take`](Self::take), with the place of each entry in the ring, if the ring keeps it.
     pub fn take_placed(&self, most: usize) -> Vec<(Entry, Option<Place>)> {
         let mut state = self.state();
         if state.closed { Vec::new() } else { state.queue.take_placed(most.min(self.batch_size)) }
     }
 
-    /// What was taken and is not settled will be taken again.
+    /// Entries that were taken and not settled will be taken again.
     pub fn put_back(&self) {
         let mut state = self.state();
         if let Some(drops) = state.queue.put_back() {
@@ -491,7 +492,7 @@ impl Inbox {
         }
     }
 
-    /// The first `count` entries that were taken are done with. Returns how many events they were.
+    /// The outcome of the first `count` entries that were taken. Returns how many events they were.
     pub fn settle(&self, count: usize, outcome: Outcome<'_>) -> u32 {
         let mut state = self.state();
         if state.closed {
@@ -529,8 +530,8 @@ impl Inbox {
         memory + backed
     }
 
-    /// Gives away events that are in memory only, in their order, of each rank at most so many: the target holds them, and
-    /// counts each that is done with.
+    /// Lends events that are in memory only, in their order, at most so many of each rank: the target holds
+    /// them, and counts each one's outcome.
     pub fn lend(&self, room: [usize; Rank::ALL.len()]) -> Vec<Arc<[u8]>> {
         let mut state = self.state();
         if state.closed {
@@ -541,7 +542,7 @@ impl Inbox {
         lent
     }
 
-    /// An event of so many bytes that was lent is done with, and counted.
+    /// A lent event of so many bytes has its outcome, and is counted.
     pub fn returned(&self, bytes: usize) {
         let mut state = self.state();
         state.queue.returned(bytes);
@@ -549,27 +550,27 @@ impl Inbox {
         self.end_degraded(&mut state);
     }
 
-    /// The target holds so many events more that never were in the queue …
+    /// The target holds so many more events that were never in the queue …
     pub fn hold(&self, events: usize) {
         self.state().in_hand += events;
     }
 
-    /// … or is done with one.
+    /// … and one fewer.
     pub fn let_go(&self) {
         self.state().in_hand -= 1;
     }
 
-    /// How many events the target holds outside the queue.
+    /// How many events the target holds outside of the queue.
     pub fn in_hand(&self) -> usize {
         self.state().in_hand
     }
 
-    /// How many events were ever handed over.
+    /// How many events were handed over so far.
     pub fn handed(&self) -> u64 {
         self.state().handed
     }
 
-    /// Whether so much is in memory that other events may soon find no room.
+    /// Whether memory is so full that further events may soon find no room.
     pub fn is_crowded(&self) -> bool {
         self.state().queue.is_half_full()
     }
@@ -582,7 +583,7 @@ impl Inbox {
         }
     }
 
-    /// Whether anything waits that is not being sent.
+    /// Whether any event waits that is not being sent.
     pub fn has_new(&self) -> bool {
         let mut state = self.state();
         self.release_merged(&mut state);
@@ -590,12 +591,12 @@ impl Inbox {
         state.queue.has_new()
     }
 
-    /// Whether nothing is counted any more.
+    /// Whether outcomes are ignored.
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// When the target gives up; nothing while it does not stop.
+    /// When a stopping target gives up; `None` if it does not stop.
     pub fn deadline(&self) -> Option<Instant> {
         self.state().deadline
     }
@@ -605,13 +606,13 @@ impl Inbox {
         self.deadline().is_some()
     }
 
-    /// Whether it is worth trying on.
+    /// Whether further attempts make sense.
     pub fn goes_on(&self) -> bool {
         let state = self.state();
         !state.closed && state.deadline.is_none_or(|deadline| Instant::now() < deadline)
     }
 
-    /// Queues a record of what was dropped, if there is room for events again.
+    /// Queues a record about dropped events, if there is room for events again.
     fn report_drops_in(&self, queue: &mut Queue) {
         if self.reports
             && queue.has_room()

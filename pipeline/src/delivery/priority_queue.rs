@@ -1,22 +1,22 @@
-//! What one connection sends next: the highest rank first, but before an event of a user the last ones of
-//! the same user that wait before it.
+//! The queue of one connection: the highest rank goes first, but the last events of a user go before a higher
+//! event of the same user.
 //!
-//! Tirreno's rules see a user's last 25 events. So many go before one of a higher rank, in the order of
+//! Tirreno's rules look at a user's last 25 events. So many go before one of a higher rank, in the order of
 //! capture; older ones follow in the order of their own rank.
 
 use std::collections::VecDeque;
 
 use crate::capture::rank::Rank;
 
-/// Of an event's user so many before it go before it, where it goes before others: what Tirreno's rules
-/// see.
+/// How many earlier events of the same user go before an event that overtakes others: as many as Tirreno's
+/// rules look at.
 pub const BEFORE: usize = 25;
 
 /// See the module.
 #[derive(Debug)]
 pub struct PriorityQueue<T> {
     ranks: [VecDeque<Waiting<T>>; Rank::ALL.len()],
-    /// Tells in what order events came.
+    /// The number of the next event, in the order in which they come.
     next: u64,
 }
 
@@ -34,8 +34,8 @@ impl<T> Default for PriorityQueue<T> {
 }
 
 impl<T> PriorityQueue<T> {
-    /// Adds an event. A user's come in the order of capture within a rank; of others that were captured
-    /// before it, those that have come.
+    /// Adds an event. Within a rank, a user's events come in the order of capture. Of events of other ranks
+    /// that were captured before, those are known that have come.
     pub fn push(&mut self, rank: Rank, user: u64, item: T) {
         let (own, lower) =
             self.ranks[rank.place()..].split_first_mut().expect("a rank is one of all");
@@ -62,22 +62,22 @@ impl<T> PriorityQueue<T> {
         own.push_back(Waiting { user, number: self.next, item });
     }
 
-    /// The next event.
+    /// Removes the next event.
     pub fn pop(&mut self) -> Option<T> {
         self.ranks.iter_mut().find_map(VecDeque::pop_front).map(|waiting| waiting.item)
     }
 
-    /// How many wait.
+    /// How many events wait.
     pub fn len(&self) -> usize {
         self.ranks.iter().map(VecDeque::len).sum()
     }
 
-    /// Whether none waits.
+    /// Whether no event waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes all that wait, in their order.
+    /// Removes all events, in their order.
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.ranks.iter_mut().flat_map(|queue| queue.drain(..)).map(|waiting| waiting.item)
     }

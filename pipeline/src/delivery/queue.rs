@@ -1,12 +1,11 @@
-//! The bounded queue of a target: records in the order of capture, and behind those that came before
-//! some found no room, how many found none.
+//! The bounded queue of a target: records in the order of capture, and, between them, how many were dropped
+//! there for lack of room.
 //!
-//! When it is full, the lowest rank makes room, and within a rank the user who has most.
+//! When it is full, a record of the lowest rank is dropped, and within a rank, one of the user with the most
+//! records.
 //!
-//! What is taken out to be sent stays in the queue until it is settled, so that it can be sent again; that
-//! is in the order of capture. What is lent goes in the order of ranks and turns.
-//! The last entries may be *backed*: the ring keeps their records until the target has made them last.
-//! The ring bounds them, and they count against the queue's bounds only once they are in memory only.
+//! Records that were taken stay in the queue until they are settled, so that they can be sent again. They are
+//! taken in the order of capture, and lent in the order of ranks and turns.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -23,11 +22,10 @@ use crate::tirreno::form::parse_ip;
 
 /// Above this share of the queue, events of the lowest rank are refused, so that others find room.
 const LOWEST_UP_TO: f64 = 0.8;
-/// Below this share, there is room again: what was dropped is told of once, not after each event that
-/// just fits.
+/// Below this share, there is room again: drops are reported together, not after each event that just fits.
 const ROOM_BELOW: f64 = 0.7;
-/// What is lent keeps its room, and makes none for others. Of each rank events are lent while this share
-/// of the queue is not, so that a higher rank always finds some that can make room for it.
+/// Lent records keep their room, and cannot be dropped. Records of a rank are lent only below this share of the
+/// queue, so that a higher rank always finds records to replace.
 const LENT_UP_TO: [f64; Rank::ALL.len()] = [1.0, 0.875, 0.75, 0.5];
 
 impl Drops {
@@ -36,7 +34,7 @@ impl Drops {
         Self { count: 1, first_ms: time_ms, last_ms: time_ms }
     }
 
-    /// These and `other` together.
+    /// Adds the drops in `other`.
     pub fn add(&mut self, other: &Self) {
         self.count += other.count;
         // Requests that overlap may be captured in another order than they began.
@@ -45,10 +43,10 @@ impl Drops {
     }
 }
 
-/// What is written for a target.
+/// An entry for a target.
 #[derive(Clone, Debug)]
 pub enum Entry {
-    /// A record, shared by the targets that get it.
+    /// A record, shared by all targets that get it.
     Record(Arc<[u8]>),
     /// Events that found no room here.
     Drops(Drops),
@@ -67,12 +65,12 @@ impl Entry {
     }
 }
 
-/// An entry, and where its record lies while the ring keeps it.
+/// An entry, and the place of its record while the ring keeps it.
 #[derive(Debug)]
 struct Waiting {
     entry: Entry,
     place: Option<Place>,
-    /// Of a record in memory: its rank, its user, and its turn.
+    /// For a record in memory: its rank, its user, and its turn.
     rank: Rank,
     user: u64,
     turn: i64,
@@ -91,7 +89,7 @@ impl Waiting {
     }
 }
 
-/// Tells users apart; without a name, addresses.
+/// A number that differs between users; for anonymous events, between addresses.
 fn user_of(record: &Record<'_>) -> u64 {
     match record.get(Param::UserName) {
         Some(name) => stable_hash([name]),
@@ -102,14 +100,14 @@ fn user_of(record: &Record<'_>) -> u64 {
     }
 }
 
-/// What was settled, or is in memory only from now on.
+/// Entries that were settled, or have moved into memory.
 #[derive(Debug, Default)]
 pub struct Moved {
-    /// Events that were in memory only.
+    /// How many events were in memory only.
     pub memory: u32,
-    /// Events that the ring kept.
+    /// How many events the ring kept.
     pub backed: u32,
-    /// How far each segment is taken with them.
+    /// How far they reach in each segment.
     pub places: Vec<Place>,
 }
 
@@ -134,22 +132,22 @@ impl Moved {
 pub struct Queue {
     /// In the order in which they came.
     entries: BTreeMap<u64, Waiting>,
-    /// The number of the next entry, and of the first that is not being sent.
+    /// The number of the next entry, and of the first one that is not being sent.
     next: u64,
     first_new: u64,
-    /// How many are being sent.
+    /// How many entries are being sent.
     taken: usize,
-    /// Of the records in memory that are not being sent: in turn, by rank, and each user's.
+    /// The records in memory that are not being sent: by rank in the order of turns, and by user.
     in_turn: [BTreeMap<i64, u64>; Rank::ALL.len()],
     users: HashMap<u64, BTreeSet<u64>>,
     turns: Turns,
-    /// Of the entries that are in memory only: how many, and their bytes.
+    /// How many entries are in memory only, and their bytes.
     events: usize,
     bytes: usize,
-    /// Of these, what is lent.
+    /// How many of these are lent.
     lent_events: usize,
     lent_bytes: usize,
-    /// How many of a segment's records are backed, by its number.
+    /// How many records of each segment are backed by the ring.
     backed: Vec<u32>,
     all_backed: usize,
     most_events: usize,
@@ -157,7 +155,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// An empty queue for so many events and bytes of records.
+    /// An empty queue for so many events and so many bytes of records.
     pub fn new(most_events: usize, most_bytes: usize) -> Self {
         Self {
             entries: BTreeMap::new(),
@@ -178,7 +176,7 @@ impl Queue {
         }
     }
 
-    /// Adds a record. Returns what was dropped for it, or the record itself where nothing counts less.
+    /// Adds a record. Returns what was dropped for it, or the record itself if nothing counts less.
     pub fn offer(&mut self, bytes: &Arc<[u8]>, record: &Record<'_>) -> Option<Drops> {
         let (rank, user) = (record.rank(), user_of(record));
         let (has_room, mut dropped) = self.make_room(bytes.len(), rank, user);
@@ -202,7 +200,7 @@ impl Queue {
         self.next
     }
 
-    /// A record in memory is not being sent: it may make room, or be lent.
+    /// Notes that a record in memory is not being sent, so that it may be dropped or lent.
     fn enter(&mut self, number: u64) {
         if let Some(waiting) = self.entries.get(&number).filter(|waiting| waiting.turn > 0) {
             self.in_turn[waiting.rank.place()].insert(waiting.turn, number);
@@ -223,8 +221,8 @@ impl Queue {
         }
     }
 
-    /// Makes room for a record: the lowest ranks go first, and within its own rank the newest of the user
-    /// who has most. Returns whether there is room, and what was dropped.
+    /// Makes room for a record: records of lower ranks are dropped first, and within its own rank the newest
+    /// ones of the user with the most. Returns whether there is room, and what was dropped.
     fn make_room(&mut self, bytes: usize, rank: Rank, user: u64) -> (bool, Option<Drops>) {
         let mut dropped: Option<Drops> = None;
         while !self.has_room_for(bytes, rank) {
@@ -269,7 +267,7 @@ impl Queue {
         self.push(Waiting { entry, place, rank: Rank::Four, user: 0, turn: 0 });
     }
 
-    /// Whether the ring keeps a record of this segment for the queue.
+    /// Whether the ring keeps a record in this segment for the queue.
     pub fn is_backed(&self, segment: usize) -> bool {
         self.backed.get(segment).is_some_and(|count| *count > 0)
     }
@@ -279,8 +277,8 @@ impl Queue {
         self.all_backed > 0
     }
 
-    /// Keeps in memory what the ring kept, as far as there is room: the rest stays backed, or where
-    /// `all` is to leave the ring, is dropped. Returns what left the ring, and what was dropped for it.
+    /// Moves records from the ring's keeping into memory, as far as there is room. The rest stays backed; with
+    /// `all`, it is dropped. Returns what left the ring, and what was dropped.
     pub fn detach(&mut self, all: bool) -> (Moved, Option<Drops>) {
         let mut moved = Moved::default();
         let mut dropped: Option<Drops> = None;
@@ -332,7 +330,7 @@ impl Queue {
         backed.map(|(number, _)| *number).collect()
     }
 
-    /// Counts what the ring still keeps as if it were in memory, whatever room there is.
+    /// Counts the records that the ring still keeps as if they were in memory, whatever room there is.
     pub fn take_rest(&mut self) -> Moved {
         let mut moved = Moved::default();
         for waiting in self.entries.values_mut().filter(|waiting| waiting.place.is_some()) {
@@ -346,7 +344,7 @@ impl Queue {
         moved
     }
 
-    /// Forgets what the ring keeps and is not being sent: the next collector reads it.
+    /// Forgets the records that the ring keeps and that are not being sent: the next collector reads them.
     pub fn leave_backed(&mut self) {
         for number in self.backed_numbers().into_iter().filter(|number| *number >= self.first_new) {
             if let Some(place) = self.entries.remove(&number).and_then(|waiting| waiting.place) {
@@ -375,7 +373,7 @@ impl Queue {
         self.fits(0, ROOM_BELOW)
     }
 
-    /// Adds, behind the last record, what was dropped.
+    /// Adds, behind the last record, how many were dropped.
     pub fn report(&mut self, drops: Drops) {
         let first_new = self.first_new;
         match self.entries.last_entry() {
@@ -391,7 +389,7 @@ impl Queue {
         self.push(Waiting::drops(drops));
     }
 
-    /// What would be lost with the queue: its records, and the drops that it was to tell of.
+    /// What would be lost with the queue: its records, and the drops that it has not reported.
     pub fn left(&self) -> Option<Drops> {
         let drops = self.entries.values().filter_map(|waiting| match &waiting.entry {
             Entry::Record(bytes) => Record::parse(bytes).map(|record| Drops::one(record.time_ms())),
@@ -403,12 +401,12 @@ impl Queue {
         })
     }
 
-    /// The next entries that are not being sent yet, at most `most`; they are from now on.
+    /// Takes the next entries that are not being sent yet, at most `most`.
     pub fn take(&mut self, most: usize) -> Vec<Entry> {
         self.take_placed(most).into_iter().map(|(entry, _)| entry).collect()
     }
 
-    /// The same, and where each lies in the ring while that keeps it.
+    /// Like [`take`](Self::take), with the place of each entry in the ring, if the ring keeps it.
     pub fn take_placed(&mut self, most: usize) -> Vec<(Entry, Option<Place>)> {
         let new = self.entries.range(self.first_new..).take(most);
         let numbers: Vec<_> = new.map(|(number, _)| *number).collect();
@@ -426,8 +424,8 @@ impl Queue {
         entries
     }
 
-    /// Gives away records that are in memory only, of each rank at most so many, the highest first; before
-    /// one of a higher rank go the last of its user. Each keeps its room until
+    /// Lends records that are in memory only, the highest rank first, at most so many of each rank; the last
+    /// records of its user go before one of a higher rank. Each keeps its room until
     /// [`returned`](Self::returned).
     pub fn lend(&mut self, room: [usize; Rank::ALL.len()]) -> Vec<Arc<[u8]>> {
         let mut lent = Vec::new();
@@ -466,14 +464,14 @@ impl Queue {
         lent
     }
 
-    /// Whether an event of that rank may be lent beside those that are.
+    /// Whether a record of that rank may be lent in addition to those that are.
     fn may_lend(&self, rank: Rank) -> bool {
         let part = |most: usize| (most as f64 * LENT_UP_TO[rank.place()]) as usize;
         self.lent_events == 0
             || self.lent_events < part(self.most_events) && self.lent_bytes < part(self.most_bytes)
     }
 
-    /// A record of so many bytes that was lent is done with.
+    /// A lent record of so many bytes has its outcome.
     pub fn returned(&mut self, bytes: usize) {
         self.events -= 1;
         self.bytes -= bytes;
@@ -488,8 +486,8 @@ impl Queue {
         }
     }
 
-    /// What is being sent will be sent again. What left the ring meanwhile, and has no room here, is
-    /// dropped.
+    /// The records that are being sent will be sent again. Those that left the ring meanwhile and find no room
+    /// are dropped.
     pub fn put_back(&mut self) -> Option<Drops> {
         let taken: Vec<_> =
             self.entries.range(..self.first_new).map(|(number, _)| *number).collect();
@@ -505,7 +503,7 @@ impl Queue {
         dropped
     }
 
-    /// The record in memory that counts least, if there is more than there is room for.
+    /// The record in memory that counts least, if there are more than fit.
     fn without_room(&self) -> Option<u64> {
         let last = |rank: Rank| Some((rank, *self.in_turn[rank.place()].last_key_value()?.1));
         let (rank, number) = Rank::ALL.into_iter().rev().filter_map(last).next()?;
@@ -527,7 +525,7 @@ impl Queue {
         })
     }
 
-    /// The first `count` of what is being sent are done with.
+    /// The first `count` entries that are being sent have their outcome.
     pub fn settle(&mut self, count: usize) -> Moved {
         let mut moved = Moved::default();
         let count = count.min(self.taken);

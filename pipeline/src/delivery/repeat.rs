@@ -1,11 +1,11 @@
-//! What an attack repeats, said once a minute with its number: failed logins of one account or address,
-//! and new users without a name of one address.
+//! Merges what an attack repeats: failed logins of one account or address, and new users without a name from
+//! one address, are one event a minute with their number.
 //!
-//! So many a minute go singly. How many did lies in the shared zone, so that it survives a reload and the
-//! death of a collector; it is bounded, and where there are more accounts and addresses at a time than it
-//! has room for, some of them have more single events.
+//! The first ones of each minute go one by one. The counters lie in the shared zone, so that they survive a
+//! reload and the death of a collector. Their number is bounded: if more accounts and addresses are active than
+//! fit, some of them get more single events.
 //!
-//! A minute is one of the time of capture: what waited long counts in its own minute.
+//! The minute is that of capture: a record that waited long counts in its own minute.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,19 +18,19 @@ use crate::tirreno::form::parse_ip;
 
 /// The user of events that stand for failed logins of many unknown accounts.
 pub const UNKNOWN_MANY: &[u8] = b"unknown-many";
-/// The user of events that stand for many sessions that are nobody's.
+/// The user of events that stand for many sessions whose users are unknown.
 pub const SESSION_MANY: &[u8] = b"session-many";
 const SESSION: &[u8] = b"session-";
 
 const MINUTE_NS: u64 = 60_000_000_000;
-/// What was captured in a minute may be read so long after it, and is to be in the same event.
+/// Records of a minute may be read so long after it, and still belong to its event.
 const READ_WITHIN_NS: u64 = 2_000_000_000;
-/// Places where a counter may be.
+/// How many places a key may have.
 const WAYS: usize = 4;
-/// How long a user without a name is known after its last event, in minutes.
+/// For how many minutes a user without a name stays known after its last event.
 const KNOWN: u64 = 60;
 
-/// A counter: a key, and in one word the minute and the count.
+/// A counter: a key, and one word with the minute and the count.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Counter {
@@ -52,18 +52,18 @@ impl Counter {
     }
 }
 
-/// What becomes of an event.
+/// What happens to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// It goes as it is.
+    /// It is sent as it is.
     Single,
-    /// It is one of many, which one event stands for.
+    /// It is merged into an event that stands for many.
     Merged {
-        /// The same for those of one account or address in one minute.
+        /// The same key for all of one account or address in one minute.
         key: u64,
-        /// When all of the minute is read, a stamp as records have it.
+        /// The stamp after which all records of the minute have been read.
         until_ns: u64,
-        /// Whose the event is that stands for them, where it is not this one's user.
+        /// The user of the merged event, if it is not this event's user.
         user: Option<&'static [u8]>,
     },
 }
@@ -71,9 +71,9 @@ pub enum Repeat {
 /// A target's limit, with the counters of the zone.
 #[derive(Clone, Copy, Debug)]
 pub struct Repeats {
-    /// So many a minute go singly; nothing: all.
+    /// How many a minute go one by one; `None`: all.
     limit: Option<u32>,
-    /// The target's place in the zone: each counts for itself.
+    /// The target's index in the zone: each target counts for itself.
     slot: usize,
     counters: &'static [Counter],
 }
@@ -125,15 +125,15 @@ impl Repeats {
         Repeat::Single
     }
 
-    /// Counts one of those that are merged under that key. Returns how many they are, also those that a
-    /// collector counted that died before it could say so.
+    /// Counts an event that is merged under that key. Returns the number so far, including those that a
+    /// collector counted before it died.
     pub fn count_merged(&self, key: u64, record: &Record<'_>) -> u32 {
         let (key, minute) = (self.key(b"merged", &key.to_le_bytes()), record.stamp() / MINUTE_NS);
         self.add(key, minute);
         self.count(key, minute).max(1)
     }
 
-    /// The event that stands for these is on its way.
+    /// The merged event is on its way.
     pub fn clear_merged(&self, key: u64) {
         if let Some(counter) = self.find(self.key(b"merged", &key.to_le_bytes())) {
             counter.set(0, 0);
@@ -165,7 +165,7 @@ impl Repeats {
 
     fn add(&self, key: u64, minute: u64) {
         let counter = self.find(key).or_else(|| {
-            // The one that counted least of late.
+            // Replaces the counter with the oldest minute and the smallest count.
             let place = self.ways(key).min_by_key(|counter| (counter.minute(), counter.count()))?;
             place.set(0, 0);
             place.key.store(key, Relaxed);
@@ -178,7 +178,7 @@ impl Repeats {
     }
 }
 
-/// An address as attackers have them: of IPv6 a /64.
+/// The part of an address that one attacker controls: of IPv6 the /64.
 fn network(ip: Option<IpAddr>) -> [u8; 16] {
     match ip {
         None => [0; 16],

@@ -1,4 +1,4 @@
-//! A target: what takes events, on a thread of its own.
+//! A target takes events on a thread of its own.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,25 +14,25 @@ use crate::shm::zone::DropReason;
 /// The pause after a failure of a target's thread.
 const RESTART: Duration = Duration::from_secs(1);
 
-/// What one type of target does with its events. Each target has a thread of its own, which alone calls
-/// this: one that hangs holds up no other.
+/// How one type of target delivers its events. Only the target's own thread calls this, so a target that hangs
+/// delays no other.
 pub trait Target: Send {
-    /// Delivers what comes into `inbox` until that is closed.
+    /// Delivers the events in `inbox` until it is closed.
     fn run(&mut self, inbox: &Arc<Inbox>);
 }
 
-/// A target with its inbox, and its thread once that could be started.
+/// A target with its inbox, and its thread once that is started.
 pub struct Running {
-    /// What it has to deliver.
+    /// The events to deliver.
     pub inbox: Arc<Inbox>,
     name: &'static str,
-    /// Until the thread takes it.
+    /// The target until its thread takes it.
     target: Arc<Mutex<Option<Box<dyn Target>>>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Running {
-    /// The target; `name` is its thread's.
+    /// The target; `name` is the name of its thread.
     pub fn new(target: impl Target + 'static, inbox: Arc<Inbox>, name: &'static str) -> Self {
         Self { inbox, name, target: Arc::new(Mutex::new(Some(Box::new(target)))), thread: None }
     }
@@ -52,7 +52,7 @@ impl Running {
             while !inbox.is_closed() {
                 if catch_unwind(AssertUnwindSafe(|| target.run(&inbox))).is_err() {
                     inbox.log(Level::Error, "its thread failed and starts again");
-                    // Should one of these be why, it shall not be so for ever.
+                    // If one of these events caused the failure, it shall not do so for ever.
                     inbox.settle(usize::MAX, Outcome::Dropped(DropReason::Internal));
                     thread::sleep(RESTART);
                 }
@@ -74,7 +74,7 @@ impl Running {
     fn close(&mut self, reason: DropReason, another_follows: bool) {
         self.inbox.close(reason, another_follows);
         let Some(thread) = self.thread.take() else { return };
-        // One that waits for a server or a disk ends by itself, or with the process.
+        // A thread that waits for a server or a disk ends by itself, or with the process.
         let until = Instant::now() + JOIN;
         while !thread.is_finished() && Instant::now() < until {
             thread::sleep(JOIN / 20);
@@ -89,7 +89,7 @@ impl Running {
 const JOIN: Duration = Duration::from_millis(20);
 
 impl Drop for Running {
-    /// Counts what a collector that failed has held.
+    /// Counts the events of a collector that failed.
     fn drop(&mut self) {
         self.close(DropReason::Internal, true);
     }

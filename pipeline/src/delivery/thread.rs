@@ -1,14 +1,14 @@
-//! What every thread of the module needs of the system.
+//! System settings of all threads of the module.
 
 use std::os::fd::RawFd;
 use std::{io, mem, ptr, thread};
 
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
-/// How much less urgent than the event loop collecting is: a ring that nobody empties drops events …
+/// How much lower than the event loop's the collector's priority is: a ring that nobody empties drops events …
 pub(crate) const NICE_COLLECTING: i32 = 5;
-/// … and sending: what waits for it is kept. Not less than that, or a stopping nginx on a busy machine
-/// would not get its last events out in time.
+/// … and that of the sending threads: what waits for them is kept. Not lower, or a stopping nginx on a busy
+/// machine would not send its last events in time.
 pub(crate) const NICE_SENDING: i32 = 10;
 
 /// Starts a thread with all signals blocked: they belong to nginx's main thread.
@@ -40,21 +40,21 @@ fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Lets the event loop go first on a busy machine. On Linux a priority is a thread's; the main thread,
-/// which has the process's id, has the one that nginx's "worker_priority" says.
+/// Lowers the calling thread's priority, so that the event loop goes first on a busy machine. On Linux,
+/// priorities belong to threads; the main thread, whose id is the process's, has the one of `worker_priority`.
 fn lower_priority(by: i32) {
     let own = Some(rustix::thread::gettid());
     let main = Pid::from_raw(std::process::id().cast_signed());
-    // A system that forbids it costs no event.
+    // Where the system forbids it, no event is lost.
     let _ = getpriority_process(main).and_then(|nice| setpriority_process(own, nice + by));
 }
 
-/// Gives the calling thread, and those that it starts, a table of open files of their own, without the
-/// event loop's but for those `kept`. Linux then spares the event loop two atomic operations with each
-/// system call, and no connection or listening socket can be kept open by a thread. Kernels before 5.9
-/// cannot: there nothing changes.
+/// Gives the calling thread, and the threads that it starts, a table of open files of their own, without the
+/// event loop's files except those in `kept`. That saves the event loop two atomic operations for each system
+/// call, and no thread can keep a connection or a listening socket open. Kernels before 5.9 lack the call:
+/// there nothing changes.
 ///
-/// Of the three standard files, `consoles` are kept in any case.
+/// Of the three standard files, those in `consoles` are kept in any case.
 pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
     let close = |first: libc::c_uint, last: libc::c_uint| {
         // SAFETY: the thread has opened nothing yet, and its table is its own before anything is
@@ -73,7 +73,7 @@ pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
     // fills it.
     unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        // nginx's standard error is its error log: after a rotation the old file would stay open here.
+        // nginx's standard error is its error log: after a rotation, the old file would stay open here.
         for (standard, keep) in (0..).zip(consoles) {
             let mut about = mem::zeroed::<libc::stat>();
             let is_file = libc::fstat(standard, &mut about) == 0

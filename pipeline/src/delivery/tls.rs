@@ -1,8 +1,8 @@
-//! TLS to the servers of all targets: one way to check a certificate, and words for what is wrong.
+//! TLS to the servers of all targets: one way to verify a certificate, and words for what is wrong.
 //!
-//! A server's certificate is checked as webpki does. Beyond that, one that stands itself in
-//! `ssl_trusted_certificate` is taken as it is, but for its name and its dates: self-hosters trust the
-//! certificate that `openssl req -x509` made, and curl takes it too.
+//! A server's certificate is verified as webpki does. In addition, a certificate that is itself in
+//! `ssl_trusted_certificate` is accepted if its name and dates are right: self-hosters trust the certificate
+//! that `openssl req -x509` made, and curl accepts it, too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 use crate::fault::{Fault, TlsFault};
 
-/// Certificates that are trusted, loaded while the configuration is read.
+/// Trusted certificates, loaded while the configuration is read.
 #[derive(Clone)]
 pub struct Roots(Arc<Vec<CertificateDer<'static>>>);
 
@@ -34,7 +34,7 @@ impl fmt::Debug for Roots {
 }
 
 impl Roots {
-    /// The system's; `SSL_CERT_FILE` and `SSL_CERT_DIR` override its places.
+    /// The system's certificates; `SSL_CERT_FILE` and `SSL_CERT_DIR` override their places.
     ///
     /// # Errors
     /// There are none.
@@ -46,7 +46,7 @@ impl Roots {
         })
     }
 
-    /// Those in a PEM file's content.
+    /// The certificates in a PEM file's content.
     ///
     /// # Errors
     /// It holds no certificate, or one that cannot be read.
@@ -59,7 +59,7 @@ impl Roots {
     }
 }
 
-/// The client's certificate and its key, `ssl_certificate` and `ssl_certificate_key`.
+/// The client's certificate and its key, from `ssl_certificate` and `ssl_certificate_key`.
 pub struct ClientCertificate(Arc<CertifiedKey>);
 
 impl fmt::Debug for ClientCertificate {
@@ -100,7 +100,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// How a target's TLS connections are made.
+/// The TLS configuration of a target's connections.
 #[derive(Clone, Debug)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -108,7 +108,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// `roots`: who may have signed the server's certificate; none: any is taken (`ssl_verify off`).
+    /// `roots`: the trusted certificates; `None` accepts any certificate (`ssl_verify off`).
     ///
     /// # Errors
     /// No certificate of `roots` can be used.
@@ -136,7 +136,7 @@ impl Tls {
         self.config.clone()
     }
 
-    /// What an error of a connection means.
+    /// The fault for an error of a connection.
     pub fn fault(&self, error: &rustls::Error) -> Fault {
         let wanted = self.client.wanted.load(Relaxed);
         match error {
@@ -150,8 +150,8 @@ impl Tls {
         }
     }
 
-    /// What the end of a connection means on which the server never spoke: many servers close it
-    /// without a word when they miss a client certificate.
+    /// The fault for a connection that the server closed without a word, as many servers do when they miss a
+    /// client certificate.
     pub fn closed(&self) -> Fault {
         if self.client.wanted.load(Relaxed) && self.client.certificate.is_none() {
             Fault::Tls(TlsFault::ClientCertificateWanted)
@@ -197,7 +197,7 @@ fn fault(error: &rustls::Error) -> Fault {
     })
 }
 
-/// Shows the client's certificate, and notes that the server asked for one.
+/// Presents the client's certificate, and notes that the server asked for one.
 #[derive(Debug)]
 struct Client {
     certificate: Option<Arc<CertifiedKey>>,
@@ -215,7 +215,7 @@ impl ResolvesClientCert for Client {
     }
 }
 
-/// Checks certificates as webpki does, takes trusted ones themselves, and finds the reason.
+/// Verifies certificates as webpki does, accepts trusted ones themselves, and finds the reason for a refusal.
 #[derive(Debug)]
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
@@ -232,7 +232,7 @@ impl Verifier {
         Ok(Self { webpki, roots })
     }
 
-    /// Checks the name and the dates of a certificate that is trusted itself.
+    /// Verifies the name and the dates of a certificate that is itself trusted.
     fn check_trusted(
         certificate: &CertificateDer<'_>,
         name: &ServerName<'_>,
@@ -294,7 +294,7 @@ fn reason(error: &CertificateError, certificate: &CertificateDer<'_>, now: UnixT
                 TlsFault::NoName
             }
         }
-        // Of another certificate in the chain.
+        // The error concerns another certificate in the chain.
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => TlsFault::Expired,
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             TlsFault::NotYetValid
@@ -306,7 +306,7 @@ fn reason(error: &CertificateError, certificate: &CertificateDer<'_>, now: UnixT
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             TlsFault::NotForServers
         }
-        // With itself as its issuer it may be one that webpki calls an authority.
+        // A certificate with itself as its issuer may be one that webpki calls an authority.
         _ if read.issuer() == read.subject() => TlsFault::SelfSigned,
         CertificateError::UnknownIssuer => TlsFault::UnknownIssuer,
         _ => TlsFault::Certificate,
@@ -361,7 +361,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A handshake is signed with the certificate's key: what cannot be checked is that.
+/// A handshake is signed with the certificate's key: the signature is what cannot be verified.
 fn unsupported_key(error: rustls::Error) -> rustls::Error {
     match error {
         rustls::Error::InvalidCertificate(
@@ -372,7 +372,7 @@ fn unsupported_key(error: rustls::Error) -> rustls::Error {
     }
 }
 
-/// `ssl_verify off`: takes whatever certificate the server has, and only its own signature.
+/// `ssl_verify off`: accepts any certificate, and verifies only the server's own signature.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 

@@ -1,55 +1,58 @@
-//! Turns: in what order events of one rank go, so that no user's many hold up another's one.
+//! The order of events within one rank: users take turns, so that many events of one user do not delay the
+//! events of others.
 //!
 //! An event's place is a number that is given when it comes, from what is known then of its user: the turn
-//! after its user's last one, but none that is over (start-time fair queuing). Whoever sends in the order
-//! of these numbers lets users take turns, and each user's events keep their order.
+//! An event gets its place when it comes, from its user's state at that moment: the turn after its user's last
+//! one, but never a turn that is over (start-time fair queuing). A sender that follows these numbers lets users
+//! take turns, and keeps the order of each user's events.
 
 use std::collections::HashMap;
 
 use crate::capture::rank::Rank;
 
-/// A user's turn: so many events in a row, before others of the same rank.
+/// How many events of one user go in a row, before others of the same rank.
 pub const TURN: i64 = 8;
-/// So many places of a turn tell events of it apart.
+/// How many places a turn has, to number its events.
 const PLACES: i64 = 1 << 24;
-/// The most users whose turns are known. Further ones queue behind all others.
+/// The most users whose turns are known. Further users queue behind all others.
 const MAX_USERS: usize = 1 << 18;
 
-/// What was given to whom; see the module.
+/// The turns that were given; see the module.
 #[derive(Debug, Default)]
 pub struct Turns {
     ranks: [RankTurns; Rank::ALL.len()],
     users: HashMap<u64, UserTurns>,
-    /// Whether there were more users than can be known: until nothing waits, new ones queue behind all.
+    /// Whether there were more users than can be known: until the queue is empty, new users queue behind all
+    /// others.
     overflowed: bool,
-    /// Tells events of one turn apart.
+    /// The number of the next event within its turn.
     place: i64,
 }
 
-/// A rank's places.
+/// The places of one rank.
 #[derive(Clone, Copy, Debug, Default)]
 struct RankTurns {
-    /// The last that had its turn.
+    /// The last place that had its turn.
     served: i64,
-    /// The last that was given.
+    /// The last place that was given.
     given: i64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct UserTurns {
-    /// How many events, by rank, counted from the first turn on.
+    /// For each rank, the number of events, counted from the first turn on.
     events: [i64; Rank::ALL.len()],
     last: Option<i64>,
 }
 
 impl Turns {
-    /// The place of the next event of that user and rank; above 0. And the [`note`](Self::note) of the
-    /// user's event before it.
+    /// The place of the next event of that user and rank, above 0; and the [`note`](Self::note) of the user's
+    /// previous event.
     pub fn give(&mut self, rank: Rank, user: u64) -> (i64, Option<i64>) {
         let r = rank.place();
         self.place += 1;
         if self.place == PLACES {
-            // From here on all come behind what was given.
+            // From here on, all events come behind the places that were given.
             self.clear();
             self.place = 0;
         }
@@ -61,10 +64,10 @@ impl Turns {
             return (order.given, None);
         }
         let user = self.users.entry(user).or_default();
-        // Turns are counted from one: no place is 0.
+        // Turns are counted from one, so that no place is 0.
         user.events[r] = user.events[r].max(now).max(TURN - 1) + 1;
         if user.events[r] / TURN * PLACES + self.place <= order.served {
-            // Never a place that is over: nobody would look for it there.
+            // A place whose turn is over would never be looked for.
             user.events[r] = (user.events[r] / TURN + 1) * TURN;
         }
         let place = user.events[r] / TURN * PLACES + self.place;
@@ -72,7 +75,7 @@ impl Turns {
         (place, user.last)
     }
 
-    /// The user's last event, by a number of the caller's.
+    /// Notes the user's last event by a number of the caller's.
     pub fn note(&mut self, user: u64, event: i64) {
         if let Some(user) = self.users.get_mut(&user) {
             user.last = Some(event);
@@ -90,14 +93,14 @@ impl Turns {
         self.ranks[rank.place()].served
     }
 
-    /// Whether the next event of that user and rank would come at or behind `last`, the last place of the
-    /// rank: then nobody has more events waiting than this user.
+    /// Whether the next event of that user and rank would come at or behind `last`, the last place of the rank:
+    /// then no user has more events waiting.
     pub fn is_last(&self, rank: Rank, user: u64, last: i64) -> bool {
         let events = self.users.get(&user).map_or(0, |user| user.events[rank.place()]);
         (events + 1) / TURN >= last / PLACES
     }
 
-    /// Nothing waits: users start anew, behind what was.
+    /// The queue is empty: users start anew, behind the places so far.
     pub fn clear(&mut self) {
         self.users.clear();
         self.overflowed = false;
@@ -106,7 +109,7 @@ impl Turns {
         }
     }
 
-    /// Learns of events that wait: a user's first and last place in a rank, and its last event.
+    /// Learns of waiting events: the user's first and last place in a rank, and the user's last event.
     pub fn learn(&mut self, rank: Rank, user: u64, (first, last): (i64, i64), event: i64) {
         let order = &mut self.ranks[rank.place()];
         order.served = if order.given == 0 { first - 1 } else { order.served.min(first - 1) };
@@ -117,7 +120,7 @@ impl Turns {
             return;
         }
         let user = self.users.entry(user).or_default();
-        // All of its last turn.
+        // The last turn counts as used up.
         user.events[rank.place()] = last / PLACES * TURN + TURN - 1;
         user.last = user.last.max(Some(event));
     }
