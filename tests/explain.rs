@@ -239,6 +239,33 @@ fn a_module_that_an_include_loads() {
 }
 
 #[test]
+fn an_nginx_that_was_never_installed_needs_no_prefix() {
+    let nginx = std::env::var("TEST_NGINX_BINARY").expect("ci/test sets it");
+    let about = Command::new(&nginx).arg("-V").output().unwrap().stderr;
+    let about = String::from_utf8(about).unwrap();
+    // A distribution's nginx writes where its package has made directories.
+    if about.contains("--http-log-path") || Path::new("/usr/local/nginx").exists() {
+        return;
+    }
+    let site = Site::start();
+    let conf = CONF.lines().filter(|line| {
+        !["pid ", "access_log", "_temp_path"].iter().any(|directive| line.contains(directive))
+    });
+    let conf = conf.collect::<Vec<_>>().join("\n").replace("%PORT%", "8080");
+    let conf = site.file("nginx.conf", &conf);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let output = Command::new(root.join("ci/explain"))
+        .args(["--nginx", &nginx, "--module"])
+        .arg(std::env::var_os("TEST_NGINX_MODULE").expect("ci/test sets it"))
+        .args([&conf, "GET", "http://a.example/quiet", "200"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("event: none, this rule says so"), "{text}");
+}
+
+#[test]
 fn what_is_wrong() {
     let site = Site::start();
     let cases: [(&[&str], &str); 5] = [
