@@ -1,21 +1,22 @@
 //! The database of one spool: SQLite in WAL mode.
 //!
-//! A batch is committed before its first POST, an event leaves after its 204, and the totals change in
-//! the same transactions, so that they are exact whatever is killed when. A killed process loses
-//! nothing of what is committed; a power cut may take the last moments of what was delivered
-//! (`synchronous=NORMAL`), never of what was taken in (`FULL`).
+//! A batch is committed before its first POST, an event is deleted after its 204, and the totals change in the
+//! same transactions: they are exact, whatever is killed when. A killed process loses nothing that is
+//! committed. A power cut may undo the last deletions of delivered events (`synchronous=NORMAL`), but never the
+//! intake of events (`FULL`).
 //!
-//! Any process may append, also those of two masters during a binary upgrade. With a batch it commits
-//! how far it has read each ring: what it stored and could not yet free there, the next one does not
-//! store again. Only the holder of the lock beside the database sends, and only it orders.
+//! Any process may append, also the processes of two masters during a binary upgrade. With each batch, a
+//! process commits how far it has read each ring: the next process does not store again what this one stored
+//! and could not yet free in the ring. Only the holder of the lock beside the database sends, and only it
+//! orders events.
 //!
 //! # Order
-//! Ranks first; within a rank users take turns of some events each, so that nobody's many hold up
-//! another's one. The place of an event, its `turn`, is given when it is stored, from what is known then
-//! of its user (start-time fair queuing): an index in one order suffices. An event of a higher rank takes
-//! its user's last ones before it along; `previous` leads to them without an index of users. A user's
-//! events of one rank stay in the order of capture. While another instance of nginx captures too, what it
-//! may not have committed yet is waited for, and given its place by the time of capture.
+//! Ranks first; within a rank, users take turns of some events each, so that many events of one user do not
+//! delay those of others. An event's place, its `turn`, is set when it is stored, from its user's state at that
+//! moment (start-time fair queuing): one index suffices. An event of a higher rank takes the last events of its
+//! user along; `previous` leads to them without an index of users. A user's events of one rank stay in the
+//! order of capture. While another instance of nginx captures, too, the sender waits for what that may not have
+//! committed yet, and places it by the time of capture.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,38 +47,37 @@ use crate::shm::rejected::{LISTED, Rejected, TraceId};
 use crate::shm::zone::Fault;
 use crate::tirreno::form;
 
-/// How long a commit waits for another process's.
+/// How long a commit waits for another process's commit.
 const BUSY: Duration = Duration::from_secs(2);
-/// How often it looks whether that has ended.
+/// How often a waiting commit tries again.
 const BUSY_POLL: Duration = Duration::from_millis(1);
-/// So much older events get, at the most, while the machine is off.
+/// By how much events age, at the most, while the machine is off.
 const MAX_OFF: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often opening is tried until then.
+/// The pause between attempts to open the database.
 const RETRY: Duration = Duration::from_millis(10);
-/// So much of the file system is left free: where SQLite's log cannot be moved into the database,
-/// nothing can be deleted either. Twice what the log may have.
+/// How much of the file system is left free: without room to move SQLite's log into the database, nothing can
+/// be deleted. Twice the log's limit.
 const RESERVE: u64 = 8 << 20;
-/// The most rejected events that are kept to be looked at.
+/// The most rejected events that are kept for inspection.
 const MAX_REJECTED: u64 = 10_000;
-/// Above this share of the size, events of the lowest rank make room or are refused, so that others find
-/// room.
+/// Above this share of the size, events of the lowest rank are dropped or refused, so that others find room.
 const LOWEST_UP_TO: f64 = 0.8;
-/// So many events at the most make room at a time.
+/// The most events to drop at a time.
 const MAKE_ROOM: usize = 16;
-/// So many rows are looked at for these.
+/// How many rows are searched for a user's last events.
 const LOOK_BACK: usize = 4 * BEFORE;
-/// So many events get their place in one transaction.
+/// How many events get their places in one transaction.
 const ORDER: usize = 4096;
-/// Cursors of rings of other instances of nginx are kept so long.
+/// How long the cursors of other instances' rings are kept.
 const KEEP_CURSORS: Duration = Duration::from_secs(3600);
-/// Pages that are given back to the file system at a time.
+/// How many pages are given back to the file system at a time.
 const SHRINK: u32 = 256;
-/// A database of an older layout is made able to shrink when it has at most so many pages.
+/// A database of an older layout is converted so that it can shrink, if it has at most so many pages.
 const VACUUM: u32 = 4096;
-/// So many events that are too old are dropped in one transaction.
+/// How many expired events are dropped in one transaction.
 const EXPIRE: usize = 512;
 
-/// Which events go when the spool is full.
+/// Which events are dropped when the spool is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// The oldest, page views first.
@@ -93,13 +93,13 @@ pub struct SpoolConfig {
     pub path: PathBuf,
     /// The most bytes of events.
     pub max_size: u64,
-    /// How long an event is worth keeping.
+    /// The maximum age of an event.
     pub max_age: Duration,
-    /// Which events go when it is full.
+    /// Which events are dropped when it is full.
     pub when_full: WhenFull,
 }
 
-/// Why a spool cannot be used now. It names no content.
+/// Why a spool cannot be used at present, without any content.
 #[derive(Debug)]
 pub enum SpoolError {
     /// SQLite's error.
@@ -108,12 +108,12 @@ pub enum SpoolError {
     NoReserve,
     /// Another version of the module made it.
     Layout,
-    /// Something else than a plain file lies in its place.
+    /// There is something other than a plain file in its place.
     NotPlain,
 }
 
 impl SpoolError {
-    /// Whether the file system has no room.
+    /// Whether the file system is full.
     pub fn is_full(&self) -> bool {
         self.code() == Some(ErrorCode::DiskFull) || matches!(self, Self::NoReserve)
     }
@@ -138,12 +138,12 @@ impl SpoolError {
         }
     }
 
-    /// Whether another connection holds the database.
+    /// Whether another connection has locked the database.
     fn is_busy(&self) -> bool {
         matches!(self.code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
-    /// Whether the database is damaged, and not only in the way of something.
+    /// Whether the database is damaged, and not only unavailable.
     pub fn is_corrupt(&self) -> bool {
         matches!(self.code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
     }
@@ -180,30 +180,30 @@ impl fmt::Display for SpoolError {
     }
 }
 
-/// A record on its way into the spool.
+/// A record to store.
 #[derive(Clone, Copy, Debug)]
 pub struct Intake<'a> {
     /// The record, as the target sees it.
     pub view: View<'a>,
-    /// The ring that it was read from, by a number of the caller's that stays the same while this
-    /// instance of nginx lives. Each ring's records have rising stamps; one at or before the last that was
-    /// stored from there is not stored again. `None`: it comes from memory.
+    /// The number of the ring that it was read from, which the caller keeps the same while this instance of
+    /// nginx lives. The stamps of each ring rise: a record with a stamp up to the last one stored from that
+    /// ring is not stored again. `None`: the record comes from memory.
     pub ring: Option<u64>,
-    /// It is one of many, for which one event stands: the first of them, with their number.
+    /// Set for an event that is merged into one that stands for many.
     pub merge: Option<Merge>,
 }
 
-/// Events that one stands for.
+/// How to merge an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Merge {
-    /// The same for all of them.
+    /// The same for all events to merge.
     pub key: u64,
-    /// When there will be no more of them, a stamp as records have it.
+    /// The stamp after which there are no more of them.
     pub until_ns: u64,
 }
 
 impl<'a> From<View<'a>> for Intake<'a> {
-    /// A record from memory, which stands for itself.
+    /// A record from memory that is not merged.
     fn from(view: View<'a>) -> Self {
         Self { view, ring: None, merge: None }
     }
@@ -222,7 +222,7 @@ pub struct Stored {
     pub time_ms: i64,
     /// Its rank.
     pub rank: Rank,
-    /// Tells users apart.
+    /// A number that differs between users.
     pub user: u64,
     /// What it is, where that is known.
     pub kind: Option<EventType>,
@@ -230,8 +230,8 @@ pub struct Stored {
     pub body: String,
 }
 
-/// A time on a spool's clock, in nanoseconds: near that of the wall, but it never goes back, whatever
-/// happens to the wall's, and is the same for all processes.
+/// A time on a spool's clock, in nanoseconds: near the wall clock, but it never goes back, even if the wall
+/// clock does, and it is the same for all processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(i64);
 
@@ -239,26 +239,26 @@ impl Stamp {
     /// Later than any event.
     pub const END: Self = Self(i64::MAX);
 
-    /// The time that long after.
+    /// This time plus `span`.
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span.as_nanos() as i64))
     }
 
-    /// How long it is until then, from `now` on; zero where that is past.
+    /// The time from `now` until then; zero if it is past.
     pub fn since(self, now: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(now.0).max(0) as u64)
     }
 
-    /// The time that long before.
+    /// This time minus `span`.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span.as_nanos() as i64))
     }
 }
 
-/// What became of a spooled event.
+/// The outcome of a spooled event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The server took it.
+    /// The server accepted it.
     Delivered,
     /// It is refused for good.
     Rejected(Fault),
@@ -281,23 +281,23 @@ pub struct SpoolTotals {
     pub bytes: u64,
 }
 
-/// What came of a batch.
+/// The result of storing a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Appended {
-    /// Events that are in the spool now.
+    /// How many events were stored.
     pub stored: u64,
-    /// Events, of this batch or older, that there was no room for.
+    /// How many events, of this batch or older ones, were dropped for lack of room.
     pub dropped: u64,
 }
 
-/// What the next good login withdraws: the latest failed one of the same attempt that still waits.
+/// A good login withdraws the latest failed one of the same attempt that still waits.
 const WITHDRAW: &str = "DELETE FROM pending WHERE id =
     (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3 AND turn = 0
      ORDER BY stamp DESC, id DESC LIMIT 1)";
 const INSERT: &str = "INSERT INTO pending (trace_id, captured, type, rank, user, user_key, realm,
         identity, repeated, body, stamp, due, turn, previous, attempt, merge_key)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
-/// One more of many, while the event that stands for them waits.
+/// Counts an event into the waiting one that stands for it.
 const MERGE: &str = "UPDATE pending SET repeated = repeated + 1 WHERE merge_key = ?1 AND turn = 0";
 /// What is read of an event.
 const SELECT: &str = "SELECT id, trace_id, captured, rank, user_key, body, stamp, turn, previous, repeated, type FROM pending";
@@ -311,25 +311,25 @@ const SET_ASIDE: &str = "INSERT INTO rejected (id, trace_id, captured, type, ran
 pub struct Database {
     db: Connection,
     config: SpoolConfig,
-    /// Tells this instance of nginx from others.
+    /// The number of this instance of nginx.
     instance: u64,
-    /// Another number after each change by another program or process.
+    /// A number that changes when another program or process changes the database.
     version: i64,
-    /// What the spool's clock is ahead of the machine's monotonic one, in nanoseconds.
+    /// How much the spool's clock is ahead of the machine's monotonic one, in nanoseconds.
     epoch: i64,
     /// As of the last transaction.
     totals: SpoolTotals,
-    /// What only the sender knows.
+    /// The sender's state.
     sending: Option<Sending>,
 }
 
-/// What the sender knows of the order.
+/// The sender's state of the order.
 #[derive(Default)]
 struct Sending {
     turns: Turns,
-    /// By rank: how far it is handed out, and whether there may be more.
+    /// For each rank: how far it is handed out, and whether there may be more.
     read: [(i64, bool); Rank::ALL.len()],
-    /// From when on there may be events without a place.
+    /// The time from which on there may be events without a place.
     unordered: Option<Stamp>,
     /// Events that were handed out.
     taken: BTreeSet<u64>,
@@ -342,15 +342,15 @@ impl Sending {
         self.turns.give(rank, user)
     }
 
-    /// There may be an event without a place from `due` on.
+    /// Notes that there may be an event without a place from `due` on.
     fn leave_unordered(&mut self, due: Stamp) {
         self.unordered = Some(self.unordered.unwrap_or(Stamp::END).min(due));
     }
 }
 
 impl Database {
-    /// The database of a target and its URL. After a change of the URL old events stay where they
-    /// are.
+    /// The path of the database for a target and its URL. If the URL changes, old events stay in the old
+    /// database.
     pub fn file(config: &SpoolConfig, target: &str, url: &str) -> PathBuf {
         // FNV-1a: the name must be the same in all versions.
         let hash = url
@@ -359,7 +359,7 @@ impl Database {
         config.path.join(format!("{target}-{hash:08x}.db"))
     }
 
-    /// The databases of the same target with other URLs, in which events wait, and how many.
+    /// The databases of the same target for other URLs in which events wait, with their numbers.
     pub fn others(config: &SpoolConfig, target: &str, file: &Path) -> Vec<(PathBuf, u64)> {
         let Ok(entries) = fs::read_dir(&config.path) else { return Vec::new() };
         let others = entries.flatten().map(|entry| entry.path()).filter(|path| {
@@ -375,12 +375,12 @@ impl Database {
         counted.filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Opens the database of the instance of nginx `instance`, or makes it.
+    /// Opens or creates the database, for the instance of nginx `instance`.
     ///
     /// # Errors
     /// It cannot be used now.
     pub fn open(config: &SpoolConfig, file: &Path, instance: u64) -> Result<Self, SpoolError> {
-        // Where two processes make it at the same time, SQLite gives one of them up at once.
+        // If two processes create it at the same time, SQLite lets one of them fail at once.
         let until = Instant::now() + BUSY;
         loop {
             match Self::try_open(config, file, instance) {
@@ -391,8 +391,8 @@ impl Database {
     }
 
     fn try_open(config: &SpoolConfig, file: &Path, instance: u64) -> Result<Self, SpoolError> {
-        // SQLite gives its other files the mode of this one. One that is there is not opened: closing
-        // it would end this process's locks on it.
+        // SQLite gives its other files the mode of this one. An existing file is not opened: closing it would
+        // release this process's locks on it.
         let _ = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
         // SQLite follows links.
         if fs::symlink_metadata(file).is_ok_and(|about| !is_plain(&about)) {
@@ -400,13 +400,13 @@ impl Database {
         }
         let mut db = Connection::open(file)?;
         wait_for_others(&mut db)?;
-        // What a statement changes is noted in memory, not in a file in another directory.
+        // The journal of a statement is kept in memory, not in a file in another directory.
         db.pragma_update(None, "temp_store", "MEMORY")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "secure_delete", "ON")?;
         let mode: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
-            // Where it is set with the first page, it could not be made able to shrink any more.
+            // It must be set before the first page, or the database can never shrink.
             db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             db.pragma_update(None, "journal_mode", "WAL")?;
         }
@@ -427,8 +427,8 @@ impl Database {
         Ok(database)
     }
 
-    /// The ids of a new database begin with the time: no event has one of a database that was set
-    /// aside, whose events may still be on their way.
+    /// The ids of a new database begin with the time: they differ from the ids in a database that was set
+    /// aside, whose events may still be under way.
     fn number(&mut self) -> Result<(), SpoolError> {
         let tx = begin(&mut self.db)?;
         let first = wall_ms() * 1000;
@@ -444,7 +444,7 @@ impl Database {
         Ok(())
     }
 
-    /// Reads the spool's clock, which is set anew after each boot: later than all that is there.
+    /// Reads the spool's clock. After each boot it is set again, later than all events.
     fn set_clock(&mut self) -> Result<i64, SpoolError> {
         let boot = boot_number();
         let now = monotonic_ns() as i64;
@@ -453,14 +453,14 @@ impl Database {
             let newest: Option<i64> =
                 tx.query_row("SELECT max(stamp) FROM pending", [], |row| row.get(0))?;
             let wall = wall_ms().saturating_mul(1_000_000);
-            // A wall's clock that has jumped makes nothing old at once.
+            // If the wall clock jumped, that does not make events expire at once.
             let start = newest.map_or(wall, |newest| {
                 wall.min(newest.saturating_add(MAX_OFF.as_nanos() as i64)).max(newest + 1)
             });
             let epoch = start - now;
             set_total(&tx, "epoch", epoch.max(0))?;
             set_total(&tx, "boot", boot)?;
-            // The rings are gone with the boot before, and so is the clock of their stamps.
+            // The rings of the previous boot are gone, and so is the clock of their stamps.
             tx.execute("DELETE FROM cursor", [])?;
         }
         tx.execute(
@@ -472,12 +472,12 @@ impl Database {
         Ok(epoch)
     }
 
-    /// The time of a monotonic stamp on the spool's clock.
+    /// Converts a monotonic stamp to the spool's clock.
     fn stamp(&self, monotonic_ns: u64) -> Stamp {
         Stamp(self.epoch.saturating_add(monotonic_ns as i64))
     }
 
-    /// The time on the spool's clock.
+    /// The present time on the spool's clock.
     pub fn now(&self) -> Stamp {
         self.stamp(monotonic_ns())
     }
@@ -487,9 +487,8 @@ impl Database {
         Ok(select.query_row([], |row| row.get(0))?)
     }
 
-    /// Takes notice of what another process, or an administrator, has changed in the database. Returns the
-    /// events that were handed out and are no longer there, so that they are not to be sent; nothing
-    /// where nobody has changed anything.
+    /// Reads what another process, or an administrator, has changed. Returns the events that were handed out
+    /// and since deleted, which must not be sent; `None` if nobody else changed anything.
     ///
     /// # Errors
     /// It cannot be read.
@@ -513,7 +512,7 @@ impl Database {
         Ok(Some(gone))
     }
 
-    /// Rows that somebody else deleted are dropped, rows that somebody else added are collected.
+    /// Counts rows that others deleted as dropped, and rows that others added as collected.
     fn reconcile(&mut self) -> Result<(), SpoolError> {
         let tx = begin(&mut self.db)?;
         let totals = totals(&tx)?;
@@ -529,7 +528,7 @@ impl Database {
         Ok(())
     }
 
-    /// This process sends from now on: it orders what is there.
+    /// This process becomes the sender: it orders the events.
     ///
     /// # Errors
     /// It cannot be read.
@@ -553,7 +552,7 @@ impl Database {
         Ok(())
     }
 
-    /// Another process sends from now on.
+    /// Another process becomes the sender.
     pub fn stop_sending(&mut self) {
         self.sending = None;
     }
@@ -563,8 +562,8 @@ impl Database {
         self.sending.is_some()
     }
 
-    /// Commits a batch; failed logins wait for `delay` before they can be read. `is_shared`: another
-    /// instance of nginx captures for the same spool.
+    /// Commits a batch; failed logins wait for `delay` before they can be taken. `is_shared`: another instance
+    /// of nginx captures for the same spool.
     ///
     /// # Errors
     /// Nothing of it is stored.
@@ -579,11 +578,11 @@ impl Database {
             return Err(SpoolError::NoReserve);
         }
         if !is_shared && self.is_sending() {
-            // What has no place yet comes before these.
+            // Events without a place come before these.
             while self.order(Stamp::END)? {}
         }
-        // What is committed here survives a power cut. That an event was delivered need not: it would
-        // be sent again.
+        // This commit must survive a power cut. The deletion of a delivered event need not: the event would be
+        // sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
         let result = self.insert(events, delay, is_shared);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
@@ -599,7 +598,7 @@ impl Database {
         let Self { db, config, epoch, instance, .. } = self;
         let sending = &mut self.sending;
         let tx = begin(db)?;
-        // Not before: beginning may have waited for another process.
+        // Read only now, because beginning may have waited for another process.
         let now = Stamp(epoch.saturating_add(monotonic_ns() as i64));
         let mut room = Room { bytes: totals(&tx)?.bytes, dropped: 0, config };
         let mut cursors = Cursors { instance: *instance as i64, rings: BTreeMap::new() };
@@ -690,15 +689,14 @@ impl Database {
         Ok(result)
     }
 
-    /// Gives the events that have none their places, in the order of capture: those captured before
-    /// `until` that do not wait any longer. It does so with a part of many; returns whether there may be
-    /// more.
+    /// Gives places to events that have none, in the order of capture: those captured before `until` that need
+    /// not wait any longer. Works on a part at a time; returns whether there may be more.
     fn order(&mut self, until: Stamp) -> Result<bool, SpoolError> {
         let is_changed = self.data_version()? != self.version;
         let now = self.now();
         let Some(sending) = &mut self.sending else { return Ok(false) };
         if is_changed {
-            // Another instance of nginx may have committed earlier ones.
+            // Another instance of nginx may have committed earlier events.
             sending.unordered = Some(Stamp::default());
         }
         if sending.unordered.is_none_or(|first| first > now) {
@@ -720,7 +718,7 @@ impl Database {
                 .collect::<Result<Vec<_>, _>>()?;
             for (id, number, user, stamp) in &found {
                 let (turn, previous) = sending.give(rank(*number), *user as u64);
-                // An administrator's have none.
+                // Rows that an administrator added have no stamp.
                 let stamp = if *stamp > 0 { *stamp } else { now.0 };
                 update.execute(params![id, turn, previous, stamp])?;
                 sending.turns.note(*user as u64, *id);
@@ -741,8 +739,7 @@ impl Database {
         Ok(!is_all)
     }
 
-    /// From when on [`take`](Self::take) may find events that it did not find before; nothing: only after
-    /// the next commit.
+    /// When [`take`](Self::take) may find further events; `None`: only after the next commit.
     pub fn next_due(&self) -> Option<Stamp> {
         let sending = self.sending.as_ref()?;
         if sending.read.iter().any(|(_, more)| *more) {
@@ -752,9 +749,9 @@ impl Database {
         }
     }
 
-    /// Hands out events to be sent, in their order, each once: of each rank at most so many, and not more
-    /// than `bytes` of forms (but one). Only those captured before `until`, where another instance of
-    /// nginx may still commit earlier ones. Before one of a higher rank go the last of its user.
+    /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
+    /// `bytes` of forms (but at least one event). Only those captured before `until`, because another instance
+    /// of nginx may still commit earlier ones. The last events of a user go before one of a higher rank.
     ///
     /// # Errors
     /// They cannot be read.
@@ -804,7 +801,7 @@ impl Database {
         Ok(events)
     }
 
-    /// Notes what became of events: they leave.
+    /// Writes the outcomes of events, and deletes them.
     ///
     /// # Errors
     /// They are still pending.
@@ -849,8 +846,7 @@ impl Database {
         Ok(())
     }
 
-    /// Drops what is older than `max_age`, on the spool's own clock, some events at a time; returns how many
-    /// pending ones.
+    /// Drops expired events by the spool's clock, some at a time; returns how many pending ones.
     ///
     /// # Errors
     /// Nothing is dropped.
@@ -862,7 +858,7 @@ impl Database {
     fn expire_before(&mut self, before: Stamp) -> Result<u64, SpoolError> {
         let tx = begin(&mut self.db)?;
         tx.execute("DELETE FROM rejected WHERE stamp < ?1", [before.0])?;
-        // Keys rise with the time of capture, nearly.
+        // The ids rise nearly with the time of capture.
         let old = tx
             .prepare_cached("SELECT id, stamp FROM pending ORDER BY id LIMIT ?1")?
             .query_map([EXPIRE as i64], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?
@@ -932,7 +928,7 @@ impl Database {
         Ok(())
     }
 
-    /// Gives some of the pages that are free back to the file system. Returns whether there are more.
+    /// Gives some free pages back to the file system. Returns whether there are more.
     ///
     /// # Errors
     /// The file is as long as it was.
@@ -942,7 +938,7 @@ impl Database {
         };
         let free = number("freelist_count")?;
         if number("auto_vacuum")? == 0 {
-            // Of an older layout.
+            // The database has an older layout.
             if number("page_count")? - free <= VACUUM {
                 self.db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
                 self.db.execute_batch("VACUUM")?;
@@ -964,15 +960,15 @@ impl fmt::Debug for Database {
     }
 }
 
-/// How far rings are stored, while a batch is.
+/// How far each ring is stored, while a batch is being stored.
 struct Cursors {
     instance: i64,
-    /// The stamps, and whether they are new.
+    /// The last stamps, and whether they are new.
     rings: BTreeMap<u64, (u64, bool)>,
 }
 
 impl Cursors {
-    /// Goes on to a ring's record; `false`: it was stored before.
+    /// Advances to a ring's record; `false`: it was stored before.
     fn pass(&mut self, db: &Connection, ring: u64, stamp: u64) -> Result<bool, rusqlite::Error> {
         let known = match self.rings.get(&ring) {
             Some((known, _)) => *known,
@@ -1003,7 +999,7 @@ impl Cursors {
     }
 }
 
-/// The room that is left, while a batch is stored.
+/// The room that is left while a batch is being stored.
 struct Room<'a> {
     bytes: u64,
     dropped: u64,
@@ -1016,8 +1012,8 @@ impl Room<'_> {
         self.bytes + size <= (self.config.max_size as f64 * share) as u64
     }
 
-    /// Whether there is room for an event, or could be made: lower ranks go first; within its own rank,
-    /// events of the user who has most.
+    /// Whether there is room for an event, or can be made: lower ranks are dropped first; within its own rank,
+    /// events of the user with the most.
     fn make(
         &mut self,
         db: &Connection,
@@ -1034,7 +1030,7 @@ impl Room<'_> {
         Ok(true)
     }
 
-    /// Drops some events for one of that rank and user; `false`: there is none that counts less.
+    /// Drops some events for one of that rank and user; `false`: none counts less.
     fn drop_some(
         &mut self,
         db: &Connection,
@@ -1044,7 +1040,7 @@ impl Room<'_> {
     ) -> Result<bool, rusqlite::Error> {
         let is_taken = |id: i64| sending.is_some_and(|s| s.taken.contains(&(id as u64)));
         for lower in Rank::ALL.into_iter().rev().take_while(|lower| *lower >= rank) {
-            // Who has most is last in turn. What has no place yet is few, and younger.
+            // The user with the most events is last in turn. Events without a place are few and young.
             let last: Option<(i64, i64)> = db
                 .prepare_cached(
                     "SELECT turn, user_key FROM pending WHERE rank = ?1 AND turn > 0
@@ -1073,7 +1069,7 @@ impl Room<'_> {
                 "SELECT id, length(body) FROM pending
                  WHERE rank = ?1 AND user_key = ?2 AND turn > 0 ORDER BY turn {order} LIMIT ?3"
             );
-            // Of those that are on their way there are not that many.
+            // At most so many events are under way.
             let most = MAKE_ROOM + sending.map_or(0, |sending| sending.taken.len());
             let found = db
                 .prepare_cached(&sql)?
@@ -1096,8 +1092,8 @@ impl Room<'_> {
     }
 }
 
-/// The last events of its user that wait before `event`, in the order of capture, but for those that
-/// were handed out.
+/// The last events of the user that wait before `event`, in the order of capture, without those that were
+/// handed out.
 fn before(
     db: &Connection,
     event: &Stored,
@@ -1108,7 +1104,7 @@ fn before(
     let (mut events, mut count) = (Vec::new(), 0);
     let mut next = previous;
     for _ in 0..LOOK_BACK {
-        // One that was sent had its own before it: older ones are no longer among the last.
+        // An event that was sent took its own earlier ones along: older ones are no longer among the last.
         let Some(id) = next.filter(|_| count < BEFORE) else { break };
         let Some((found, _, previous)) = select.query_row([id], stored).optional()? else { break };
         next = previous;
@@ -1123,7 +1119,7 @@ fn before(
     Ok(events)
 }
 
-/// An event, its turn, and its user's event before it.
+/// An event, its turn, and its user's previous event.
 fn stored(row: &Row<'_>) -> Result<(Stored, i64, Option<i64>), rusqlite::Error> {
     let captured: String = row.get(2)?;
     let (body, repeated): (String, u32) = (row.get(5)?, row.get(9)?);
@@ -1141,12 +1137,12 @@ fn stored(row: &Row<'_>) -> Result<(Stored, i64, Option<i64>), rusqlite::Error> 
     Ok((event, row.get(7)?, row.get(8)?))
 }
 
-/// The rank of that number; an administrator may have written another.
+/// The rank for that number; an administrator may have written a wrong one.
 fn rank(number: i64) -> Rank {
     u8::try_from(number).ok().and_then(Rank::from_number).unwrap_or(Rank::Four)
 }
 
-/// Why an event was set aside, as it is written.
+/// Why an event was set aside, as the database stores it.
 fn reason_of(fault: Fault) -> (&'static str, Option<u16>) {
     match fault {
         Fault::Answered(status) => ("answered", Some(status)),
@@ -1156,7 +1152,7 @@ fn reason_of(fault: Fault) -> (&'static str, Option<u16>) {
     }
 }
 
-/// The reverse of [`reason_of`], where it is known.
+/// The reverse of [`reason_of`], if it is known.
 fn fault_of(reason: &str, status: Option<i64>) -> Option<Fault> {
     let status = || u16::try_from(status?).ok();
     match reason {
@@ -1171,8 +1167,8 @@ fn text(record: &Record<'_>, extra: Extra) -> Option<String> {
     record.extra(extra).map(|value| String::from_utf8_lossy(value).into_owned())
 }
 
-/// Has commits wait for those of other processes. SQLite's own pauses grow so long that a process with
-/// many commits would leave the others no moment.
+/// Makes commits wait for those of other processes. The pauses of SQLite's own handler grow so long that a
+/// process with many commits would leave others no moment.
 fn wait_for_others(db: &mut Connection) -> Result<(), rusqlite::Error> {
     thread_local! {
         /// When the commit that this thread waits for began to wait.
@@ -1244,7 +1240,7 @@ fn add_total(db: &Connection, name: &str, value: u64) -> Result<(), rusqlite::Er
     Ok(())
 }
 
-/// Another number for each boot of the machine; containers have that of their host.
+/// A number that differs for each boot of the machine; containers have their host's.
 fn boot_number() -> i64 {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(15).collect();

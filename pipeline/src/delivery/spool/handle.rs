@@ -1,11 +1,11 @@
-//! A target's spool as its threads use it: opened when it can be, set aside when it is damaged, and
-//! done without while it does not work.
+//! A target's spool for its threads: it is opened when that is possible, set aside when it is damaged, and
+//! bypassed while it does not work.
 //!
-//! What became of events is committed many at a time: when [`SETTLE`] are known, or the first has waited
-//! for [`SETTLE_WITHIN`]. A killed process sends those again that it had not committed.
+//! Outcomes are committed together: when there are [`SETTLE`] of them, or the first has waited for
+//! [`SETTLE_WITHIN`]. After a kill, events whose outcomes were not committed are sent again.
 //!
-//! While nothing happens, nothing is asked of the database: what is needed is kept here, and whether
-//! somebody else changed it is seen from the file beside it.
+//! While nothing happens, the database is not used: the needed state is kept here, and the file beside the
+//! database shows whether somebody else changed it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,21 +24,21 @@ use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::rejected::Rejected;
 use crate::shm::zone::Fault;
 
-/// What became of so many events is committed together, …
+/// So many outcomes are committed together, …
 pub const SETTLE: usize = 64;
 /// … or after this time at the latest.
 pub const SETTLE_WITHIN: Duration = Duration::from_millis(25);
-/// How often a spool that does not work is tried again.
+/// The pause between attempts to use a spool that does not work.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often it is said.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
-/// How often events that are too old are looked for.
+/// How often expired events are dropped.
 const EXPIRE: Duration = Duration::from_secs(60);
 /// How often changes by others are looked for.
 const LOOK: Duration = Duration::from_millis(250);
 /// The pause between two steps of giving space back.
 const SHRINK: Duration = Duration::from_millis(50);
-/// Another process may have the right to send for so long before that is shown: an old worker at a reload.
+/// How long another process may be the sender before the status shows it: an old worker at a reload may.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A target's spool.
@@ -47,22 +47,21 @@ pub struct Spool {
     target: String,
     file: PathBuf,
     log_file: PathBuf,
-    /// The zone's, which tells this instance of nginx from others.
+    /// The zone's number for this instance of nginx.
     instance: u64,
     label: String,
     log: LogQueue,
     inner: Mutex<Inner>,
-    /// Apart from `inner`, so that nobody who only asks, or only has an outcome to leave, waits for a
-    /// disk.
+    /// Apart from `inner`, so that a reader, or a thread that leaves an outcome, does not wait for a disk.
     shared: Mutex<Shared>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// Outcomes that are not written yet, and since when there are some.
+    /// Outcomes that are not written yet, and since when.
     unwritten: BTreeMap<u64, Outcome>,
     since: Option<Instant>,
-    /// Events that were handed out and deleted by somebody else.
+    /// Events that were handed out, and that somebody else deleted.
     gone: BTreeSet<u64>,
     totals: Option<SpoolTotals>,
     /// Until it is shown.
@@ -82,27 +81,27 @@ pub struct SetAside {
 
 struct Inner {
     database: Option<Database>,
-    /// The right to send, kept here because it is also the right to set a damaged file aside.
+    /// The right to send, which is also the right to set a damaged database aside.
     sender: Option<Sender>,
-    /// Since when that cannot be had, and why.
+    /// Since when the right to send cannot be had, and why.
     waits: Option<(Instant, Fault)>,
-    /// Which file the database is.
+    /// Device and inode of the database's file.
     opened: Option<(u64, u64)>,
-    /// Whether it was said what else lies in the directory.
+    /// Whether the log was told of other databases in the directory.
     greeted: bool,
     tried: Option<Instant>,
     expired: Option<Instant>,
-    /// Since something was deleted: when space is given back next.
+    /// After a deletion: when the file shrinks next.
     shrink: Option<Instant>,
     /// Whether the kept rejected events may be others than those that were counted last.
     recount: bool,
-    /// The state of the log beside the database when it was last known, and when that was looked at.
+    /// The last known state of the log beside the database, and when it was read.
     seen: (Seen, Option<Instant>),
     said: Once,
     in_trouble: bool,
 }
 
-/// Whether somebody has written: modification time and length of a file.
+/// Modification time and length of a file, which change when somebody writes to it.
 type Seen = Option<(i64, i64, u64)>;
 
 fn seen(file: &Path) -> Seen {
@@ -110,18 +109,18 @@ fn seen(file: &Path) -> Seen {
     Some((about.mtime(), about.mtime_nsec(), about.len()))
 }
 
-/// Which file that is.
+/// The file's device and inode.
 fn identity(file: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(file).ok().map(|about| (about.dev(), about.ino()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the mutexes guard is valid after each statement, also where a thread panicked.
+    // The data in the mutexes is valid after each statement, even if a thread panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Spool {
-    /// The spool of the target `name` with `url`. It is opened with the first use.
+    /// The spool of the target `name` with `url`. The first use opens it.
     pub fn new(
         config: &SpoolConfig,
         name: &str,
@@ -159,7 +158,7 @@ impl Spool {
         }
     }
 
-    /// Takes the right to send, if no other process has it. It is kept until [`leave`](Self::leave).
+    /// Takes the right to send if no other process has it. It lasts until [`leave`](Self::leave).
     pub fn may_send(&self) -> bool {
         let mut inner = lock(&self.inner);
         let has_lock = |sender: &Sender| sender.is_locked() && sender.is_in_place(&self.file);
@@ -175,7 +174,7 @@ impl Spool {
         inner.sender.is_some()
     }
 
-    /// Why the right to send cannot be had, once it could not for a while.
+    /// Why the right to send cannot be had, after it could not for a while.
     pub fn waits_for(&self) -> Option<Fault> {
         let waits = lock(&self.inner).waits;
         waits.filter(|(since, _)| since.elapsed() >= PATIENCE).map(|(_, fault)| fault)
@@ -186,13 +185,13 @@ impl Spool {
         is_shared(&self.file, self.instance)
     }
 
-    /// Whether the spool cannot even be opened now.
+    /// Whether the spool cannot even be opened at present.
     pub fn is_shut(&self) -> bool {
         let inner = lock(&self.inner);
         inner.in_trouble && inner.database.is_none()
     }
 
-    /// Writes what is known, and gives the right to send on.
+    /// Writes the outcomes, and gives up the right to send.
     pub fn leave(&self) {
         self.with(|_, _| Ok(()));
         let mut inner = lock(&self.inner);
@@ -202,17 +201,17 @@ impl Spool {
         inner.sender = None;
     }
 
-    /// Commits a batch, in which failed logins wait for `delay`, together with how far it has read the
-    /// rings; nothing when the spool does not work now. What was stored from a ring before is left out.
+    /// Commits a batch, in which failed logins wait for `delay`, together with how far the rings were read;
+    /// `None` if the spool does not work. Records that were stored from a ring before are left out.
     pub fn append(&self, events: &[Intake<'_>], delay: Duration) -> Option<Appended> {
         let is_shared = is_shared(&self.file, self.instance);
         self.with(|database, _| database.append(events, delay, is_shared))
     }
 
-    /// Events to be sent, in their order, each once: of each rank at most so many, and not more than
-    /// `bytes` of forms (but one). Nothing when they cannot be read now. While another instance of nginx
-    /// captures too, only those before which nothing can come any more, where each needs at most `span`
-    /// to commit. A full disk does not matter.
+    /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
+    /// `bytes` of forms (but at least one event). `None` if they cannot be read at present. While another
+    /// instance of nginx captures, too, only events that no earlier one can precede any more, if each takes at
+    /// most `span` to commit. A full disk does not matter.
     pub fn take(
         &self,
         room: [usize; Rank::ALL.len()],
@@ -246,21 +245,21 @@ impl Spool {
     }
 
     fn until(&self, database: &Database, span: Duration) -> Stamp {
-        // The clock is read first: another instance says that it is there before it captures.
+        // The clock is read first: another instance announces itself before it captures.
         let now = database.now();
         if is_shared(&self.file, self.instance) { now.before(span) } else { Stamp::END }
     }
 
-    /// When [`take`](Self::take) may find something that it does not find now, without anybody's
-    /// [`append`](Self::append): a failed login that waits.
+    /// When [`take`](Self::take) may find another event without an [`append`](Self::append): a failed login
+    /// that waits.
     pub fn next_due(&self) -> Option<Duration> {
         let inner = lock(&self.inner);
         let database = inner.database.as_ref()?;
         Some(database.next_due()?.since(database.now()))
     }
 
-    /// Notes what became of an event. It is written with others; killed before, the event is sent again.
-    /// Where many wait already, because the disk is slow, this waits for it.
+    /// Notes an event's outcome, which is written with others; after a kill before that, the event is sent
+    /// again. If the disk is slow and many outcomes wait, this waits for it.
     pub fn settle(&self, id: u64, outcome: Outcome) {
         let count = {
             let mut shared = lock(&self.shared);
@@ -274,24 +273,24 @@ impl Spool {
         }
     }
 
-    /// How long what became of events may still wait until it is written by
-    /// [`maintain`](Self::maintain); nothing: all is written.
+    /// How long outcomes may still wait until [`maintain`](Self::maintain) writes them; `None`: all are
+    /// written.
     pub fn unwritten(&self) -> Option<Duration> {
         let since = lock(&self.shared).since?;
         Some(SETTLE_WITHIN.saturating_sub(since.elapsed()))
     }
 
-    /// Whether an event that was handed out was deleted from the spool, so that it is not to be sent.
+    /// Whether somebody deleted an event that was handed out: it must not be sent.
     pub fn is_gone(&self, id: u64) -> bool {
         lock(&self.shared).gone.contains(&id)
     }
 
-    /// The counters, as far as they are known; nothing before the spool has ever worked. It never waits.
+    /// The counters, as far as they are known; `None` before the spool has ever worked. Never waits.
     pub fn totals(&self) -> Option<SpoolTotals> {
         lock(&self.shared).totals
     }
 
-    /// Why the spool does not work, where it does not. It never waits.
+    /// Why the spool does not work, if it does not. Never waits.
     pub fn fault(&self) -> Option<Fault> {
         lock(&self.shared).fault
     }
@@ -301,9 +300,9 @@ impl Spool {
         lock(&self.shared).set_aside.take()
     }
 
-    /// Does what is due: writes outcomes, takes notice of what others changed, drops what is too old, and
-    /// gives space back when nothing is left. Returns how many events it dropped, and when it wants to be
-    /// called again at the latest, where that is soon.
+    /// Does what is due: writes outcomes, reads changes by others, drops expired events, and shrinks the file
+    /// when it is empty. Returns how many events it dropped, and when it must be called again at the latest, if
+    /// that is soon.
     pub fn maintain(&self, now: Instant) -> (u64, Option<Duration>) {
         self.look();
         let (is_open, expires, shrinks, recounts) = {
@@ -337,7 +336,7 @@ impl Spool {
         (expired.unwrap_or(0), again.into_iter().flatten().min())
     }
 
-    /// Looks, not too often, whether somebody else has changed the database.
+    /// Checks, not too often, whether somebody else has changed the database.
     fn look(&self) {
         let now = Instant::now();
         let is_changed = {
@@ -345,7 +344,7 @@ impl Spool {
             if inner.database.is_none() || inner.seen.1.is_some_and(|at| now - at < LOOK) {
                 return;
             }
-            // What is written from here on is seen the next time; what this process writes, too.
+            // Everything written from here on, by this process, too, is seen the next time.
             let before = inner.seen.0;
             inner.seen = (seen(&self.log_file), Some(now));
             inner.seen.0 != before
@@ -364,11 +363,11 @@ impl Spool {
         }
     }
 
-    /// The file is not what it was: what is committed to it nobody would find again.
+    /// The file was replaced: nobody would find what is committed to it.
     fn abandon(&self, inner: &mut Inner) {
         inner.database = None;
         inner.recount = true;
-        // Another one has other events.
+        // The new file has other events.
         let mut shared = lock(&self.shared);
         (shared.unwritten, shared.since) = (BTreeMap::new(), None);
         let file = self.file.display();
@@ -379,7 +378,7 @@ impl Spool {
         self.log(Level::Error, &text);
     }
 
-    /// Uses the database, opening it if need be and writing outcomes first.
+    /// Uses the database: opens it if necessary, and writes outcomes first.
     fn with<T>(
         &self,
         use_it: impl FnOnce(&mut Database, &mut Inner) -> Result<T, SpoolError>,
@@ -434,7 +433,7 @@ impl Spool {
         let database = match database {
             Some(database) => {
                 if inner.in_trouble {
-                    // On a full disk the log must not take what room there is.
+                    // On a full disk, the log must not take the remaining room.
                     let _ = database.checkpoint();
                 }
                 database
@@ -478,8 +477,8 @@ impl Spool {
         if error.is_full()
             && let Some(database) = &inner.database
         {
-            // The log beside the database can be used again, so that what is delivered can be
-            // deleted. Should that fail, the next try comes in a second.
+            // The log beside the database can be reused, so that delivered events can be deleted. If that
+            // fails, the next attempt follows in a second.
             let _ = database.checkpoint();
         }
         if error.is_corrupt() {

@@ -1,5 +1,5 @@
-//! The lock beside a spool's database: who sends what is in it, and which instances of nginx capture for
-//! it. The kernel gives it on when its holder dies.
+//! The lock beside a spool's database: it shows which process sends, and which instances of nginx capture for
+//! the spool. The kernel releases it when its holder dies.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -12,12 +12,12 @@ use crate::fault::Fault;
 /// The right to send what is in a spool.
 #[derive(Debug)]
 pub struct Sender {
-    /// Where there is no file, nobody can have a lock, and nobody has to.
+    /// `None` if there can be no file: then nobody can hold a lock.
     lock: Option<File>,
 }
 
 impl Sender {
-    /// Takes the right to send from the spool in `file`, if nobody has it.
+    /// Takes the right to send from the spool in `file`, if no other process has it.
     ///
     /// # Errors
     /// Somebody has it, or something else than a file lies in the place of the lock.
@@ -28,7 +28,7 @@ impl Sender {
             Err(_) if fs::symlink_metadata(&path).is_ok_and(|about| !is_plain(&about)) => {
                 return Err(Fault::NotPlain);
             }
-            // On a file system that has become read-only the lock is still held by somebody.
+            // On a file system that has become read-only, another process may still hold the lock.
             Err(_) => match OpenOptions::new().read(true).custom_flags(CAREFUL).open(&path) {
                 Ok(lock) => lock,
                 Err(_) => return Ok(Self { lock: None }),
@@ -41,7 +41,7 @@ impl Sender {
         }
     }
 
-    /// Whether others find this lock where they look for it.
+    /// Whether other processes find this lock in its place.
     pub fn is_in_place(&self, file: &Path) -> bool {
         let lock = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
         let found = fs::symlink_metadata(file.with_extension("lock")).ok();
@@ -49,27 +49,27 @@ impl Sender {
         lock.map(id) == found.map(id)
     }
 
-    /// Whether the right is guarded by a lock, so that it lasts.
+    /// Whether a lock guards the right, so that it lasts.
     pub fn is_locked(&self) -> bool {
         self.lock.is_some()
     }
 }
 
-/// Neither is a link followed nor somebody waited for.
+/// Flags with which opening follows no link, and waits for nobody.
 const CAREFUL: libc::c_int = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
-/// Whether it is a plain file, under this name alone.
+/// Whether it is a plain file with only this name.
 pub fn is_plain(about: &fs::Metadata) -> bool {
     about.is_file() && about.nlink() == 1
 }
 
-/// Where in the lock's file an instance of nginx says that it captures: each has a byte of its own.
+/// The byte of the lock file that an instance of nginx locks while it captures.
 fn byte_of(instance: u64) -> libc::off_t {
-    // The first byte stays free, so that there is something before each.
+    // The first byte stays free, so that each byte has one before it.
     (instance >> 1).max(1) as libc::off_t
 }
 
-/// A lock on `len` bytes from `start` on; 0: all the rest.
+/// A lock on `len` bytes from `start` on; with 0, on all the rest.
 fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
     // SAFETY: zeros are a valid lock.
     let mut lock = unsafe { std::mem::zeroed::<libc::flock>() };
@@ -79,9 +79,9 @@ fn bytes_lock(start: libc::off_t, len: libc::off_t) -> libc::flock {
     lock
 }
 
-/// The file beside the database whose locks tell who does what. The directory is the workers' user's,
-/// and a master may be root: what lies there under this name is opened only if it is a plain file, and
-/// given to that user only if it was made here.
+/// Opens or creates the lock file. Its directory belongs to the workers' user, and a master may be root: an
+/// existing file is opened only if it is a plain file, and only a file that was created here is given to that
+/// user.
 fn lock_file(file: &Path) -> std::io::Result<File> {
     let path = file.with_extension("lock");
     let mut options = OpenOptions::new();
@@ -104,8 +104,8 @@ fn lock_file(file: &Path) -> std::io::Result<File> {
     }
 }
 
-/// Says that an instance of nginx, a master and its workers, captures for the spool in `file`, while
-/// any process has the returned file or inherited it.
+/// Locks the instance's byte as long as any process has the returned file or inherited it: this instance of
+/// nginx, a master and its workers, captures for the spool in `file`.
 ///
 /// # Errors
 /// The lock beside the database cannot be made.
@@ -131,8 +131,7 @@ pub fn is_shared(file: &Path, instance: u64) -> bool {
     })
 }
 
-/// Sets a damaged database aside under another name; only the holder of `_sender` may. Returns that
-/// name.
+/// Renames a damaged database; only the holder of `_sender` may. Returns the new name.
 ///
 /// # Errors
 /// It is where it was.
@@ -148,7 +147,7 @@ pub fn set_aside(file: &Path, _sender: &Sender) -> std::io::Result<PathBuf> {
     for suffix in ["-wal", "-shm"] {
         let mut to = aside.as_os_str().to_owned();
         to.push(suffix);
-        // There may be none.
+        // There may be no such file.
         let _ = fs::rename(name(suffix), to);
     }
     let _ = fs::set_permissions(&aside, fs::Permissions::from_mode(0o600));

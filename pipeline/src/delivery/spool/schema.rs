@@ -1,4 +1,4 @@
-//! The tables of a spool's database, and how an older layout becomes the present one.
+//! The tables of a spool's database, and the conversion of older layouts.
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
@@ -8,12 +8,12 @@ use crate::delivery::spool::database::SpoolError;
 use crate::event::EventType;
 use crate::hash::stable_hash;
 
-/// The tables' layout, as `PRAGMA user_version`.
+/// The version of the layout, as `PRAGMA user_version`.
 pub(super) const LAYOUT: i64 = 2;
-/// What a row takes beside its form: key, index, time, user. The triggers below have it too.
+/// The bytes of a row besides its form: key, index, time, user. The triggers below have the same number.
 pub(super) const ROW_OVERHEAD: u64 = 200;
 
-/// The triggers count what is pending also where an administrator deletes or adds rows.
+/// The triggers count pending events, even if an administrator deletes or adds rows.
 ///
 /// `turn` orders what is sent within a rank; 0: it has no place yet. `previous` is the user's event
 /// before this one. Events with a `merge_key` stand for `repeated` ones. `cursor` says how far each ring of each instance of nginx is stored.
@@ -85,7 +85,7 @@ CREATE TRIGGER pending_removed AFTER DELETE ON pending BEGIN
 END;
 ";
 
-/// Of a spool that 0.1.0 made: its tables under other names.
+/// Renames the tables that 0.1.0 made.
 const SET_OLD_APART: &str = "
 DROP TRIGGER pending_added;
 DROP TRIGGER pending_removed;
@@ -98,7 +98,7 @@ ALTER TABLE rejected RENAME TO old_rejected;
 ALTER TABLE total RENAME TO old_total;
 ";
 
-/// The keys of events go on where the old table's ended.
+/// The keys of events continue after those of the old table.
 const COPY_OLD: &str = "
 INSERT INTO pending (id, trace_id, captured, type, user, user_key, body, stamp, due, attempt)
     SELECT id, trace_id, captured, type, user, user_key, body, stamp, due, attempt FROM old_pending;
@@ -121,13 +121,12 @@ DROP TABLE old_rejected;
 DROP TABLE old_total;
 ";
 
-/// Makes the tables, or brings those of an older layout to the present one. Another process may do the
-/// same at the same time.
+/// Creates the tables, or converts an older layout. Another process may do the same at the same time.
 pub(super) fn prepare(db: &mut Connection) -> Result<(), SpoolError> {
     if layout(db)? == LAYOUT {
         return Ok(());
     }
-    // Before the first table; a database without it becomes one by `VACUUM`.
+    // Before the first table; an existing database gets it by `VACUUM`.
     db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     match layout(&tx)? {
@@ -155,7 +154,7 @@ fn layout(db: &Connection) -> Result<i64, rusqlite::Error> {
     db.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// Layout 1 did not say by what evidence a user was known.
+/// Layout 1 did not store the evidence for the user.
 fn rank_old(db: &Connection) -> Result<(), rusqlite::Error> {
     for table in ["pending", "rejected"] {
         for kind in EventType::ALL {
@@ -167,7 +166,7 @@ fn rank_old(db: &Connection) -> Result<(), rusqlite::Error> {
     Ok(())
 }
 
-/// Layout 1 told users apart by a hash of its own.
+/// Layout 1 identified users by a different hash.
 fn rename_old(db: &Connection, table: &str) -> Result<(), rusqlite::Error> {
     let mut select = db.prepare(&format!(
         "SELECT id, user FROM {table} WHERE id > ?1 AND user IS NOT NULL ORDER BY id LIMIT 1"
