@@ -1,4 +1,4 @@
-//! Whose session a token is: a table of all workers, read without a lock.
+//! The bindings of sessions to users: a table that all workers share and read without a lock.
 //!
 //! ```text
 //! Head      the number of the last change
@@ -8,12 +8,14 @@
 //! Entry 1   …
 //! ```
 //! A token may lie in two buckets, which its hash names; in a table that is full to four fifths nothing
-//! has to make room. Any process may be killed between two instructions: an entry that was torn does not
-//! match its checksum, and is as good as empty.
+//! A token may lie in one of two buckets, which its hash selects; in a table that is up to four fifths full, no
+//! entry has to be evicted. Any process may be killed between two instructions: a torn entry does not match its
+//! checksum, and counts as empty.
 //!
 //! What makes room for a new session is what costs least: first a binding that no later request used,
-//! then the oldest of the user who has most, then that which was used longest ago. A user has at most
-//! [`PER_USER`], so that nobody pushes others out who signs in again and again.
+//! A new session evicts the entry that costs least: first a binding that no later request used, then the oldest
+//! of the user with the most, then the least recently used. A user has at most [`PER_USER`], so that nobody
+//! evicts others' sessions by signing in again and again.
 
 use std::cmp::Reverse;
 use std::mem::size_of;
@@ -25,11 +27,11 @@ use crate::capture::session::SessionDigest;
 use crate::clock::monotonic_ns;
 use crate::identity::keys::{Keys, TokenKey};
 
-/// The longest user id that is bound, in bytes: Tirreno's limit of `userName`.
+/// The longest user id to bind, in bytes: Tirreno's limit of `userName`.
 pub const MAX_USER: usize = 100;
 /// The most sessions of one user.
 pub const PER_USER: usize = 64;
-/// Slots of a bucket: what one line of the processor's cache has room for.
+/// Slots of a bucket: as many as fit into a cache line.
 const SLOTS: usize = 16;
 /// Words of a user's id.
 const USER_WORDS: usize = MAX_USER.div_ceil(8);
@@ -39,30 +41,30 @@ const WORDS: usize = 9 + USER_WORDS + 1;
 const USER_AT: usize = 9;
 /// The flag of an entry's fourth word: the binding has ended.
 const ENDED: u64 = 1 << 12;
-/// Where that word has the time, in milliseconds since the epoch.
+/// The position of the time in that word, in milliseconds since the epoch.
 const TIME_AT: u32 = 16;
-/// How long a writer may take, in seconds: one that was killed marks its slot for no longer.
+/// How long a writer may take, in seconds: the mark of a killed writer is ignored after that.
 const WRITING: u32 = 2;
-/// A use is noted again after so many seconds: noting it costs the other processors their copy.
+/// After how many seconds a use is noted again: each note invalidates the other processors' copies.
 const USE_STEP: u32 = 16;
-/// Times of use are seconds from here on, so that they fit in 31 bits; in September 2020.
+/// The time from which times of use are counted, in seconds, so that they fit into 31 bits: September 2020.
 const EPOCH: i64 = 1_600_000_000;
 
 /// The most `tirreno_identity` blocks.
 pub const MAX_LOOKUPS: usize = 8;
-/// Places of questions; two tokens of one place are asked about one after the other.
+/// The number of places for questions; tokens of the same place are asked about one after the other.
 const QUESTIONS: usize = 256;
-/// So many questions may come at once, as many seconds' worth of the rate.
+/// How much of the rate may be used at once, as time.
 const BURST_NS: u64 = 1_000_000_000;
 
-/// What the table has once.
+/// The part of the table that exists once.
 #[repr(C, align(64))]
 struct Head {
     stamp: AtomicU64,
     /// When the next question of each `tirreno_identity` may be asked, in nanoseconds of the monotonic clock.
     turns: [AtomicU64; MAX_LOOKUPS],
-    /// Tokens that some worker is asking about: a hash, and until when at most, in milliseconds of the
-    /// monotonic clock.
+    /// Tokens that some worker is asking about: a hash, and the deadline in milliseconds of the monotonic
+    /// clock.
     questions: [(AtomicU64, AtomicU64); QUESTIONS],
 }
 
@@ -71,9 +73,9 @@ struct Bucket {
     /// 0: empty.
     tags: [AtomicU32; SLOTS],
     users: [AtomicU32; SLOTS],
-    /// The lowest bit: whether a later request used it.
+    /// The time of the last use; the lowest bit tells whether a later request used the entry.
     uses: [AtomicU32; SLOTS],
-    /// When a writer began, in seconds of the monotonic clock; 0: none writes.
+    /// When a writer began, in seconds of the monotonic clock; 0: there is none.
     writers: [AtomicU32; SLOTS],
 }
 
@@ -120,13 +122,13 @@ impl Bound {
         &bytes[..len.min(MAX_USER)]
     }
 
-    /// By what evidence requests of the session are their user's: `Session` or `Lookup`.
+    /// The evidence for the user of the session's requests: `Session` or `Lookup`.
     pub fn identity(&self) -> Identity {
         Identity::from_number((self.words[3] >> 8) as u8 & 0xf).unwrap_or_default()
     }
 
-    /// Whether a request that began at that time, of the event loop's clock, belongs to the user's session.
-    /// In the millisecond of its end, it does not.
+    /// Whether a request that began at that time, by the event loop's clock, belongs to the user's session. A
+    /// request in the millisecond of the session's end does not.
     pub fn is_of(&self, start_ms: i64) -> bool {
         !self.has_ended() || start_ms < self.time_ms()
     }
@@ -136,8 +138,8 @@ impl Bound {
         self.words[3] & ENDED != 0
     }
 
-    /// When it was learned or has ended, in milliseconds since the epoch. Of two changes of one token the
-    /// later one has the larger number, also where the clock was set back.
+    /// When the binding was made or ended, in milliseconds since the epoch. Of two changes of one token, the
+    /// later one has the larger number, even if the clock was set back.
     pub fn time_ms(&self) -> i64 {
         (self.words[3] >> TIME_AT) as i64
     }
@@ -147,7 +149,7 @@ impl Bound {
         self.words[4]
     }
 
-    /// The SHA-256 of the token, where it is known.
+    /// The SHA-256 of the token, if it is known.
     pub fn digest(&self) -> Option<SessionDigest> {
         let words = &self.words[5..USER_AT];
         let mut digest = [0; 32];
@@ -165,7 +167,7 @@ impl std::fmt::Debug for Bound {
     }
 }
 
-/// What is to be bound.
+/// A token to bind to a user.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
     /// The token.
@@ -174,14 +176,14 @@ pub struct Binding<'a> {
     pub(crate) user_hash: u64,
     /// The user.
     pub user: &'a [u8],
-    /// `Session`, or `Lookup` where the application was asked.
+    /// `Session`, or `Lookup` if the application was asked.
     pub identity: Identity,
-    /// The SHA-256 of the token, where somebody needed it already.
+    /// The SHA-256 of the token, if it was needed before.
     pub digest: Option<SessionDigest>,
 }
 
 impl<'a> Binding<'a> {
-    /// That a token is a user's.
+    /// The binding of a token to a user.
     pub fn new(keys: &Keys, realm: &[u8], key: TokenKey, user: &'a [u8]) -> Self {
         let user_hash = keys.user(realm, user);
         Self { key, user_hash, user, identity: Identity::Session, digest: None }
@@ -189,12 +191,12 @@ impl<'a> Binding<'a> {
 }
 
 impl Bindings {
-    /// How many buckets have room in so many bytes, at least four.
+    /// How many buckets fit into so many bytes, at least four.
     pub(crate) fn buckets_in(bytes: usize) -> usize {
         (bytes.saturating_sub(size_of::<Head>()) / Self::bucket_size()).max(4)
     }
 
-    /// Bytes of so many buckets and their entries.
+    /// The bytes of so many buckets with their entries.
     pub(crate) fn size(buckets: usize) -> usize {
         size_of::<Head>() + buckets * Self::bucket_size()
     }
@@ -220,17 +222,17 @@ impl Bindings {
         }
     }
 
-    /// For how many sessions there is room.
+    /// How many sessions fit.
     pub fn capacity(&self) -> usize {
         self.entries.len()
     }
 
-    /// The number of the last change: it is larger after each.
+    /// The number of the last change, which rises with each.
     pub fn changes(&self) -> u64 {
         self.head.stamp.load(Acquire)
     }
 
-    /// Whose session a request's token is, or was. It counts as a use.
+    /// The binding of a request's token, whether it holds or has ended. Counts as a use.
     pub fn find(&self, keys: &Keys, key: TokenKey, now_ms: i64) -> Option<Bound> {
         let bound = self.newest(keys, key)?;
         let (bucket, i) = self.slot(bound.slot);
@@ -241,7 +243,7 @@ impl Bindings {
         Some(bound)
     }
 
-    /// Binds a token, also where it was bound otherwise. Whether something has changed.
+    /// Binds a token, even if it is bound to another user. Returns whether that changed anything.
     pub fn bind(&self, keys: &Keys, binding: &Binding<'_>, now_ms: i64) -> bool {
         if binding.user.is_empty() || binding.user.len() > MAX_USER {
             return false;
@@ -271,8 +273,8 @@ impl Bindings {
         self.put_entry(keys, &mut words, known.map(|known| known.slot), use_time(now_ms));
     }
 
-    /// What another process, or this one before a restart, knew of a token at that time; no binding: that
-    /// it has ended. What is known to be newer stays. Whether something has changed.
+    /// Restores what another process, or this one before a restart, knew about a token at that time; without a
+    /// binding: that it has ended. A newer entry stays. Returns whether that changed anything.
     pub(crate) fn restore(
         &self,
         keys: &Keys,
@@ -312,7 +314,7 @@ impl Bindings {
         words
     }
 
-    /// Its user is kept: requests that began before are still that user's.
+    /// Ends a binding and keeps its user: requests that began before still belong to that user.
     fn put_end(&self, keys: &Keys, known: &Bound, now_ms: i64) {
         let kind = (known.words[3] & ((1 << TIME_AT) - 1)) | ENDED;
         let mut words = self.new_entry(known.key(), kind, Some(known), now_ms);
@@ -320,8 +322,8 @@ impl Bindings {
         self.put_entry(keys, &mut words, Some(known.slot), use_time(now_ms));
     }
 
-    /// Binds a token to the user whom the application has named when it was asked, anew also where that is
-    /// known. What an answer to the session itself has told outranks it.
+    /// Binds a token to the user whom the application named when it was asked, even if that is known already.
+    /// What an answer to the session itself has told has precedence.
     pub(crate) fn bind_by_lookup(&self, keys: &Keys, binding: &Binding<'_>, now_ms: i64) {
         let known = self.newest(keys, binding.key);
         let is_proven =
@@ -331,7 +333,7 @@ impl Bindings {
         }
     }
 
-    /// Whether nobody asks about the token; from then on, and for `limit` at most, the caller does.
+    /// Whether no other worker asks about the token; if so, the caller does from now on, for at most `limit`.
     pub(crate) fn begin_question(&self, key: TokenKey, limit: Duration) -> bool {
         let (asked, until) = &self.head.questions[key.0[1] as usize % QUESTIONS];
         let now = monotonic_ns() / 1_000_000;
@@ -344,7 +346,7 @@ impl Bindings {
         true
     }
 
-    /// The caller has its answer.
+    /// The caller has the answer to its question.
     pub(crate) fn end_question(&self, key: TokenKey) {
         let (asked, until) = &self.head.questions[key.0[1] as usize % QUESTIONS];
         if asked.load(Acquire) == key.0[0] {
@@ -352,7 +354,7 @@ impl Bindings {
         }
     }
 
-    /// Whether the rate of so many questions a second allows one more.
+    /// Whether the rate allows one more question.
     pub(crate) fn take_turn(&self, which: usize, rate: f64) -> bool {
         let Some(next) = self.head.turns.get(which) else { return false };
         let (now, step) = (monotonic_ns(), (1e9 / rate.max(0.001)) as u64);
@@ -363,7 +365,7 @@ impl Bindings {
         next.fetch_update(AcqRel, Relaxed, take).is_ok()
     }
 
-    /// Ends a token's binding. Whether there was one.
+    /// Ends a token's binding. Returns whether there was one.
     pub fn end(&self, keys: &Keys, key: TokenKey, now_ms: i64) -> bool {
         let Some(known) = self.newest(keys, key).filter(|known| !known.has_ended()) else {
             return false;
@@ -377,14 +379,13 @@ impl Bindings {
         let mut words = bound.words;
         put(&mut words[5..USER_AT], digest);
         let Some(writing) = self.write_to(bound.slot) else { return };
-        // Somebody may have bound it otherwise meanwhile.
+        // Another worker may have bound it to another user since.
         if self.read(keys, bound.slot).is_some_and(|now| now.words == bound.words) {
             writing.write(keys, &mut words);
         }
     }
 
-    /// All bindings, also those that ended and whose place nobody has taken yet, in the order of their
-    /// changes.
+    /// All bindings, in the order of their changes, including ended ones whose slots are not reused yet.
     pub fn all(&self, keys: &Keys) -> Vec<Bound> {
         let taken = (0..self.entries.len()).filter(|slot| {
             let (bucket, i) = self.slot(*slot);
@@ -395,7 +396,7 @@ impl Bindings {
         all
     }
 
-    /// Forgets everything: hashes of another key find nothing.
+    /// Forgets everything: with another key, no hash would be found.
     pub(crate) fn clear(&self) {
         for tag in self.buckets.iter().flat_map(|bucket| &bucket.tags) {
             tag.store(0, Release);
@@ -406,9 +407,9 @@ impl Bindings {
         (&self.buckets[slot / SLOTS], slot % SLOTS)
     }
 
-    /// The two buckets where a key may lie, never the same one twice.
+    /// The two buckets for a key, which always differ.
     fn homes(&self, key: TokenKey) -> [usize; 2] {
-        // The upper half of a product is a fair choice, without a division.
+        // The upper half of a product distributes evenly, without a division.
         let of = |hash: u64, n: usize| (((hash & 0xffff_ffff) * n as u64) >> 32) as usize;
         let n = self.buckets.len();
         let first = of(key.0[0], n);
@@ -416,12 +417,12 @@ impl Bindings {
         [first, if second < n { second } else { second - n }]
     }
 
-    /// The slots of the two buckets where a key may lie.
+    /// The slots of the two buckets for a key.
     fn slots(&self, key: TokenKey) -> impl Iterator<Item = usize> {
         self.homes(key).into_iter().flat_map(|b| b * SLOTS..(b + 1) * SLOTS)
     }
 
-    /// What the slot holds, unless it is torn.
+    /// The slot's entry, unless it is torn.
     fn read(&self, keys: &Keys, slot: usize) -> Option<Bound> {
         let entry = &self.entries[slot].0;
         let end = used_words(entry[3].load(Relaxed));
@@ -436,7 +437,7 @@ impl Bindings {
         let tag = tag(key.0[1]);
         let mut newest: Option<Bound> = None;
         for home in self.homes(key) {
-            // Almost all have another tag: which have this one is told without a branch for each.
+            // Almost all tags differ: the comparison needs no branch for each.
             let tags = self.buckets[home].tags.iter().enumerate();
             let is_same = |(i, own): (usize, &AtomicU32)| u32::from(own.load(Acquire) == tag) << i;
             let mut same = tags.map(is_same).fold(0, |all, one| all | one);
@@ -453,7 +454,7 @@ impl Bindings {
         newest
     }
 
-    /// Puts an entry into its old slot, or into the cheapest of its buckets.
+    /// Writes an entry into its old slot, or into the cheapest slot of its buckets.
     fn put_entry(&self, keys: &Keys, words: &mut [u64; WORDS], old: Option<usize>, used: u32) {
         let key = TokenKey([words[0], words[1]]);
         let writing = old
@@ -480,7 +481,7 @@ impl Bindings {
         }
     }
 
-    /// An empty slot, in the bucket that has more of them.
+    /// An empty slot, in the emptier one of the buckets.
     fn empty_slot(&self, key: TokenKey) -> Option<Writing> {
         let [first, second] = self.homes(key);
         let is_empty = |b: usize, i: usize| self.buckets[b].tags[i].load(Acquire) == 0;
@@ -489,7 +490,7 @@ impl Bindings {
         let mut empty = homes
             .into_iter()
             .flat_map(|b| (0..SLOTS).filter(move |i| is_empty(b, *i)).map(move |i| b * SLOTS + i));
-        // Somebody may just have taken it.
+        // Another worker may just have taken it.
         empty.find_map(|slot| self.write_to(slot).filter(|_| is_empty(slot / SLOTS, slot % SLOTS)))
     }
 
@@ -517,8 +518,8 @@ impl Bindings {
         }
     }
 
-    /// How many bindings the users of these slots have, of which the oldest goes first; of users with one,
-    /// the one that was used longest ago.
+    /// Adds to the costs of these slots how many bindings their users have: the oldest of the user with the
+    /// most goes first; of users with one, the least recently used.
     fn add_counts(&self, costs: &mut [(Cost, usize)]) {
         let mut counts: Vec<(u32, usize)> = Vec::with_capacity(costs.len());
         for (_, slot) in costs.iter() {
@@ -537,7 +538,7 @@ impl Bindings {
         }
     }
 
-    /// The oldest bindings of a user go, so that there is room for one more.
+    /// Evicts the user's oldest bindings until there is room for one more.
     fn make_room_for_user(&self, keys: &Keys, user_hash: u64) {
         let tag = tag(user_hash);
         let mut slots = Vec::new();
@@ -569,7 +570,7 @@ impl Bindings {
         }
     }
 
-    /// The right to write to a slot, unless somebody has it.
+    /// The right to write to a slot, unless another worker has it.
     fn write_to(&self, slot: usize) -> Option<Writing> {
         let (bucket, i) = self.slot(slot);
         let mark = &bucket.writers[i];
@@ -583,7 +584,7 @@ impl Bindings {
     }
 }
 
-/// The right to write to a slot; ends with it.
+/// The right to write to a slot; it ends when this is dropped.
 struct Writing {
     bindings: Bindings,
     slot: usize,
@@ -604,7 +605,7 @@ impl Drop for Writing {
     }
 }
 
-/// What it costs to give up a slot; the lowest goes first.
+/// The cost of evicting a slot; the lowest goes first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Cost {
     class: u8,

@@ -1,6 +1,6 @@
 //! Counters for the status alone: events by type and evidence, how long delivery takes, the last hour.
 //!
-//! Nothing is decided by them. Every field is an atomic that stays sensible whenever a process is killed.
+//! They decide nothing. Every field is an atomic that stays plausible whenever a process is killed.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -18,7 +18,7 @@ pub const SLOT_SECONDS: u64 = 30;
 /// See [`SLOT_SECONDS`].
 pub const SLOTS: usize = 120;
 
-/// The part of the zone that holds these counters; zeros are its beginning.
+/// The part of the zone with these counters; all zeros is a valid start.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Metrics {
@@ -31,7 +31,7 @@ pub struct Metrics {
 struct TargetMetrics {
     latency: [AtomicU64; LATENCY_BOUNDS_MS.len() + 1],
     latency_sum_ms: AtomicU64,
-    /// The slot's number since the machine's boot in the high half, events in the low half.
+    /// The number of the slot since the machine's boot in the high half, the number of events in the low half.
     recent: [AtomicU64; SLOTS],
 }
 
@@ -47,14 +47,14 @@ pub struct Latency {
 /// Events delivered in the last hour.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recent {
-    /// In each slot, the oldest first; the last one is not over.
+    /// For each slot the number of events, the oldest first; the last slot is not over.
     pub slots: Vec<u32>,
     /// Events a second over the last one to two slots.
     pub per_second: f64,
 }
 
 impl Metrics {
-    /// A request became an event of this type, its user known by this evidence.
+    /// Counts a request that became an event.
     pub fn event(&self, kind: EventType, identity: Identity) {
         self.events[kind as usize][identity as usize].fetch_add(1, Relaxed);
     }
@@ -64,7 +64,7 @@ impl Metrics {
         self.events[kind as usize][identity as usize].load(Relaxed)
     }
 
-    /// `n` events of a target, captured at this time (milliseconds since the epoch), are delivered now.
+    /// Counts `n` events, captured at this time (milliseconds since the epoch) and delivered now.
     pub fn delivered(&self, slot: usize, captured_ms: i64, n: u32) {
         let target = &self.targets[slot];
         // The clock may have been set back.
@@ -90,7 +90,7 @@ impl Metrics {
         self.targets[slot].recent(seconds / SLOT_SECONDS, seconds % SLOT_SECONDS)
     }
 
-    /// The target's place goes to another one.
+    /// Resets the counters, because another target gets this index.
     pub fn reset(&self, slot: usize) {
         let target = &self.targets[slot];
         target.latency.iter().chain(&target.recent).for_each(|counter| counter.store(0, Relaxed));

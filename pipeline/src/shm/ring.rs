@@ -1,13 +1,11 @@
-//! Records through shared memory: each worker writes into segments of its own, the collector reads
-//! all of them.
+//! The records in shared memory: each worker writes into its own segments, the collector reads all of them.
 //!
-//! A segment is freed when every target has taken its records. How far each has is in the zone, so
-//! that the next collector goes on from there, whenever this one is killed.
+//! A segment is freed when every target has taken its records. The zone has a cursor for each target, so that
+//! the next collector continues there, whenever this one is killed.
 //!
-//! A worker's ring is the chain of segments that it has filled and not yet got taken. Segments are
-//! shared, so a busy worker may use the whole zone and an old worker, kept by a WebSocket, holds
-//! one. Writing takes no lock: a segment is claimed by one compare-and-swap, a record is published by
-//! one store.
+//! A worker's ring is the chain of segments that it has filled and that are not freed yet. All workers draw
+//! from the same segments, so a busy worker may use the whole zone, and an old worker that a WebSocket keeps
+//! alive holds one. Writing takes no lock: a compare-and-swap claims a segment, and a store publishes a record.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,11 +21,11 @@ use crate::shm::zone::{Zone, alive};
 #[cfg(not(loom))]
 const _: () = assert!(MAX_RECORD <= Segment::ROOM);
 
-/// How long a worker does not look for a segment after it found none, in nanoseconds: the search
-/// reads a cache line for each segment of the zone.
+/// How long a worker does not search for a segment after it found none, in nanoseconds: the search reads a
+/// cache line of each segment of the zone.
 const SEARCH_PAUSE_NS: u64 = if cfg!(loom) { 0 } else { 1_000_000 };
 
-/// A worker's end.
+/// A worker's end of its ring.
 #[derive(Debug)]
 pub struct Producer {
     zone: Zone,
@@ -48,7 +46,7 @@ pub enum PushError {
 }
 
 impl Producer {
-    /// The end of the process `pid`, which must be the calling one.
+    /// The end for the process `pid`, which must be the calling one.
     pub fn new(zone: Zone, pid: u32) -> Self {
         Self { zone, pid, current: None, last_stamp: 0, search_after: [0; Rank::ALL.len()] }
     }
@@ -71,7 +69,7 @@ impl Producer {
         // SAFETY: this process owns the segment, and the slice ends before the store below.
         let room = unsafe { segment.unpublished() };
         capture.write(stamp, &mut room[..len]);
-        // No other process writes it: this needs no atomic addition.
+        // Only this process writes it, so an atomic addition is not necessary.
         let written = segment.written.load(Relaxed);
         segment.written.store(written + len as u32, Release);
         self.zone.count_captured(capture.targets);
@@ -99,7 +97,7 @@ impl Producer {
             *search_after = now + SEARCH_PAUSE_NS;
             return None;
         };
-        // One that is kept for higher ranks.
+        // The new segment is one that is reserved for higher ranks.
         if let Some(current) = self.current.replace(found) {
             segments[current].close(self.pid);
         }
@@ -107,8 +105,8 @@ impl Producer {
     }
 }
 
-/// How many of the last segments are kept for ranks above this one: an eighth for those above what is
-/// only looked at, half of it for those above what nobody has proven.
+/// How many of the last segments are reserved for ranks above this one: an eighth for those above page views,
+/// half of that for those above failed logins.
 fn reserved(segments: usize, rank: Rank) -> usize {
     match rank {
         Rank::One | Rank::Two => 0,
@@ -117,12 +115,12 @@ fn reserved(segments: usize, rank: Rank) -> usize {
     }
 }
 
-/// The collector's end. Only the holder of the election's [`Term`](crate::shm::zone::Term) may have
-/// one.
+/// The collector's end of all rings. Only the holder of the election's [`Term`](crate::shm::zone::Term) may
+/// have one.
 #[derive(Clone, Debug)]
 pub struct Collector {
     zone: Zone,
-    /// How far each segment is read, in bytes.
+    /// How many bytes of each segment were read.
     read: Vec<u32>,
 }
 
@@ -144,17 +142,17 @@ pub struct Taken {
     pub place: Place,
 }
 
-/// What one round read.
+/// The result of one round.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// In the order of capture.
     pub records: Vec<Taken>,
-    /// Segments with bytes that are no record; what followed in them was given up.
+    /// How many segments had bytes that are no record; the rest of them was skipped.
     pub damaged: u32,
 }
 
 impl Collector {
-    /// Reads `zone`, from where not every target has taken its records.
+    /// Begins where not every target has taken the records.
     pub fn new(zone: Zone) -> Self {
         let read = |segment: &Segment| match segment.stage() {
             Stage::Open(_) | Stage::Closed(_) => segment.done.load(Relaxed),
@@ -163,8 +161,8 @@ impl Collector {
         Self { zone, read: zone.segments().iter().map(read).collect() }
     }
 
-    /// Reads at most `most` records that were captured before the stamp `before`, in the order of
-    /// capture over all workers. The segments keep them until [`free`](Self::free).
+    /// Reads at most `most` records with stamps before `before`, in the order of capture over all workers. The
+    /// segments keep them until [`free`](Self::free).
     pub fn take(&mut self, before: u64, most: usize) -> Batch {
         let mut batch = Batch::default();
         let mut unread: Vec<_> = self
@@ -195,13 +193,12 @@ impl Collector {
         batch
     }
 
-    /// Whether the target has taken this record, before this collector began.
+    /// Whether the target had taken this record before this collector began.
     pub fn has_taken(&self, slot: usize, place: Place) -> bool {
         self.zone.segments()[place.segment as usize].cursors.get(slot) >= place.end
     }
 
-    /// Frees what every target has taken; `waits` tells whether one has yet to take records of a
-    /// segment.
+    /// Frees what every target has taken; `waits` tells whether a target has yet to take records of a segment.
     pub fn free(&mut self, waits: impl Fn(usize) -> bool) {
         for (number, segment) in self.zone.segments().iter().enumerate() {
             let read = &mut self.read[number];
@@ -216,7 +213,7 @@ impl Collector {
         }
     }
 
-    /// Frees the segments of processes that died; it asks the system about each that has any.
+    /// Frees the segments of dead processes; it asks the system about the owner of each segment that has one.
     pub fn free_dead(&mut self, waits: impl Fn(usize) -> bool) {
         for (number, segment) in self.zone.segments().iter().enumerate() {
             match segment.stage() {
@@ -234,7 +231,7 @@ impl Collector {
     }
 }
 
-/// What a round has not read of a segment.
+/// The part of a segment that this round has not read.
 struct Unread {
     number: usize,
     read: u32,

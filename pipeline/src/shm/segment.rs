@@ -7,10 +7,10 @@ use crate::shm::sync::{AtomicU32, AtomicU64, Room};
 #[cfg(not(loom))]
 use crate::shm::zone::MAX_TARGETS;
 
-/// Bytes of a segment, state included. Small enough that the many old workers of a machine full of
-/// WebSockets can each hold one, large enough that a busy worker takes a new one rarely.
+/// Bytes of a segment, with its state. Small enough that each of the many old workers on a machine full of
+/// WebSockets can hold one, large enough that a busy worker rarely needs a new one.
 pub(crate) const SEGMENT: usize = 64 * 1024;
-/// In a model: a target has a cursor, another one has none.
+/// In a model there are two targets: one with a cursor, and one without.
 #[cfg(loom)]
 const MAX_TARGETS: usize = 2;
 
@@ -24,13 +24,13 @@ pub(crate) struct Segment {
     owner: AtomicU64,
     /// Bytes of whole records; written by the owner only.
     pub(crate) written: AtomicU32,
-    /// Bytes that every target is done with; written by the collector only.
+    /// Bytes that every target has taken; written by the collector only.
     pub(crate) done: AtomicU32,
     pub(crate) cursors: Cursors,
     data: Room<{ Segment::ROOM }>,
 }
 
-/// How far each target has taken its records of a segment, in bytes. Apart from what the owner writes.
+/// How many bytes of a segment each target has taken. In cache lines that the segment's owner does not write.
 #[repr(C, align(64))]
 pub(crate) struct Cursors([AtomicU32; MAX_TARGETS]);
 
@@ -39,7 +39,7 @@ impl Cursors {
         self.0[slot].load(Acquire)
     }
 
-    /// What lies before `end` is taken.
+    /// The target has taken what lies before `end`.
     pub(crate) fn advance(&self, slot: usize, end: u32) {
         self.0[slot].fetch_max(end, Release);
     }
@@ -49,8 +49,8 @@ impl Cursors {
     }
 }
 
-/// Stage of a segment. A segment is free, is claimed and reset by a worker, is open for its records,
-/// is closed when the next record does not fit, and is freed by the deliverer when all is taken.
+/// The stage of a segment: free; claimed by a worker that resets it; open for that worker's records; closed
+/// when the next record does not fit. The collector frees it when every target has taken all records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     Free,
@@ -106,7 +106,7 @@ impl Segment {
         Self { owner, written: zero(), done: zero(), cursors, data: Room::new() }
     }
 
-    /// Another target gets the place `slot`: it has taken nothing yet.
+    /// Another target gets the index `slot`: it has taken nothing yet.
     pub(crate) fn forget_target(&self, slot: usize) {
         self.cursors.0[slot].store(0, Relaxed);
     }
@@ -115,7 +115,7 @@ impl Segment {
         Stage::unpack(self.owner.load(Acquire))
     }
 
-    /// Makes a free segment this process's own, empty and open.
+    /// Claims a free segment for this process, and opens it empty.
     pub(crate) fn claim(&self, pid: u32) -> bool {
         let (free, claimed) = (Stage::Free.pack(), Stage::Claimed(pid).pack());
         if self.owner.load(Relaxed) != free
@@ -130,17 +130,17 @@ impl Segment {
         true
     }
 
-    /// The owner writes no more.
+    /// The owner writes no more records.
     pub(crate) fn close(&self, pid: u32) {
         self.owner.store(Stage::Closed(pid).pack(), Release);
     }
 
-    /// Gives the segment back; only the deliverer, when the owner is through with it.
+    /// Frees the segment; only the collector, when the segment is over.
     pub(crate) fn free(&self) {
         self.owner.store(Stage::Free.pack(), Release);
     }
 
-    /// Whether records are published that some target has not taken.
+    /// Whether there are published records that some target has not taken.
     pub(crate) fn is_waiting(&self) -> bool {
         match self.stage() {
             Stage::Free | Stage::Claimed(_) => false,
@@ -148,9 +148,9 @@ impl Segment {
         }
     }
 
-    /// Whether its owner writes no more, and nothing lies behind `read`.
+    /// Whether its owner writes no more records, and all were read.
     pub(crate) fn is_over(&self, read: u32) -> bool {
-        // The stage is read first: what is closed has all its records.
+        // The stage is read first: a closed segment has all its records.
         matches!(self.stage(), Stage::Closed(_)) && self.written.load(Acquire) == read
     }
 
@@ -178,7 +178,7 @@ impl Segment {
         unsafe { self.data.read(start..end) }
     }
 
-    /// The bytes behind what is published.
+    /// The bytes behind the published records.
     ///
     /// # Safety
     /// Only the owner may call it, and must drop the slice before it publishes.
@@ -189,8 +189,8 @@ impl Segment {
         unsafe { self.data.write(start..Self::ROOM) }
     }
 
-    /// Asks the processor for the next `len` bytes: the deliverer's has read what was there before,
-    /// and without this the next record would wait for them.
+    /// Prefetches the next `len` bytes: the collector's processor has the cache lines from reading the old
+    /// records, and without this the next write would wait for them.
     pub(crate) fn prefetch(&self, len: usize) {
         #[cfg(target_arch = "x86_64")]
         {

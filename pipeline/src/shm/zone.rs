@@ -1,5 +1,5 @@
-//! The shared memory that all workers of all configurations map: the election of the deliverer, the
-//! counters of the targets, and the segments that carry records.
+//! The shared memory that the workers of all configurations map: the elections, the counters of the targets,
+//! and the segments with records.
 //!
 //! # Layout
 //! ```text
@@ -11,14 +11,13 @@
 //! The zone lives as long as the master process; a reload reuses it. Every field is an atomic or
 //! belongs to one process at a time, because any process may be killed between any two instructions.
 //!
-//! # KnownAccounts
-//! A target's account is a row of counters. A worker adds to `captured` when it has published a record;
-//! the deliverer moves what it takes out of the segments to `collected` and to its own courier's
-//! `held`, and each held event ends in `delivered`, `rejected` or `dropped`. So
-//! `pending = captured - collected + Σ held`, and an event that anybody forgets stays visible there.
-//! Each courier belongs to one deliverer. What a killed deliverer held is counted as dropped by the
-//! next one. A kill can fall between publishing and counting, a few instructions; then the sums are
-//! off by that one batch. Exactness over kills belongs to the spool.
+//! # Counters
+//! Each target has a row of counters. A worker adds to `captured` when it has published a record. The deliverer
+//! adds what it takes out of the segments to `collected` and to `held` in its own row, its *courier*; each held
+//! event ends in `delivered`, `rejected` or `dropped`. So `pending = captured - collected + Σ held`, and a
+//! forgotten event stays visible there. Each courier belongs to one deliverer; the next deliverer counts what a
+//! killed one held as dropped. A kill may fall between publishing and counting, which are a few instructions
+//! apart: then the sums are off by that one batch. Only a spool is exact over kills.
 
 use std::cell::UnsafeCell;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -54,17 +53,17 @@ pub const MAX_REASONS: usize = 8;
 pub const MAX_NAME: usize = 63;
 /// The most deliverers, running or stopping, at one time.
 const MAX_COURIERS: usize = 64;
-/// The most workers, of all configurations, that are known at one time. One that is not known captures
-/// all the same; the others then take it for one that stays.
+/// The most workers, of all configurations, that are known at one time. A worker that is not known captures
+/// nevertheless; the others take it for one that stays.
 const MAX_WORKERS: usize = 1024;
-/// How many counters of what is repeated there are: of 200 addresses, and of as many accounts as come.
+/// How many counters of repeated events there are: for 200 addresses, and their accounts.
 const COUNTERS: usize = 4096;
-/// For how many accounts there is room, and what share of the zone that is.
+/// The range of how many accounts fit, and which share of the zone they get.
 const LEARNED: RangeInclusive<usize> = 64..=16_384;
 const LEARNED_SHARE: usize = 16;
-/// What share of the zone holds sessions: three tenths, 25,000 of them in 16m.
+/// The share of the zone for sessions: three tenths, 25,000 sessions in 16m.
 const BINDINGS_SHARE: (usize, usize) = (3, 10);
-/// How many things of rules with `once=` are remembered.
+/// How many requests of rules with `once=` are remembered.
 const ONCE: usize = 2048;
 const MAGIC: u64 = u64::from_be_bytes(*b"tirreno2");
 
@@ -141,11 +140,11 @@ pub enum State {
     Ok,
     /// The last attempt failed; the next follows by itself.
     Retrying,
-    /// Nothing is sent until the server says that the key is good, or accepts an event.
+    /// Nothing is sent until the server accepts the key, or an event.
     Paused,
-    /// What makes its events last, a disk, does not keep up: some are in memory only.
+    /// A disk does not keep up: events that should be on it are in memory only.
     Degraded,
-    /// Another process has what it needs.
+    /// Another process holds a lock or a file that it needs.
     Waiting,
 }
 
@@ -173,25 +172,25 @@ impl State {
 struct Head {
     magic: AtomicU64,
     instance: AtomicU64,
-    /// The key of hashes that leave no process's memory but for events.
+    /// The key of hashes that stay in processes' memory, except in events.
     secret: [AtomicU64; 4],
     segments: AtomicU32,
     learned: AtomicU32,
-    /// Counts what is learned of accounts.
+    /// A number that changes with the known accounts.
     learned_changes: AtomicU64,
-    /// How many buckets of bindings there are.
+    /// The number of buckets of bindings.
     bindings: AtomicU32,
     election: Election,
-    /// Who keeps the state file.
+    /// Elects the worker that keeps the state file.
     state_election: Election,
     skipped: [AtomicU64; SkipReason::ALL.len()],
     /// Events by the evidence for their users.
     identified: [AtomicU64; Identity::ALL.len()],
     mismatched: AtomicU64,
     unreadable_sessions: AtomicU64,
-    /// What was an event lately, of rules with `once=`: a keyed hash each.
+    /// Keyed hashes of recent events of rules with `once=`.
     once: [AtomicU64; ONCE],
-    /// The targets of the configuration in force, a bit each.
+    /// The targets of the configuration in force, as bits.
     configured: AtomicU32,
     targets: [TargetCounters; MAX_TARGETS],
     repeats: [Counter; COUNTERS],
@@ -203,13 +202,13 @@ struct Head {
 /// A process that captures.
 #[repr(C)]
 struct WorkerRow {
-    /// Its process id in the low half, 0: none; its [`Stay`] in the high half.
+    /// Its process id in the low half, or 0; its [`Stay`] in the high half.
     owner: AtomicU64,
-    /// The targets that it captures for, a bit each.
+    /// The targets that it captures for, as bits.
     targets: AtomicU32,
 }
 
-/// How long a worker will be there.
+/// How long a worker will exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Stay {
@@ -217,9 +216,9 @@ pub enum Stay {
     Stays = 1,
     /// It captures until its last connection is closed.
     Exiting = 2,
-    /// It captures nothing any more.
+    /// It captures no more.
     Stopped = 3,
-    /// It goes on, but cannot collect.
+    /// It stays, but cannot collect.
     OnlyCaptures = 4,
 }
 
@@ -235,10 +234,10 @@ struct TargetCounters {
     merged: AtomicU64,
     retries: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
-    /// How many of them the log tells of.
+    /// How many of the dropped events the log has mentioned.
     said: [AtomicU64; DropReason::ALL.len()],
     state: AtomicU32,
-    /// Not 0: shown instead of `state`, but for [`State::Waiting`].
+    /// If not 0: shown instead of `state`, except instead of [`State::Waiting`].
     degraded: AtomicU32,
     fault: AtomicU32,
     fault_ms: AtomicU64,
@@ -255,8 +254,8 @@ struct TargetCounters {
     pace: KeptPace,
 }
 
-/// Events that a stream target dropped, and of which no record in it tells yet: the next deliverer
-/// finds them here.
+/// Events that a stream target dropped and no record in the target mentions yet; the next deliverer finds them
+/// here.
 #[repr(C)]
 struct Unreported {
     count: AtomicU64,
@@ -265,7 +264,7 @@ struct Unreported {
     last_ms: AtomicU64,
 }
 
-/// What the spool counts, over all zones that used it; shown here for the status.
+/// The spool's counters, over all zones that used it, for the status.
 #[repr(C)]
 struct StoredCounters {
     collected: AtomicU64,
@@ -280,7 +279,7 @@ struct StoredCounters {
     reasons: [(AtomicU32, AtomicU64); MAX_REASONS],
 }
 
-/// The one counter that all workers write, apart from those that the deliverer writes.
+/// The counter that all workers write, in another cache line than the deliverer's.
 #[repr(C, align(64))]
 struct CacheLine(AtomicU64);
 
@@ -311,11 +310,11 @@ impl std::fmt::Debug for Zone {
 }
 
 impl Zone {
-    /// The least number of bytes for `workers` workers: two segments for each, so that a reload finds
-    /// room, and the head.
+    /// The least number of bytes for `workers` workers: the head, and two segments for each, so that a reload
+    /// finds room.
     pub fn min_size(workers: usize) -> usize {
         let others = size_of::<Head>() + SEGMENT + (2 * workers.max(1) + 2) * SEGMENT;
-        // What is left of the zone beside the shares of accounts and bindings.
+        // The rest of the zone besides the shares for accounts and bindings.
         let (share, of) = BINDINGS_SHARE;
         let rest = LEARNED_SHARE * (of - share) - of;
         let least =
@@ -323,8 +322,8 @@ impl Zone {
         (others + least).max((others * LEARNED_SHARE * of).div_ceil(rest))
     }
 
-    /// Formats `len` bytes at `start`, whatever they hold. Of the segments nothing is touched but
-    /// their state, so that unused ones cost little memory.
+    /// Formats `len` bytes at `start`, whatever they contain. Only the state of each segment is touched, so
+    /// that unused segments cost little memory.
     ///
     /// # Safety
     /// The memory is shared by all processes that will use the zone, is used by nothing else, and stays
@@ -343,7 +342,7 @@ impl Zone {
         }
         // SAFETY: the caller's promise; `head` and the segments lie inside, aligned.
         unsafe {
-            // The head and what follows it, up to the segments.
+            // The head and the tables behind it, up to the segments.
             let before = first as usize - head as usize;
             head.cast::<u8>().write_bytes(0, before);
             #[cfg(not(loom))]
@@ -390,7 +389,8 @@ impl Zone {
         }
     }
 
-    /// Where what follows the head begins, with room for so many learned accounts and buckets of bindings.
+    /// The addresses of the tables behind the head and of the segments, for so many accounts and buckets of
+    /// bindings.
     fn parts(
         head: *mut Head,
         learned: usize,
@@ -403,12 +403,12 @@ impl Zone {
         (first, binding, segment.cast())
     }
 
-    /// Whose session a token is.
+    /// The bindings of sessions to users.
     pub fn bindings(&self) -> Bindings {
         self.bindings
     }
 
-    /// The keys of what the zone holds hashes of. To derive them costs some microseconds.
+    /// The keys for the hashes in the zone. Deriving them takes some microseconds.
     pub fn keys(&self) -> Keys {
         Keys::derive(&self.secret())
     }
@@ -421,8 +421,8 @@ impl Zone {
         secret
     }
 
-    /// Makes another secret the zone's, before any worker of a new configuration begins. What was learned
-    /// under the former one is forgotten.
+    /// Replaces the secret, before any worker of a new configuration begins. What was learned with the old one
+    /// is forgotten.
     pub fn set_secret(&self, secret: &Secret) {
         if *self.secret() == **secret {
             return;
@@ -433,18 +433,18 @@ impl Zone {
         self.bindings.clear();
     }
 
-    /// What of failed logins and new users went singly, by account and address.
+    /// The counters of repeated events, by account and address.
     pub fn repeat_counters(&self) -> &'static [Counter] {
         &self.head.repeats
     }
 
-    /// What is known of accounts, with the [keys](Self::keys) of this zone.
+    /// The known accounts, by the [keys](Self::keys) of this zone.
     pub fn known_accounts(&self, keys: &Keys) -> KnownAccounts {
         KnownAccounts::new(*keys.accounts(), &self.head.learned_changes, self.learned)
     }
 
-    /// Tells this instance of nginx, a master and its workers over reloads, from all others that the
-    /// machine runs.
+    /// A number for this instance of nginx (a master and its workers, over reloads) that differs from all
+    /// others on the machine.
     pub fn instance(&self) -> u64 {
         self.head.instance.load(Relaxed)
     }
@@ -476,27 +476,27 @@ impl Zone {
         self.segments[place.segment as usize].cursors.advance(slot, place.end);
     }
 
-    /// The share of the segments that is in use.
+    /// The share of the segments that are in use.
     pub fn fill(&self) -> f64 {
         let used = self.segments.iter().filter(|s| s.stage() != Stage::Free).count();
         used as f64 / self.segments.len() as f64
     }
 
-    /// What only the status reads.
+    /// Counters for the status only.
     pub fn metrics(&self) -> &'static Metrics {
         &self.head.metrics
     }
 
-    /// Who delivers.
+    /// The election of the collector.
     pub fn election(&self) -> &'static Election {
         &self.head.election
     }
 
-    /// The counters of the target `name`, made if there are none. Where all places are taken, one is
-    /// used again whose target nobody captures for any more.
+    /// The index of the counters of the target `name`; new ones if it has none. If all are taken, those of a
+    /// target are reused for which nobody captures any more.
     ///
-    /// Only the master calls it, while it reads a configuration; `others` are the places that the same
-    /// configuration has already.
+    /// Only the master calls it, while it reads a configuration; `others` are the indexes that this
+    /// configuration has used so far.
     ///
     /// # Errors
     /// [`MAX_TARGETS`] other names are in use.
@@ -524,13 +524,13 @@ impl Zone {
         Ok(slot)
     }
 
-    /// The place of the target `name`, if it has one.
+    /// The index of the target `name`, if it has one.
     pub fn known_slot(&self, name: &str) -> Option<usize> {
         (0..MAX_TARGETS).find(|slot| self.head.targets[*slot].name() == Some(name))
     }
 
-    /// Whether no configuration in force has the target, no process captures for it, and nothing of
-    /// it is under way.
+    /// Whether no configuration in force has the target, no process captures for it, and none of its events is
+    /// pending.
     fn is_unused(&self, slot: usize) -> bool {
         let bit = 1 << slot;
         let rows = &self.head.workers;
@@ -544,7 +544,7 @@ impl Zone {
             && !self.segments.iter().any(|segment| segment.has_records_for(bit))
     }
 
-    /// The targets of the configuration in force, a bit each.
+    /// The targets of the configuration in force, as bits.
     pub fn configured(&self) -> u32 {
         self.head.configured.load(Acquire)
     }
@@ -554,11 +554,11 @@ impl Zone {
         self.head.configured.store(targets, Release);
     }
 
-    /// A process that captures for these targets makes itself known; nothing where there are too many.
+    /// Registers a process that captures for these targets; `None` if there are too many.
     pub fn enrol(&self, pid: u32, targets: u32, stay: Stay) -> Option<Enrolment> {
         let owner = WorkerRow::pack(pid, stay);
         for (place, row) in self.head.workers.iter().enumerate() {
-            // Who died has not left.
+            // A dead process has not unregistered itself.
             if row.pid().is_none() {
                 let before = row.owner.load(Relaxed);
                 if row.owner.compare_exchange(before, owner, AcqRel, Relaxed).is_ok() {
@@ -578,7 +578,7 @@ impl Zone {
         })
     }
 
-    /// The name of the target that has the account.
+    /// The name of the target with these counters.
     pub fn target_name(&self, slot: usize) -> &'static str {
         self.head.targets[slot].name().unwrap_or_default()
     }
@@ -599,7 +599,7 @@ impl Zone {
         }
     }
 
-    /// A worker counts an event that another one of the same user stands for already: `once=`.
+    /// A worker counts an event that `once=` merges into an earlier one of the same user.
     pub fn count_merged(&self, targets: u32) {
         for account in self.books(targets) {
             account.captured.0.fetch_add(1, Relaxed);
@@ -618,7 +618,7 @@ impl Zone {
         self.head.skipped[reason as usize].fetch_add(1, Relaxed);
     }
 
-    /// Who keeps the state file.
+    /// The election of the keeper of the state file.
     pub fn state_election(&self) -> &'static Election {
         &self.head.state_election
     }
@@ -634,8 +634,8 @@ impl Zone {
         }
     }
 
-    /// Events by the evidence for their users, the strongest first; those whose client claimed to be
-    /// somebody else, and those of an accepted session that could not be read.
+    /// Events by the evidence for their users, the strongest first; then those whose client claimed to be
+    /// another user, and those of an accepted session that could not be read.
     pub fn identified(&self) -> Vec<(&'static str, u64)> {
         let evidence = Identity::ALL.into_iter().rev();
         evidence
@@ -648,15 +648,15 @@ impl Zone {
             .collect()
     }
 
-    /// Whether nothing like it was there in this span of the time, which is in milliseconds since the epoch.
-    /// Where more different things come than there is room for, one that was there may count as new.
+    /// Whether no equal facts were seen in this span of time (`time_ms` in milliseconds since the epoch). If
+    /// more different facts come than are remembered, known ones may count as new.
     pub fn is_first(&self, facts: &impl Hash, span: Duration, time_ms: i64) -> bool {
         let mut hasher = DefaultHasher::new();
         (*self.secret(), facts).hash(&mut hasher);
         let fact = hasher.finish();
         (span, time_ms.div_euclid(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
             .hash(&mut hasher);
-        // Nothing is there in a new zone.
+        // A new zone contains zeros only.
         let mark = hasher.finish().max(1);
         self.head.once[fact as usize % ONCE].swap(mark, Relaxed) != mark
     }
@@ -669,7 +669,7 @@ impl Zone {
     /// A target's counters as they stand.
     pub fn totals(&self, slot: usize) -> Totals {
         let counters = &self.head.targets[slot];
-        // Read before `collected`: what is counted meanwhile shall not be pending below zero.
+        // Read before `collected`: events that are counted meanwhile must not make pending negative.
         let held: u64 =
             self.head.couriers.iter().map(|c| u64::from(c.held[slot].load(Relaxed))).sum();
         let (stored, spooled, collected) = counters.stored();
@@ -678,7 +678,7 @@ impl Zone {
         let fault = Fault::unpack(counters.fault.load(Relaxed));
         let oldest_ms = counters.oldest_ms.load(Relaxed) as i64;
         let state = match State::from_number(counters.state.load(Relaxed)) {
-            // That tells why.
+            // This state tells the reason itself.
             State::Waiting => State::Waiting,
             _ if counters.degraded.load(Relaxed) != 0 => State::Degraded,
             state => state,
@@ -710,8 +710,8 @@ impl Zone {
         }
     }
 
-    /// A new deliverer's own row of `held` counters; what deliverers that died held is counted as
-    /// dropped. Nothing when all rows are taken by living processes.
+    /// A row of `held` counters for a new deliverer; events that dead deliverers held are counted as dropped.
+    /// `None` if living processes have all rows.
     pub fn enlist(&self, pid: u32) -> Option<Ledger> {
         self.bury_couriers();
         let courier = self
@@ -737,7 +737,7 @@ impl Zone {
     }
 }
 
-/// A process's place among those that capture; it leaves when this is dropped.
+/// A registered process; dropping this unregisters it.
 #[derive(Debug)]
 pub struct Enrolment {
     zone: Zone,
@@ -746,7 +746,7 @@ pub struct Enrolment {
 }
 
 impl Enrolment {
-    /// The process says how long it will be there.
+    /// Announces how long the process will exist.
     pub fn stay(&self, stay: Stay) {
         let row = &self.zone.head.workers[self.place];
         row.owner.store(WorkerRow::pack(self.pid, stay), Release);
@@ -766,7 +766,7 @@ impl WorkerRow {
         (stay as u64) << 32 | u64::from(pid)
     }
 
-    /// The process, if it does anything still.
+    /// The process id, if the process still runs.
     fn pid(&self) -> Option<u32> {
         Some(self.owner.load(Acquire) as u32).filter(|pid| *pid != 0 && runs(*pid))
     }
@@ -784,7 +784,7 @@ impl TargetCounters {
         if name.is_empty() { None } else { str::from_utf8(name).ok() }
     }
 
-    /// What the spool counts, and `spooled` and `collected` of the same moment.
+    /// The spool's counters, and `spooled` and `collected` of the same moment.
     fn stored(&self) -> (SpoolTotals, u64, u64) {
         let stored = &self.stored;
         self.version.read(|| {
@@ -818,13 +818,13 @@ pub struct Totals {
     pub rejected: u64,
     /// By [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// Events that another one stands for.
+    /// Events that were merged into others.
     pub merged: u64,
     /// Failed logins that were the first half of a good one.
     pub withdrawn: u64,
-    /// In segments, queued, in the spool, or in flight.
+    /// In segments, in queues, in the spool, or on their way.
     pub pending: u64,
-    /// What the spool counts; the others include it, except `dropped`.
+    /// The spool's counters; the others include them, except `dropped`.
     pub stored: SpoolTotals,
     /// Why rejected events were set aside, and how many are kept for it.
     pub set_aside: Vec<(Fault, u64)>,
@@ -834,21 +834,20 @@ pub struct Totals {
     pub drain_seconds: Option<u64>,
     /// Attempts after which the event was kept.
     pub retries: u64,
-    /// What went wrong last, and when, in milliseconds since the epoch.
+    /// The last fault, and its time in milliseconds since the epoch.
     pub last_fault: Option<(Fault, i64)>,
     /// Age of the oldest event that a deliverer holds.
     pub oldest_pending_ms: i64,
 }
 
 impl Totals {
-    /// All that was given up, for whatever reason.
+    /// All dropped events, for whatever reason.
     pub fn all_dropped(&self) -> u64 {
         self.stored.dropped + self.dropped.iter().sum::<u64>()
     }
 }
 
-/// One deliverer's right to change the counters: of all processes, it alone moves events from
-/// `captured` to where they end.
+/// One deliverer's right to change the counters: it alone moves events from `captured` to their outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Ledger {
     zone: Zone,
@@ -864,7 +863,7 @@ impl Ledger {
         &self.zone.head.couriers[self.courier].held[slot]
     }
 
-    /// `n` events came out of the segments; they are held from now on.
+    /// `n` events were read from the segments; the deliverer holds them.
     pub fn collected(&self, slot: usize, n: u32) {
         self.account(slot).collected.fetch_add(u64::from(n), Relaxed);
         self.held(slot).fetch_add(n, Relaxed);
@@ -915,7 +914,7 @@ impl Ledger {
         self.account(slot).change_stored(|counters| counters.stored.show(totals));
     }
 
-    /// `n` events went from the segments into the spool, which counts `totals` since then.
+    /// `n` events went from the segments into the spool, whose counters are `totals` since then.
     pub fn spooled(&self, slot: usize, n: u32, totals: Option<&SpoolTotals>) {
         self.account(slot).change_stored(|counters| {
             counters.collected.fetch_add(u64::from(n), Relaxed);
@@ -924,7 +923,7 @@ impl Ledger {
         });
     }
 
-    /// `n` held events went into the spool, which counts `totals` since then.
+    /// `n` held events went into the spool, whose counters are `totals` since then.
     pub fn moved_to_spool(&self, slot: usize, n: u32, totals: Option<&SpoolTotals>) {
         self.held(slot).fetch_sub(n, Relaxed);
         self.account(slot).change_stored(|counters| {
@@ -933,25 +932,25 @@ impl Ledger {
         });
     }
 
-    /// Shows whether events are in memory only that should not be.
+    /// Shows whether events are in memory only that should be on disk.
     pub fn show_degraded(&self, slot: usize, is: bool) {
         self.account(slot).degraded.store(u32::from(is), Relaxed);
     }
 
-    /// `n` held events are told of by another one.
+    /// `n` held events were merged into another one.
     pub fn merged(&self, slot: usize, n: u32) {
         self.held(slot).fetch_sub(n, Relaxed);
         self.account(slot).merged.fetch_add(u64::from(n), Relaxed);
     }
 
-    /// Whether no other process delivers, or tries to deliver what it took.
+    /// Whether no other process delivers, or tries to deliver the rest.
     pub fn is_alone(&self) -> bool {
         let couriers = self.zone.head.couriers.iter().enumerate();
         let mut others = couriers.filter(|(place, _)| *place != self.courier);
         !others.any(|(_, courier)| courier.pid.load(Relaxed) != 0)
     }
 
-    /// How many events the spool has pending, as it was shown last.
+    /// How many events are pending in the spool, as it was shown last.
     pub fn stored_pending(&self, slot: usize) -> u64 {
         self.account(slot).stored.pending.load(Relaxed)
     }
@@ -961,7 +960,7 @@ impl Ledger {
         self.held(slot).load(Relaxed)
     }
 
-    /// `n` events went from the segments to where they belong.
+    /// `n` events went from the segments directly to their destination.
     pub fn written(&self, slot: usize, n: u32) {
         let account = self.account(slot);
         account.collected.fetch_add(u64::from(n), Relaxed);
@@ -980,10 +979,10 @@ impl Ledger {
         self.account(slot).rejected.fetch_add(u64::from(n), Relaxed);
     }
 
-    /// Counts a rejected event of a target without a spool by its reason, as far as there is room for reasons.
+    /// Counts a rejected event of a target without a spool by its reason, as long as there is room for reasons.
     pub fn count_reason(&self, slot: usize, fault: Fault) {
         for (reason, count) in &self.account(slot).stored.reasons {
-            // A target's threads may find the same place free.
+            // Two threads of a target may find the same free place.
             let known = reason.compare_exchange(0, fault.pack(), Relaxed, Relaxed);
             if known.is_ok() || known == Err(fault.pack()) {
                 count.fetch_add(1, Relaxed);
@@ -992,14 +991,14 @@ impl Ledger {
         }
     }
 
-    /// `n` held events are given up.
+    /// `n` held events are dropped.
     pub fn dropped(&self, slot: usize, n: u32, reason: DropReason) {
         self.held(slot).fetch_sub(n, Relaxed);
         self.account(slot).dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
     }
 
-    /// How many events were dropped for that reason since that was last said: they are the caller's to
-    /// say, also those of a deliverer that was killed.
+    /// How many events were dropped for that reason since the last message about it, including those of a
+    /// killed deliverer. The caller must log them.
     pub fn take_unsaid(&self, slot: usize, reason: DropReason) -> u64 {
         let account = self.account(slot);
         let dropped = account.dropped[reason as usize].load(Relaxed);
@@ -1007,14 +1006,14 @@ impl Ledger {
         dropped.saturating_sub(said)
     }
 
-    /// The same as [`dropped`](Self::dropped), and the caller says so.
+    /// Like [`dropped`](Self::dropped), for a caller that logs the drops itself.
     pub fn dropped_and_said(&self, slot: usize, n: u32, reason: DropReason) {
-        // Before they are counted, or another deliverer might say it too.
+        // Before they are counted, or another deliverer might log them, too.
         self.account(slot).said[reason as usize].fetch_add(u64::from(n), Relaxed);
         self.dropped(slot, n, reason);
     }
 
-    /// A record in the target shall tell of these drops.
+    /// Notes drops that a record in the target must mention.
     pub fn leave_unreported(&self, slot: usize, drops: &Drops) {
         let unreported = &self.account(slot).unreported;
         let (first, last) = (drops.first_ms.max(1) as u64, drops.last_ms.max(1) as u64);
@@ -1024,7 +1023,7 @@ impl Ledger {
         unreported.count.fetch_add(drops.count, Release);
     }
 
-    /// Takes the drops of which no record tells yet: they are the caller's to report.
+    /// Takes the drops that no record mentions yet: the caller must write one.
     pub fn take_unreported(&self, slot: usize) -> Option<Drops> {
         let unreported = &self.account(slot).unreported;
         if unreported.count.load(Relaxed) == 0 {
@@ -1033,12 +1032,12 @@ impl Ledger {
         let count = unreported.count.swap(0, Acquire);
         let (first, last) =
             (unreported.first_ms.swap(0, Relaxed), unreported.last_ms.swap(0, Relaxed));
-        // Of two deliverers at this moment, one may take the other's times and not yet its count.
+        // If two deliverers do this at once, one may get the other's times and not its count.
         let time = |ms: u64| if ms == 0 { wall_ms() } else { ms as i64 };
         (count > 0).then(|| Drops { count, first_ms: time(first), last_ms: time(last) })
     }
 
-    /// A held event is none.
+    /// A held event was withdrawn.
     pub fn withdrawn(&self, slot: usize) {
         self.held(slot).fetch_sub(1, Relaxed);
         self.account(slot).withdrawn.fetch_add(1, Relaxed);
@@ -1066,12 +1065,12 @@ impl Ledger {
         account.fault_ms.store(wall_ms() as u64, Relaxed);
     }
 
-    /// Shows when the oldest held event was captured, in milliseconds since the epoch; 0: none is.
+    /// Shows when the oldest held event was captured, in milliseconds since the epoch; 0: there is none.
     pub fn show_oldest(&self, slot: usize, time_ms: i64) {
         self.account(slot).oldest_ms.store(time_ms.max(0) as u64, Relaxed);
     }
 
-    /// The deliverer holds nothing any more and leaves.
+    /// The deliverer holds nothing any more, and leaves.
     pub fn leave(self) {
         self.zone.head.couriers[self.courier].pid.store(0, Release);
     }
@@ -1090,23 +1089,22 @@ impl StoredCounters {
     }
 }
 
-/// Whether the process does anything still. One that was killed may be there for as long as the
-/// kernel does not let one of its threads go, waiting for a disk: its first thread is then a zombie.
+/// Whether the process still does anything. A killed process may exist as long as the kernel does not release
+/// one of its threads, which waits for a disk: its first thread is a zombie then.
 fn runs(pid: u32) -> bool {
     let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
     let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, rest)| rest.bytes().next());
     alive(pid) && !matches!(stat().and_then(state), Some(b'Z' | b'X'))
 }
 
-/// Whether the process exists. Process ids are reused only after all others were; the zone asks
-/// every second.
+/// Whether the process exists. Process ids are reused only after all others were; the zone checks every second.
 pub(crate) fn alive(pid: u32) -> bool {
     // SAFETY: signal 0 only asks.
     let rc = unsafe { libc::kill(pid as libc::pid_t, 0) };
     rc == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
-/// Chooses the one deliverer: a robust mutex, which the kernel gives on when its holder dies.
+/// Elects one process by a robust mutex: when its holder dies, the kernel gives it to another one.
 #[repr(C)]
 pub struct Election {
     mutex: UnsafeCell<libc::pthread_mutex_t>,
@@ -1127,14 +1125,14 @@ impl Election {
         }
     }
 
-    /// Becomes the deliverer if there is none.
+    /// Becomes the holder if there is none.
     pub fn stand(&self) -> Option<Term<'_>> {
         // SAFETY: the mutex was initialized when the zone was formatted.
         self.became(unsafe { libc::pthread_mutex_trylock(self.mutex.get()) })
     }
 
-    /// Sleeps until it becomes the deliverer, at most `limit`: the kernel wakes it when the holder
-    /// gives the election on, or dies.
+    /// Sleeps until it becomes the holder, at most `limit`: the kernel wakes it when the holder releases the
+    /// mutex, or dies.
     pub fn wait(&self, limit: Duration) -> Option<Term<'_>> {
         let until = SystemTime::now() + limit;
         let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -1149,7 +1147,7 @@ impl Election {
     fn became(&self, rc: libc::c_int) -> Option<Term<'_>> {
         match rc {
             0 => {}
-            // What the mutex guards is in a valid state after each instruction.
+            // The data that the mutex guards is valid after each instruction.
             libc::EOWNERDEAD => {
                 // SAFETY: this thread holds the mutex.
                 unsafe { libc::pthread_mutex_consistent(self.mutex.get()) };
@@ -1160,7 +1158,7 @@ impl Election {
     }
 }
 
-/// The time as the deliverer; it ends when this is dropped, by the thread that stood.
+/// The time as the holder; it ends when this is dropped, in the thread that became it.
 #[derive(Debug)]
 pub struct Term<'a> {
     election: &'a Election,
