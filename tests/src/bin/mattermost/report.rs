@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tirreno_tests::sensor::{Sensor, StoredEvent};
+use tirreno_tests::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
 
 use crate::run::{Run, Step};
 
@@ -70,8 +70,8 @@ pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
 
 /// No secret is in what was sent, in nginx's files but for its configuration, or in its shared memory.
 fn secrets(run: &Run, sensor: &Sensor, wrong: &mut Vec<String>) {
-    let mut remains: Vec<(String, Vec<u8>)> =
-        sensor.requests().into_iter().map(|request| ("sent".to_owned(), request.body)).collect();
+    let sent = |request: RequestRecord| ("sent".to_owned(), url_decode(&request.body));
+    let mut remains: Vec<_> = sensor.requests().into_iter().map(sent).collect();
     let mut directories = vec![run.nginx.prefix().join("logs")];
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).expect("nginx's directory") {
