@@ -65,8 +65,8 @@ pub(crate) struct MainConf {
     /// Servers (by the address of their configuration) whose `tirreno_session` has no realm, and whether the
     /// log was told.
     unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
-    /// Whether any rule has `bind=`.
-    binds: bool,
+    /// Whether any rule has `bind=`, or any location `tirreno_lookup`.
+    learns_sessions: bool,
     /// Rules that were read.
     pub(crate) known: Known,
     /// `tirreno_state`, and where it stands.
@@ -108,7 +108,7 @@ impl Default for MainConf {
             believed: Vec::new(),
             users: Vec::new(),
             unrealmed: Vec::new(),
-            binds: false,
+            learns_sessions: false,
             known: Known::default(),
             redacting: Vec::new(),
             secret_segments: None,
@@ -129,7 +129,7 @@ impl Default for MainConf {
 impl MainConf {
     /// Whether the module can learn the user of a session: by `bind=` or by a lookup.
     pub(crate) fn learns_sessions(&self) -> bool {
-        self.binds || !self.lookups.is_empty()
+        self.learns_sessions
     }
 
     /// Size of the shared memory in bytes, if it was set.
@@ -413,7 +413,7 @@ impl LocationConf {
                 "everybody can ask for the status, add \"allow\" and \"deny all\", or \"auth_basic\",",
             );
         }
-        main.binds |= self.rules().is_some_and(RuleSet::binds);
+        main.learns_sessions |= self.lookup.is_some() || self.rules().is_some_and(RuleSet::binds);
         if let Some((Verify::Session, _, place)) = &self.verify {
             note(&mut main.verified, place, !self.sessions().is_empty());
         }
@@ -565,7 +565,9 @@ impl MainConf {
                 (false, _) => {
                     "\"tirreno_session\", which says where a request has its session's token"
                 }
-                (true, false) => "a rule with \"bind=\", which tells whose session it is",
+                (true, false) => {
+                    "a rule with \"bind=\", or \"tirreno_lookup\", which tells whose session it is"
+                }
                 (true, true) => continue,
             };
             cf.error_at(place, format_args!("\"tirreno_verify session\" needs {missing}, add it,"));

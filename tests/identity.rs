@@ -1145,7 +1145,15 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
         (server("tirreno_verify session dry_run;"), "needs \"tirreno_session\""),
         (
             server("tirreno on; tirreno_verify session; tirreno_session cookie:a;"),
-            "needs a rule with \"bind=\"",
+            "needs a rule with \"bind=\", or \"tirreno_lookup\"",
+        ),
+        (
+            // Nothing uses it.
+            format!(
+                "tirreno_identity x {{ url http://a/; map id userName; }} {}",
+                server("tirreno on; tirreno_verify session; tirreno_session cookie:a;")
+            ),
+            "needs a rule with \"bind=\", or \"tirreno_lookup\"",
         ),
         (server("tirreno on; tirreno_lookup x; tirreno_session cookie:a;"), "unknown name \"x\""),
         (
