@@ -1,4 +1,5 @@
-//! Whether an exchange is an event, which one, and whose: over plain facts, without nginx.
+//! The decision about an exchange, from plain facts without nginx: whether it is an event, of which type, and
+//! of which user.
 
 use std::borrow::Cow;
 
@@ -11,14 +12,14 @@ use crate::capture::rules::Segments;
 use crate::capture::value::{Name, Read, Text, Trust, Value, basic_name, user_name};
 use crate::event::EventType;
 
-/// A request with its answer, as far as a decision looks at them.
+/// The facts about a request and its answer that a decision needs.
 pub trait Exchange {
     /// nginx's text with variables.
     type Text: Text;
 
     /// The method in the request line.
     fn method(&self) -> &[u8];
-    /// The path in the request line, normalized, below the prefix; nothing where no rule is for it.
+    /// The path in the request line, normalized, without the prefix; `None` if no rule can match it.
     fn path(&self) -> Option<&[u8]>;
     /// The query in the request line, without its question mark.
     fn query(&self) -> &[u8];
@@ -28,9 +29,10 @@ pub trait Exchange {
     fn header(&self, name: &str) -> Option<&[u8]>;
     /// The `Cookie` headers.
     fn cookies(&self) -> impl Iterator<Item = &[u8]>;
-    /// A field of the request's body as the application reads it; whether it is a name, which no number is.
+    /// A field of the request's body, as the application's parser reads it; with `is_name`, a number is no
+    /// value.
     fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_>;
-    /// Whether the request's body may have that field: also where it is not known.
+    /// Whether the request's body may have that field, which includes that it is unknown.
     fn has_field(&self, format: BodyFormat, field: &Field) -> bool {
         self.body(format, field, false) != Found::Absent
     }
@@ -48,15 +50,15 @@ pub trait Exchange {
     fn set_cookie(&self, name: &Name) -> Option<&[u8]>;
     /// Whether the answer clears a cookie of that name.
     fn clears_cookie(&self, name: &Name) -> bool;
-    /// Whether the application itself gave this answer: not nginx, and not a cache.
+    /// Whether the application itself gave this answer, and neither nginx nor a cache.
     fn is_applications(&self) -> bool;
-    /// Whether nginx or the application has refused the request, also where an error page hides it.
+    /// Whether nginx or the application has refused the request, even if an error page hides it.
     fn is_refused(&self) -> bool;
-    /// Whether the client went away, or waiting ended, before the application's header.
+    /// Whether the client went away, or nginx stopped waiting, before the application's header came.
     fn is_hung_up(&self) -> bool;
-    /// Whether the path in the request line is byte for byte what nginx makes of it, and no header or argument
-    /// overrides the method: only then, and where the body does not either, the application certainly reads
-    /// both as rules do.
+    /// Whether the path in the request line is byte for byte the normalized one, and no header or argument
+    /// overrides the method. Only then, and if the body does not override the method either, the application
+    /// certainly sees the same path and method as the rules.
     fn is_exact(&self) -> bool {
         true
     }
@@ -71,9 +73,9 @@ pub trait Exchange {
 pub enum Session<'e> {
     /// The request carries no token that can be read.
     None,
-    /// It carries one that nothing is known of; what stands for it.
+    /// It carries a token whose user is unknown; the name that stands for the session.
     Unknown(Cow<'e, [u8]>),
-    /// It carries one that is this user's, by that evidence.
+    /// It carries a token of this user, by that evidence.
     Bound(Cow<'e, [u8]>, Identity),
 }
 
@@ -89,12 +91,12 @@ pub enum Verify {
     Session,
 }
 
-/// What a location says about its requests.
+/// The configuration of a location.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'c, T> {
     /// `tirreno_event`.
     pub rules: Option<&'c RuleSet<T>>,
-    /// `tirreno_default_event`; nothing where it is off.
+    /// `tirreno_default_event`; `None` for `off`.
     pub default_event: Option<EventType>,
     /// `tirreno_user`.
     pub users: &'c [Value<T>],
@@ -112,12 +114,12 @@ pub struct Settings<'c, T> {
     pub has_session: bool,
 }
 
-/// What a login's account is looked up in.
+/// Where the accounts of logins are looked up.
 #[derive(Clone, Copy, Debug)]
 pub struct Accounts<'z> {
-    /// Whose accounts are known.
+    /// The accounts whose users are known.
     pub known: &'z KnownAccounts,
-    /// What accounts are learned for: `tirreno_realm`.
+    /// The realm: `tirreno_realm`.
     pub realm: &'z [u8],
     /// The request's time, milliseconds since the epoch.
     pub time_ms: i64,
@@ -130,35 +132,35 @@ pub struct Decision<'e, 'p, T> {
     pub matched: Option<(&'e Rule<T>, Segments<'e, 'p>)>,
     /// The event's type.
     pub kind: EventType,
-    /// Who it is.
+    /// The user, and the evidence.
     pub whose: Whose<'e>,
-    /// How much it matters.
+    /// How important it is if there is no room for all.
     pub rank: Rank,
-    /// Whether it is only an attempt, of which nobody knows how it ended.
+    /// Whether it is only an attempt: it is unknown whether the action took place.
     pub is_attempt: bool,
-    /// Whether it is a failed login that a good one withdraws.
+    /// Whether it is a failed login that a good login withdraws.
     pub is_first_step: bool,
-    /// Whether it is an event also without a user.
+    /// Whether it is an event even without a user.
     pub anonymous: bool,
 }
 
-/// Who has made a request.
+/// The user of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whose<'e> {
-    /// The user; empty where none is known.
+    /// The user; empty if none is known.
     pub user: Cow<'e, [u8]>,
-    /// By what evidence.
+    /// The evidence for the user.
     pub identity: Identity,
-    /// Whom the client claims to be, where it is somebody else than the proven user; else empty.
+    /// The user whom the client claims to be, if that is not the proven one; else empty.
     pub claimed: Cow<'e, [u8]>,
-    /// The account that the request names and that is, or may be, the user's: a keyed hash.
+    /// A keyed hash of the account in the request that is, or may be, the user's.
     pub account: Option<[u8; 8]>,
     /// Whether the application has accepted a session that cannot be read.
     pub unreadable_session: bool,
 }
 
 impl<T> Decision<'_, '_, T> {
-    /// Whether it is no event for want of a user.
+    /// Whether it is no event because it has no user.
     pub fn is_skipped(&self) -> bool {
         self.whose.user.is_empty() && !self.anonymous
     }
@@ -169,7 +171,7 @@ impl<T> Decision<'_, '_, T> {
     }
 }
 
-/// Decides; nothing where the exchange is no event.
+/// Decides; `None` if the exchange is no event.
 pub fn decide<'e, T: Text, X: Exchange<Text = T>>(
     exchange: &'e X,
     settings: &Settings<'e, T>,
@@ -183,7 +185,7 @@ pub fn decide<'e, T: Text, X: Exchange<Text = T>>(
         kind = EventType::from_name(&given.get(exchange, None).text()).unwrap_or(kind);
     }
     if is_hung_up && kind == EventType::AccountLoginFail {
-        // Nobody knows whether it would have failed.
+        // It is unknown whether the login would have failed.
         kind = EventType::AccountLogin;
     }
     let whose = Attribution { exchange, settings, rule, kind, is_hung_up, accounts }.attribute();
@@ -202,21 +204,21 @@ pub fn decide<'e, T: Text, X: Exchange<Text = T>>(
     })
 }
 
-/// What an answer tells of a session.
+/// What an answer tells about a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lesson<'e> {
     /// Nothing.
     Nothing,
-    /// What it tells is in its body, which has not come yet.
+    /// The answer's body will tell, and has not come yet.
     InBody,
-    /// Whose it is.
+    /// The session's user.
     User(Cow<'e, [u8]>),
     /// That it has ended.
     Ended,
 }
 
-/// What the application's answer tells of a session by the first rule that is for it. `is_read`: whether
-/// the answer's body has been read, or none will come.
+/// What the application's answer tells about a session, by the first matching rule. `is_read`: whether the
+/// answer's body has been read, or will not come.
 pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     exchange: &'e X,
     rules: &'e RuleSet<T>,
@@ -242,7 +244,7 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
         return if is_logout && accepted == Some(true) { Lesson::Ended } else { Lesson::Nothing };
     };
     let is_refused = exchange.status() < 200 || exchange.status() >= 400;
-    // What the client says, a cookie that the application has signed, only an accepted session proves.
+    // A value from the client, a cookie that the application has signed, is proven only by an accepted session.
     if !accepted.unwrap_or(!is_refused && bind.trust() > Trust::Claim) {
         return Lesson::Nothing;
     }
@@ -254,9 +256,8 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     if user.is_empty() { Lesson::Nothing } else { Lesson::User(user) }
 }
 
-/// The first rule that is for the exchange. Where there was no answer, one about a failure stands behind
-/// the others; so does one about a failure of basic authentication where the session is known: it is the
-/// session's user that the application has refused.
+/// The first matching rule. Without an answer, rules about failures come after the others. So does one about a
+/// failure of basic authentication if the session is known: the application has refused the session's user.
 fn find<'e, T: Text, X: Exchange<Text = T>>(
     exchange: &'e X,
     rules: Option<&'e RuleSet<T>>,
@@ -275,7 +276,7 @@ fn find<'e, T: Text, X: Exchange<Text = T>>(
     first(&|rule| !is_failure(rule)).or_else(|| first(&is_failure))
 }
 
-/// A question: who has made this request?
+/// Finds the user of a request.
 struct Attribution<'q, 'e, 'z, T, X> {
     exchange: &'e X,
     settings: &'q Settings<'e, T>,
@@ -337,7 +338,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         self.rule.map_or(&[], |rule| &rule.users)
     }
 
-    /// Whether the application itself says that the request has a session.
+    /// Whether the application's answer shows that the request has a valid session.
     fn is_accepted(&self) -> bool {
         let required = self.rule.and_then(|rule| rule.session.as_ref());
         !self.is_hung_up
@@ -346,7 +347,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             && self.is_exact()
     }
 
-    /// Whether the application certainly reads method and path as rules do.
+    /// Whether the application certainly sees the same method and path as the rules.
     fn is_exact(&self) -> bool {
         let is_overridden = |rules: &RuleSet<T>| rules.is_overridden(self.exchange);
         self.exchange.is_exact() && !self.settings.rules.is_some_and(is_overridden)
@@ -378,8 +379,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         (!text.trim_ascii().is_empty()).then_some((text, identity))
     }
 
-    /// By `tirreno_user`: first what is proven. A constant proves nothing of this request; it has its turn
-    /// among the claims.
+    /// The user by `tirreno_user`: proven values first. A constant proves nothing about this request; it comes
+    /// with the claims.
     fn location_user(&self, session: &Session<'e>, claims_count: bool) -> Option<Named<'e>> {
         let is_proof =
             |value: &Value<T>| value.trust() > Trust::Claim && value.constant().is_none();
@@ -416,13 +417,13 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
     }
 
-    /// Whether the account that the request names says whose an event of this type is.
+    /// Whether the account in the request determines the user of an event of this type.
     fn is_of_account(&self) -> bool {
         let is_confirmed = self.rule.is_some_and(|rule| rule.confirmed);
         !self.is_hung_up && (self.kind == EventType::AccountLoginFail || is_confirmed)
     }
 
-    /// The user whose account it is, or what stands for one that is not known.
+    /// The account's user, or the name that stands for an unknown account.
     fn account_user(&self, account: &Account<'e>) -> Option<Cow<'e, [u8]>> {
         if !self.is_of_account() {
             return None;
@@ -432,7 +433,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         if let Some(id) = known.and_then(|(accounts, key)| accounts.known.find(key)) {
             return Some(id.into());
         }
-        // The application has let this very name in, and nobody disputes whose it is.
+        // The application has signed in this very name, and the account is not in dispute.
         let is_undisputed = || known.is_none_or(|(accounts, key)| !accounts.known.has(key));
         let is_let_in = || self.kind == EventType::AccountLogin && is_undisputed();
         match unknown {
@@ -443,7 +444,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
     }
 
-    /// What stands for the account of a failed login that should name one, and does not.
+    /// The user of a failed login that should name an account and does not.
     fn unnamed(&self, account: &Option<Account<'e>>) -> Option<Named<'e>> {
         let rule = self.rule.filter(|rule| rule.unknown != Unknown::Omit)?;
         if account.is_some() || self.is_hung_up || self.kind != EventType::AccountLoginFail {
@@ -460,7 +461,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         Some((name.into(), Identity::None))
     }
 
-    /// The account that the client writes into its request, by the first of the rule's users that has one.
+    /// The account that the client names in its request, by the first of the rule's users that has a value.
     fn account(&self, session: &Session<'_>) -> Option<Account<'e>> {
         if self.is_hung_up {
             return None;
@@ -483,7 +484,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         })
     }
 
-    /// Learns from a good login whose account it is. Returns the account where it is the user's.
+    /// Learns the account's user from a good login. Returns the account if it is the user's.
     fn learn(&self, account: &Account<'_>, whose: &Whose<'_>) -> Option<[u8; 8]> {
         let (accounts, key) = (self.accounts?, account.key.as_ref()?);
         if self.kind == EventType::AccountLoginFail {
@@ -493,8 +494,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             return None;
         }
         if whose.identity == Identity::Claim {
-            // The application has taken the name, and no answer tells another user: failures with it are
-            // the same user's.
+            // The application has accepted the name, and no answer names another user: failed logins with it
+            // belong to the same user.
             let named = || user_name(account.name.clone(), self.settings.user_case) == whose.user;
             if self.is_of_account() && !accounts.known.has(key) && named() {
                 accounts.known.learn(key, &whose.user, accounts.time_ms);
@@ -509,13 +510,13 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         is_known.then_some(key.tag)
     }
 
-    /// Whom the client claims to be.
+    /// The user whom the client claims to be.
     fn claim(&self, identity: Identity) -> Option<Cow<'e, [u8]>> {
         let of_rule = self.rules_users().iter().filter_map(|user| match user {
             User::Value(value) if !value.reads_body() => Some(value),
             _ => None,
         });
-        // Somebody else's login may well come with an old cookie.
+        // A login of another user may well come with an old cookie.
         let asks_session = self.rules_users().iter().any(|user| matches!(user, User::Session));
         let is_told = self.rules_users().is_empty() || asks_session && identity != Identity::Answer;
         let of_location = self.settings.users.iter().filter(|_| is_told);
@@ -525,9 +526,9 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
     }
 }
 
-/// The account that a request names.
+/// The account in a request.
 struct Account<'e> {
-    /// Which of the rule's users names it; only its address.
+    /// The rule's user that names it; only its address is used.
     by: *const (),
     name: Cow<'e, [u8]>,
     key: Option<AccountKey>,
@@ -546,7 +547,7 @@ fn bound<'e>(session: &Session<'e>) -> Option<Named<'e>> {
     }
 }
 
-/// What stands for a session that is nobody's yet, where the application has accepted it.
+/// The name of an accepted session whose user is unknown.
 fn unknown_session<'e>(session: &Session<'e>, is_accepted: bool) -> Option<Named<'e>> {
     match session {
         Session::Unknown(alias) if is_accepted => Some((alias.clone(), Identity::None)),

@@ -1,24 +1,24 @@
-//! By what evidence the user of an event is known.
+//! The evidence for the user of an event.
 
 /// The evidence, from none to the strongest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Identity {
-    /// Nothing tells who it is.
+    /// There is none.
     #[default]
     None,
-    /// The client says so, and nobody has checked it.
+    /// The client claims to be the user, and nobody has checked that.
     Claim,
-    /// The application was asked whose token the request carries.
+    /// The application was asked which user the request's token belongs to.
     Lookup,
-    /// The request carries a session's token, and an answer told whose that is.
+    /// The request carries a session's token, and an earlier answer named its user.
     Session,
     /// The response itself names the user.
     Answer,
 }
 
 impl Identity {
-    /// All kinds of evidence; a kind's place here is its number in a record.
+    /// All kinds of evidence; a record holds a kind as its index here.
     pub const ALL: [Self; 5] = [Self::None, Self::Claim, Self::Lookup, Self::Session, Self::Answer];
 
     /// Its name in audit records, in `$tirreno_identity` and in the status.
@@ -37,7 +37,7 @@ impl Identity {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// Whether the application, and not the client, is behind it.
+    /// Whether it comes from the application, and not from the client.
     pub fn is_proof(self) -> bool {
         self >= Self::Lookup
     }

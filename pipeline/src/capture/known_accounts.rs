@@ -1,8 +1,8 @@
-//! Whose account a name is: learned from good logins, for the failed ones.
+//! The users of accounts' names: learned from good logins, used for failed ones.
 //!
-//! The table lies in the shared zone and holds no name, only a keyed hash of it, and the user's id. It
-//! takes no lock: an entry that was torn by two writers, or by the death of one, does not match its own
-//! checksum, and is as good as empty until the next login.
+//! The table lies in the shared zone. It contains no name, only a keyed hash of the name, and the user's id. It
+//! takes no lock: an entry that was torn by two writers, or by the death of one, does not match its checksum,
+//! and counts as empty until the next login.
 
 use std::sync::atomic::{AtomicU64, Ordering::*};
 
@@ -15,27 +15,28 @@ use crate::hash::stable_hash_words;
 /// The longest user id that is learned, in bytes.
 pub const MAX_ID: usize = 64;
 
-/// Where an account may be in the table.
+/// How many places an account may have in the table.
 const WAYS: usize = 8;
 /// Words of an entry: two of the key, the time and the length, the id, the checksum.
 const WORDS: usize = 4 + MAX_ID / 8;
 
-/// The bit of an entry's third word that says that its last two logins were not of one user.
+/// The bit of an entry's third word that marks an account in dispute: its last two logins were of different
+/// users.
 const DOUBTFUL: u64 = 0x80;
 const _: () = assert!(MAX_ID < DOUBTFUL as usize);
 
-/// An account's name, hashed with the zone's key. Case and white space around a name do not count:
-/// people's do not either.
+/// The keyed hash of an account's name. Case and white space around the name do not count, because people do
+/// not mind them either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AccountKey {
-    /// What records have in [`Extra::Account`](crate::record::Extra::Account).
+    /// The value of [`Extra::Account`](crate::record::Extra::Account).
     pub tag: [u8; 8],
     place: [u64; 2],
     alias: [u8; 8],
 }
 
 impl AccountKey {
-    /// What stands for a name that is not known and not to be sent.
+    /// The name that stands for an unknown name.
     pub fn alias(&self) -> String {
         format!("unknown-{:016x}", u64::from_be_bytes(self.alias))
     }
@@ -72,12 +73,12 @@ pub struct KnownAccounts {
     table: &'static [Learned],
 }
 
-/// What is known of an account, for the state file.
+/// An entry, for the state file.
 #[derive(Clone, Copy)]
 pub(crate) struct Known([u64; WORDS]);
 
 impl Known {
-    /// Of so many bytes, as [`KnownAccounts::all`] gave them.
+    /// From the values that [`KnownAccounts::all`] gave.
     pub(crate) fn new(place: [u64; 2], id: &[u8], doubtful: bool, time_ms: i64) -> Option<Self> {
         let mut words = [0; WORDS];
         words[..2].copy_from_slice(&place);
@@ -86,7 +87,7 @@ impl Known {
         (!id.is_empty() && id.len() <= MAX_ID).then_some(Self(words))
     }
 
-    /// The name's hash, as far as it tells where the account lies.
+    /// The part of the name's hash that selects the entry.
     pub(crate) fn place(&self) -> [u64; 2] {
         [self.0[0], self.0[1]]
     }
@@ -95,7 +96,7 @@ impl Known {
         id_of(&self.0)
     }
 
-    /// Whether its last two logins were not of one user.
+    /// Whether the account is in dispute: its last two logins were of different users.
     pub(crate) fn is_doubtful(&self) -> bool {
         self.0[2] & DOUBTFUL != 0
     }
@@ -107,7 +108,7 @@ impl Known {
 }
 
 impl KnownAccounts {
-    /// `table` is shared by all processes that have the same `secret`; `changes` counts what is learned.
+    /// `table` is shared by all processes that have the same `secret`; `changes` counts changes.
     pub(crate) fn new(
         secret: [u8; 32],
         changes: &'static AtomicU64,
@@ -116,17 +117,17 @@ impl KnownAccounts {
         Self { secret: secret.into(), changes, table }
     }
 
-    /// The number of the last change: it is larger after each.
+    /// The number of the last change, which rises with each.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Acquire)
     }
 
-    /// All that is known.
+    /// All entries.
     pub(crate) fn all(&self) -> impl Iterator<Item = Known> {
         self.table.iter().filter_map(Learned::read).filter(|words| words[2] != 0).map(Known)
     }
 
-    /// What another process, or this one before a restart, knew. What is known to be newer stays.
+    /// Restores what another process, or this one before a restart, knew. A newer entry stays.
     pub(crate) fn restore(&self, known: &Known) {
         let place = known.place();
         if self.entry(&place).is_some_and(|words| words[2] >> 8 >= known.0[2] >> 8) {
@@ -148,8 +149,8 @@ impl KnownAccounts {
         AccountKey { tag, place: [a, b].map(u64::from_ne_bytes), alias }
     }
 
-    /// A good login of that account was `id`'s. Where it was somebody else's before, it is nobody's until
-    /// the next login confirms it. An id over [`MAX_ID`] is not learned.
+    /// Learns from a good login that the account is `id`'s. If it was another user's before, it is in dispute
+    /// until the next login confirms it. An id over [`MAX_ID`] is not learned.
     pub fn learn(&self, key: &AccountKey, id: &[u8], now_ms: i64) {
         if id.is_empty() || id.len() > MAX_ID || self.table.is_empty() {
             return;
@@ -162,7 +163,7 @@ impl KnownAccounts {
     }
 
     fn put(&self, own: &[u64; 2], words: [u64; WORDS]) {
-        // Its own place, or an empty one, or that of the login that was longest ago.
+        // Its own entry, or an empty one, or that of the oldest login.
         let worth = |place: &&Learned| match place.read() {
             Some(known) if known[..2] == *own => 0,
             Some(known) => known[2].max(2),
@@ -174,12 +175,12 @@ impl KnownAccounts {
         }
     }
 
-    /// The user whose account it is, if that is known.
+    /// The account's user, if that is known.
     pub fn find(&self, key: &AccountKey) -> Option<Vec<u8>> {
         self.entry(&key.place).filter(|words| words[2] & DOUBTFUL == 0).map(|words| id_of(&words))
     }
 
-    /// Whether anything was learned of the account, also what is in doubt.
+    /// Whether there is an entry for the account, even one in dispute.
     pub(crate) fn has(&self, key: &AccountKey) -> bool {
         self.entry(&key.place).is_some()
     }

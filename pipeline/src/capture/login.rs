@@ -1,25 +1,25 @@
 //! Good and failed logins of one account from one address.
 //!
-//! An application with a second factor first answers a good login with a failure, and then asks for the
-//! second factor: that failure is no attack. So one that a rule's `first_step=` knows waits, and is withdrawn
-//! where a good login of the same account and address follows. Every other failure goes at once.
+//! An application with a second factor first answers a right password with a failure, and then asks for the
+//! second factor: that failure is no attack. A failure that a rule's `first_step=` describes waits, and a good
+//! login of the same account and address withdraws it. Every other failure is sent at once.
 
 use crate::event::{EventType, Param};
 use crate::hash::stable_hash;
 use crate::record::{Extra, Record};
 use crate::tirreno::form::parse_ip;
 
-/// A step of a login whose account is known; the number tells accounts and addresses apart.
+/// A step of a login whose account is known; the number differs between accounts and addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempt {
-    /// It failed for want of a second factor.
+    /// It failed because the second factor was missing.
     Failed(u64),
-    /// It was good.
+    /// It succeeded.
     Good(u64),
 }
 
 impl Attempt {
-    /// The attempt that a record is, if it is one and its account is known.
+    /// The step that a record is, if it is one and its account is known.
     pub fn of(record: &Record<'_>) -> Option<Self> {
         let attempt = match record.kind() {
             EventType::AccountLoginFail if record.is_first_step() => Self::Failed,

@@ -1,4 +1,4 @@
-//! How much an event matters when there is no room for all.
+//! How important an event is if there is no room for all.
 
 use crate::capture::identity::Identity;
 use crate::event::EventType;
@@ -11,9 +11,9 @@ pub enum Rank {
     One = 1,
     /// Changes of content.
     Two = 2,
-    /// Failed logins, and what would be of a higher rank if the user were proven.
+    /// Failed logins, and events of higher ranks whose user is not proven.
     Three = 3,
-    /// What is only looked at.
+    /// Page views and searches.
     Four = 4,
 }
 
@@ -21,8 +21,8 @@ impl Rank {
     /// All ranks, the highest first.
     pub const ALL: [Self; 4] = [Self::One, Self::Two, Self::Three, Self::Four];
 
-    /// The rank of an event of that type, which the rule has named before a status makes it an error.
-    /// What anybody can cause without being known reaches no rank of those who are.
+    /// The rank of an event with the type that the rule names, before a status makes it an error. Events
+    /// without a proven user have rank 3 at the most.
     pub fn of(kind: EventType, identity: Identity) -> Self {
         let rank = match kind {
             EventType::AccountLogin
@@ -38,7 +38,7 @@ impl Rank {
         if identity.is_proof() { rank } else { rank.max(Self::Three) }
     }
 
-    /// Its place in arrays with one of each.
+    /// Its index in arrays with one element for each rank.
     pub fn place(self) -> usize {
         self as usize - 1
     }

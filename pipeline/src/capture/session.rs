@@ -1,4 +1,4 @@
-//! Sessions without their tokens.
+//! Session tokens, and what replaces them in records.
 
 use std::borrow::Cow;
 
@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 use crate::capture::decision::Exchange;
 use crate::capture::value::{Source, Text, Value};
 
-/// What stands for a session in a record.
+/// The digest that replaces a token in a record.
 pub type SessionDigest = [u8; 32];
 
-/// Calls `f` with the parts of each token that a request carries by the values of `tirreno_session` that are
-/// joined, until it has enough.
+/// Calls `f` with the parts of each token that a request carries, by the joined values of `tirreno_session`,
+/// until `f` has enough.
 pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
     values: &[Value<T>],
     exchange: &X,
@@ -27,7 +27,7 @@ pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
     }
 }
 
-/// Calls `f` with the parts of the token that an answer sets or carries. A part that it does not is the
+/// Calls `f` with the parts of the token that an answer sets or carries. A part that the answer lacks is the
 /// request's.
 pub fn answer_token<'e, T: Text, X: Exchange<Text = T>>(
     values: &[Value<T>],
@@ -69,9 +69,9 @@ fn word<'t, T: Text>(value: &Value<T>, text: &'t [u8]) -> Option<&'t [u8]> {
     if is_header { authorization_token(text) } else { plain_token(text) }
 }
 
-/// The token in an `Authorization` header, as loosely as applications read it: behind `Bearer` or `token` in
-/// any case, and any one character. Nothing where it holds none: other schemes (`Basic`) carry passwords,
-/// which even a hash would give away.
+/// The token in an `Authorization` header, parsed as loosely as applications do: `Bearer` or `token` in any
+/// case, and any one character behind it. `None` for other schemes: `Basic` carries a password, which even a
+/// hash would reveal.
 pub fn authorization_token(value: &[u8]) -> Option<&[u8]> {
     let value = value.trim_ascii();
     let behind = |scheme: &[u8]| {
@@ -81,14 +81,14 @@ pub fn authorization_token(value: &[u8]) -> Option<&[u8]> {
     plain_token(behind(b"bearer").or_else(|| behind(b"token")).unwrap_or(value))
 }
 
-/// The token in a cookie, an argument or another header; nothing where it is not one word.
+/// The token in a cookie, an argument or another header; `None` if it is not one word.
 pub fn plain_token(value: &[u8]) -> Option<&[u8]> {
     let token = value.trim_ascii();
     let is_one = !token.is_empty() && !token.iter().any(u8::is_ascii_whitespace);
     is_one.then_some(token)
 }
 
-/// The SHA-256 of a token, of which `tirreno_session` joins the parts.
+/// The SHA-256 of a token from its parts.
 pub fn digest<'t>(parts: impl IntoIterator<Item = &'t [u8]>) -> SessionDigest {
     let mut hash = Sha256::new();
     parts.into_iter().for_each(|part| hash.update(part));
