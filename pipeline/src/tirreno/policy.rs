@@ -1,11 +1,11 @@
-//! What an answer means for the event, and for the target.
+//! The meaning of an answer for the event, and for the target.
 //!
-//! Tirreno's sensor answers 204 when it takes an event, 429 over its rate limit, and 200 with an empty
-//! body when it refuses the event *or* the API key; the key check tells which. In front of it there
-//! may be a proxy or a firewall that answers anything for the content of one event.
+//! Tirreno's sensor answers 204 when it accepts an event, 429 above its rate limit, and 200 with an empty body
+//! when it refuses the event *or* the API key; the key check tells which. A proxy or a firewall before it may
+//! answer anything, depending on the content of one event.
 //!
-//! The policy is one target's state, shared by its connections: whether an event may be sent now, and
-//! what follows from each answer. It does no input or output and reads no clock.
+//! The policy is the state of one target, shared by its connections: whether an event may be sent now, and what
+//! follows from each answer. It does no I/O and reads no clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,32 +20,32 @@ use crate::shm::rejected::{Rejected, TraceId};
 use crate::shm::zone::{DropReason, Fault, Ledger, State};
 use crate::tirreno::rate::{Pace, Pacer};
 
-/// First and longest pause after an attempt that failed.
+/// The first and the longest pause after a failed attempt.
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// How long a target is paused before the key is asked for again.
+/// How long a target is paused before the key is checked again.
 const KEY_PAUSE: Duration = Duration::from_secs(30);
-/// How long a good key is believed.
+/// How long a good key is trusted.
 const KEY_TRUST: Duration = Duration::from_secs(60);
-/// An event refused this often with the same code, while others are accepted, is at fault itself.
+/// If an event is refused this often with the same status while others are accepted, the event is the cause.
 const STRIKES: u8 = 5;
-/// This many different events refused in a row are not at fault, but the server …
+/// If this many different events in a row are refused, the server is the cause …
 const SUSPECTS: u32 = 5;
-/// … which with a 5xx says so itself.
+/// … or this many with a 5xx, which is the server's own fault.
 const SUSPECTS_5XX: u32 = 2;
-/// This many different events in a row answered 200, or 400, are not at fault, but the server.
+/// If this many different events in a row are answered 200 or 400, the server is the cause.
 const PUZZLE: u32 = 3;
-/// So many users are remembered for events that were set aside.
+/// For how many users it is remembered that an event was set aside.
 const MAX_STRUCK_OUT: usize = 1024;
 /// The longest `Retry-After` that is followed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
-/// So many rejected events are named in the log within [`REPEAT`].
+/// How many rejected events the log names within [`REPEAT`].
 const MAX_NAMED: u32 = 10;
 /// How often the pace is kept for the next deliverer while events are accepted.
 const PACE_KEPT: Duration = Duration::from_millis(100);
-/// With `resend`: for so long after its acceptance an event is sent again when the server fails.
+/// With `resend`: how long after its acceptance an event is sent again if the server fails.
 pub const CONFIRM: Duration = Duration::from_secs(1);
-/// The same thing is said once in this time.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
 
 /// The outcome of a POST.
@@ -81,7 +81,7 @@ pub enum Permit {
     Wait(Duration),
 }
 
-/// What becomes of an event after an answer.
+/// What happens to an event after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is settled and counted: delivered or rejected.
@@ -101,7 +101,7 @@ pub enum Verdict {
 pub struct Pause {
     /// At most so long.
     pub length: Duration,
-    /// Only while [`Policy::recoveries`] is this: after that it was the server's fault, and is over.
+    /// The wait ends early when [`Policy::recoveries`] changes: then the server was the cause, and works again.
     pub recoveries: Option<u64>,
 }
 
@@ -109,7 +109,7 @@ impl Pause {
     const NONE: Self = Self { length: Duration::ZERO, recoveries: None };
 }
 
-/// An event, as the policy and the accounts know it.
+/// An event's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventId {
     /// It is in the spool, with that key.
@@ -182,7 +182,7 @@ pub struct Attempt<'a> {
     pub id: EventId,
     /// Its trace id.
     pub trace: &'a str,
-    /// Tells its user apart from others.
+    /// A number that differs between users.
     pub user: u64,
     /// What it is, where that is known.
     pub kind: Option<EventType>,
@@ -214,13 +214,13 @@ pub struct PolicyConfig {
 #[derive(Clone, Copy, Debug)]
 enum Hold {
     Open,
-    /// The server is in trouble: one attempt at `until`.
+    /// The server is in trouble: the next attempt is at `until`.
     Backoff {
         since: Instant,
         until: Instant,
         tries: u32,
     },
-    /// The key has to be asked for at `until`.
+    /// The key must be checked at `until`.
     Paused {
         until: Instant,
     },
@@ -229,11 +229,11 @@ enum Hold {
 /// What the log says of events while their server has a fault of its own.
 const KEPT: &str = "events are kept";
 
-/// What is held against one event.
+/// The failures of one event.
 #[derive(Clone, Copy, Debug)]
 struct Strikes {
     fault: Fault,
-    /// How often it failed in this way, with others accepted between each time and the next.
+    /// How often it failed in this way; failures count only if other events were accepted in between.
     count: u8,
     /// How often it failed at all.
     attempts: u32,
@@ -257,11 +257,11 @@ pub struct Policy {
     accepted: u64,
     /// What is held against events that were tried; by their ids.
     strikes: HashMap<EventId, Strikes>,
-    /// Users of whom an event was set aside, and none accepted since: for what, and `accepted` then.
+    /// Users of whom an event was set aside, and none accepted since: the fault, and `accepted` at that time.
     struck_out: HashMap<u64, (Fault, u64)>,
-    /// How many events were refused for the first time since one was accepted.
+    /// How many events were refused for the first time since the last accepted one.
     suspects: u32,
-    /// Whether an event failed since one was accepted.
+    /// Whether an event failed since the last accepted one.
     in_trouble: bool,
     recoveries: u64,
     /// How often the server failed, and when it did last.
@@ -282,7 +282,7 @@ pub struct Policy {
     complained: bool,
     /// Since when rejected events are counted that the log named, and how many.
     named: (Instant, u32),
-    /// What was said about each fault.
+    /// When each message was last logged.
     said: HashMap<(Fault, &'static str), Once>,
 }
 
@@ -323,12 +323,12 @@ impl Policy {
         self.pacer.rate()
     }
 
-    /// Takes no answer any more: what is left, the inbox counts.
+    /// Ignores further answers: the inbox counts the rest.
     pub fn close(&mut self) {
         self.closed = true;
     }
 
-    /// An event is given up for another reason than an answer.
+    /// An event is dropped for another reason than an answer.
     pub fn give_up(&mut self, id: EventId, reason: DropReason) {
         if !self.closed {
             self.strikes.remove(&id);
@@ -341,8 +341,8 @@ impl Policy {
         self.recoveries
     }
 
-    /// The process stops: pauses after a failure are cut short, for one more attempt, and a server that
-    /// has named no limit gets all as fast as it takes it.
+    /// The process stops: pauses after failures are cut short for one more attempt, and a server without a
+    /// known limit gets events as fast as it accepts them.
     pub fn last_chance(&mut self, now: Instant) {
         self.recoveries += 1;
         self.pace_kept = None;
@@ -352,8 +352,7 @@ impl Policy {
         }
     }
 
-    /// Whether it is time to ask for the key, also when there is nothing to send. Asking is then
-    /// the caller's.
+    /// Whether it is time to check the key, even without an event to send. The caller must then check it.
     pub fn key_is_due(&mut self, now: Instant) -> bool {
         match self.hold {
             Hold::Paused { until } if now >= until => {
@@ -387,7 +386,7 @@ impl Policy {
             return Permit::Wait(wait);
         }
         if let Hold::Backoff { until, .. } = &mut self.hold {
-            // The other connections wait for what comes of this attempt.
+            // The other connections wait for the result of this attempt.
             *until = now + self.config.timeout;
         }
         self.pacer.sent(now);
@@ -410,7 +409,7 @@ impl Policy {
             Answer::Status(500..)
                 | Answer::None(Fault::ConnectionBroken | Fault::ConnectionRefused)
         );
-        // One event that is refused again and again tells nothing new.
+        // Another refusal of the same event tells nothing new.
         if has_failed && !self.strikes.contains_key(&id) {
             self.failures = (self.failures.0 + 1, now);
         }
@@ -449,7 +448,7 @@ impl Policy {
         self.failures
     }
 
-    /// What was [`Verdict::Accepted`] stays so, and counts.
+    /// The event with [`Verdict::Accepted`] stays accepted, and counts.
     pub fn confirm(&mut self, id: EventId) {
         if !self.closed {
             self.book.delivered(id);
@@ -468,7 +467,7 @@ impl Policy {
         if *last != Some(id) {
             (*count, *last) = (*count + 1, Some(id));
         }
-        // Of a server that has taken nothing, or takes nothing any more, nobody knows what that means.
+        // If the server has accepted nothing, or accepts nothing any more, the status may mean anything.
         if self.accepted == 0 || *count >= PUZZLE {
             return self.refused(attempt, fault, now);
         }
@@ -483,7 +482,7 @@ impl Policy {
         self.reject(attempt, fault, now)
     }
 
-    /// Has the event sent without what a firewall may dislike; returns whether that is new.
+    /// Makes the event go without what a firewall may dislike; returns whether that is new.
     fn strip(&mut self, id: EventId, fault: Fault) -> bool {
         let new =
             Strikes { fault, count: 1, attempts: 0, stripped: false, accepted: self.accepted };
@@ -561,7 +560,7 @@ impl Policy {
                 self.show(Some(Fault::KeyRefused(code)));
             }
             KeyAnswer::Unknown(fault) => {
-                // Nothing is known about the key: the events will tell.
+                // The key is still unknown: the answers to events will tell.
                 self.hold = Hold::Open;
                 self.show(Some(fault));
                 if first {
@@ -628,8 +627,8 @@ impl Policy {
             _ => (0, false),
         };
         let strikes = self.strike(id, fault);
-        // Once a user is known for it, each event needs one refusal only: they must not pile up before
-        // everybody else's.
+        // Once a user is known for it, one refusal of each event suffices: the events must not pile up before
+        // those of others.
         let known = self.struck_out.get(&user).is_some_and(|(known, accepted)| {
             *known == fault && (*accepted != self.accepted || crowded)
         });
@@ -639,7 +638,7 @@ impl Policy {
             }
             if code != 200 && self.strip(id, fault) {
                 self.struck_out.entry(user).or_insert((fault, self.accepted));
-                // What follows counts only when others are accepted meanwhile.
+                // Further refusals count only if other events are accepted meanwhile.
                 self.strikes.entry(id).and_modify(|strikes| strikes.count = STRIKES - 1);
                 self.end_backoff();
                 return self.again(fault);
@@ -667,7 +666,7 @@ impl Policy {
                 self.complain_of_configuration(fault, now, note);
             }
         }
-        // One event tells nothing of the server, however often it is refused.
+        // Further refusals of one event tell nothing about the server.
         let news = strikes.attempts == 1;
         self.suspects += u32::from(news);
         let enough = if code >= 500 { SUSPECTS_5XX } else { SUSPECTS };
@@ -683,7 +682,7 @@ impl Policy {
         self.back_off(id, fault, true, sent, now)
     }
 
-    /// Notes that the event failed.
+    /// Counts a failure of the event.
     fn strike(&mut self, id: EventId, fault: Fault) -> Strikes {
         let accepted = self.accepted;
         let new = Strikes { fault, count: 1, attempts: 0, stripped: false, accepted };
@@ -706,7 +705,7 @@ impl Policy {
         Pause { length: Self::pause(strikes.attempts).max(self.asked), recoveries }
     }
 
-    /// The server is in trouble; `news` tells whether that makes it worse than known.
+    /// The server is in trouble; `news` tells whether the trouble is worse than known.
     fn back_off(
         &mut self,
         id: EventId,
@@ -784,12 +783,12 @@ impl Policy {
         self.say(fault, now, Level::Info, "slowing down; events are kept");
     }
 
-    /// Says that events are not accepted.
+    /// Logs that events are not accepted.
     fn complain(&mut self, fault: Fault, now: Instant, note: &'static str) {
         self.complained |= self.say(fault, now, Level::Error, note);
     }
 
-    /// The same where the cure is another configuration: also says what a reload does to the events that wait.
+    /// The same if the cure is another configuration: also says what a reload does to the events that wait.
     fn complain_of_configuration(&mut self, fault: Fault, now: Instant, note: &'static str) {
         if self.may_say(fault, note, now) {
             let kept = match self.book.store {
@@ -804,7 +803,7 @@ impl Policy {
         }
     }
 
-    /// Says it, unless it was said a short while ago.
+    /// Logs a message, unless that was done a short while ago.
     fn say(&mut self, fault: Fault, now: Instant, level: Level, note: &'static str) -> bool {
         let may = self.may_say(fault, note, now);
         if may {

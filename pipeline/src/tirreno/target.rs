@@ -31,30 +31,30 @@ use crate::tirreno::form;
 use crate::tirreno::http::{Outbound, Post, Tirreno};
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
 
-/// So many events of each rank, and bytes of a spool's, are on their way to the connections, …
+/// How many events of each rank, and how many bytes from a spool, may be on their way to the connections, …
 const WINDOW: [usize; Rank::ALL.len()] = [256, 256, 512, 1024];
 const WINDOW_BYTES: usize = 4 << 20;
 const RESERVED_BYTES: usize = 64 << 10;
 /// … handed over so many at a time.
 const CHUNK: usize = 512;
-/// How often the thread looks for more to hand over while events are on their way, and while they do
-/// not move.
+/// How often the thread looks for more events to hand over, while some are on their way, and while they do not
+/// move.
 const PROGRESS: Duration = Duration::from_millis(20);
 const NO_PROGRESS: Duration = Duration::from_millis(250);
-/// How often it looks for what other processes have put into the spool, while there may be any, and
-/// whether there are.
+/// How often it looks for events of other processes in the spool, while there may be any; and how often whether
+/// there are other processes.
 const OTHERS: Duration = Duration::from_millis(250);
 const ANY_OTHERS: Duration = Duration::from_secs(5);
-/// How often what is due is shown and said, and how long after the last event.
+/// How often counters are shown and messages logged, and how long after the last event.
 const TICK: Duration = Duration::from_secs(1);
 const TICKS_AFTER: Duration = Duration::from_secs(3);
 /// The pause before a thread that could not be started is tried again, or a spool that does not work.
 const RETRY: Duration = Duration::from_secs(1);
-/// Beyond its interval, what another instance of nginx needs at most to commit what it captured.
+/// How long, beyond its interval, another instance of nginx may need to commit what it captured.
 const COMMIT: Duration = Duration::from_secs(3);
 /// How long events in memory wait for those in a spool that cannot be read.
 const UNREAD: Duration = Duration::from_secs(3);
-/// Of the queue in memory so great a part may be failed logins that wait: one of that many.
+/// Failed logins that wait may fill one part in so many of the queue in memory.
 const FAILED: usize = 4;
 /// The longest wait without a look at the state.
 const WAKE: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ const RATE_REPEAT: Duration = Duration::from_secs(60);
 pub struct Event {
     /// Its place in the order of capture, unique within a deliverer.
     pub id: EventId,
-    /// Tells users apart.
+    /// A number that differs between users.
     pub user: u64,
     /// Its rank.
     pub rank: Rank,
@@ -131,7 +131,7 @@ impl Event {
 /// Makes a target's connections; tests put scripted ones in their place.
 pub type Connect = dyn Fn() -> Box<dyn Outbound> + Send + Sync;
 
-/// No event comes any more.
+/// No further event comes.
 #[derive(Clone, Copy, Debug)]
 pub struct Closed;
 
@@ -139,25 +139,25 @@ pub struct Closed;
 pub struct Shared {
     policy: Mutex<Policy>,
     policy_changed: Condvar,
-    /// The events that are on their way or kept, with the time they were captured.
+    /// The events that are on their way or kept, with their time of capture.
     held: Mutex<BTreeMap<EventId, (i64, Rank)>>,
-    /// Bytes of those that came from the spool.
+    /// The bytes of those from the spool.
     stored_bytes: AtomicUsize,
     closed: AtomicBool,
     /// The next deliverer sends what is in the spool.
     leaving: AtomicBool,
-    /// An event was done with since the target's thread looked.
+    /// Whether an event has had its outcome since the target's thread looked.
     progressed: AtomicBool,
     timeout: Duration,
     privacy: Privacy,
     store: Option<Arc<Spool>>,
     inbox: Arc<Inbox>,
-    /// What each connection is to send.
+    /// The events for each connection.
     lanes: Mutex<Lanes>,
     lanes_changed: Condvar,
 }
 
-/// What each connection is to send, each user's over one of them.
+/// The events for each connection; each user's events go over the same one.
 #[derive(Default)]
 struct Lanes {
     queues: Vec<PriorityQueue<Event>>,
@@ -166,7 +166,7 @@ struct Lanes {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What the mutexes guard is valid after each statement, also where a thread panicked.
+    // The data in the mutexes is valid after each statement, even if a thread panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -180,7 +180,7 @@ impl Shared {
     pub fn wait(&self, limit: Duration) {
         let policy = self.policy();
         if !self.is_closed() {
-            // Whoever called `wake` just before is not missed for long.
+            // A `wake` just before this is missed, but not for long.
             let _ = self.policy_changed.wait_timeout(policy, limit.min(WAKE));
         }
     }
