@@ -1,15 +1,16 @@
 //! A file that is rotated.
 //!
-//! A batch is appended by one `write` under a lock, which the kernel gives on when its holder dies. It
-//! is on a file beside, `.audit.log.lock`, that nobody else may open: whoever may read the log cannot
-//! stop it. Several processes may use the file: an old and a new deliverer, those of two masters during
-//! a binary upgrade, and `logrotate`, whose work shows in that the path names another file. Whoever is
-//! about to write sees to it first that the last line is whole.
+//! One `write` appends a batch, under a lock that the kernel releases when its holder dies. The lock is on a
+//! file beside the log, `.audit.log.lock`, that nobody else may open: a process that may only read the log
+//! cannot stop it. Several processes may use the log: an old and a new deliverer, those of two masters during a
+//! binary upgrade, and `logrotate`, after which the path names another file. A writer first makes sure that the
+//! last line is complete.
 //!
 //! The file `audit.log` becomes `audit-2026-01-31T23-59-59.999.log`, with the time of its rotation in
-//! UTC, as Mattermost names its own, and that with `.gz` at its end when it is compressed, after the next
-//! rotation: until then, whoever follows the log finds its end. A thread compresses and deletes; what a
-//! killed one left undone, the next one does.
+//! The file `audit.log` is rotated to `audit-2026-01-31T23-59-59.999.log`, with the time of the rotation in
+//! UTC, as Mattermost names its own. After the next rotation it is compressed and ends with `.gz`: until then,
+//! a reader that follows the log can read its end. A thread compresses and deletes; the next process finishes
+//! what a killed one has not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Write};
@@ -32,21 +33,21 @@ use crate::log_queue::{Level, LogQueue, Once};
 const MODE: u32 = 0o640;
 /// The time of rotation in a backup's name.
 const STAMP: &str = "%Y-%m-%dT%H-%M-%S%.3f";
-/// What two of them differ by at least.
+/// The least difference between two of them.
 const MILLISECOND: TimeDelta = TimeDelta::milliseconds(1);
-/// Mode of a file that is locked: who cannot open it cannot lock it.
+/// Mode of the lock file: a user that cannot open it cannot lock it.
 const LOCK_MODE: u32 = 0o600;
-/// How often the path may name another file while one batch is written.
+/// How often the path may change to another file while one batch is written.
 const MOVES: usize = 8;
 /// A torn line has no more bytes than this.
 const LONGEST_LINE: u64 = 1 << 20;
-/// How often backups are looked at that nothing was added to: for `max_age`.
+/// How often `max_age` is applied to backups while there is no rotation.
 const TIDY: Duration = Duration::from_secs(60 * 60);
-/// A clock that goes so much ahead of another one has jumped, …
+/// A wall clock that is this much ahead of the monotonic one has jumped, …
 const JUMP: TimeDelta = TimeDelta::hours(2);
-/// … and is right when that lasts so long.
+/// … and is trusted after this time.
 const SURE: Duration = Duration::from_secs(24 * 60 * 60);
-/// The same thing is said once in this time.
+/// The minimum time between two equal messages.
 const REPEAT: Duration = Duration::from_secs(60);
 
 /// See the module.
@@ -56,7 +57,7 @@ pub struct RotatedFile {
     file: Option<File>,
     /// The time in the last backup's name.
     rotated: Option<DateTime<Utc>>,
-    /// To the thread for the backups, once that runs.
+    /// Wakes the thread for the backups, once it runs.
     tidy: Option<Sender<()>>,
     label: String,
     log: LogQueue,
@@ -64,7 +65,7 @@ pub struct RotatedFile {
 }
 
 impl RotatedFile {
-    /// The file, not opened yet.
+    /// The file; it is opened later.
     pub fn new(config: &FileConfig, label: &str, log: &LogQueue) -> Self {
         Self {
             config: config.clone(),
@@ -78,8 +79,8 @@ impl RotatedFile {
         }
     }
 
-    /// Starts the thread that tidies up backups, if it does not run. Where it cannot be started, that
-    /// is tried again after the next rotation.
+    /// Starts the thread for the backups, if it does not run. If it cannot be started, the next rotation tries
+    /// again.
     pub fn start_tidying(&mut self) {
         if self.tidy.is_some() {
             return;
@@ -119,13 +120,13 @@ impl RotatedFile {
                 continue;
             };
             if may_rotate && self.is_due(len, lines.len(), about.modified()?) {
-                // A directory that forbids it costs no event.
+                // A directory that forbids the rotation costs no event.
                 may_rotate = self.rotate().is_ok();
                 continue;
             }
             let written = (&file).write_all(lines);
             if written.is_err() {
-                // Should that fail too, a torn line is cut off before the next one.
+                // If that fails, too, the next write cuts off the torn line.
                 let _ = file.set_len(len);
             }
             self.file = Some(file);
@@ -140,15 +141,15 @@ impl RotatedFile {
             .append(true)
             .create(true)
             .mode(MODE)
-            // A link would be renamed in the place of the file.
+            // Else a link would be renamed instead of the file.
             .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
             .open(&self.config.path)?;
-        // Lengths mean nothing elsewhere.
+        // Other kinds of files have no length.
         if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
-    /// Cuts off what a killed process left behind the last whole line, and returns the length; nothing
-    /// where what is there may be somebody else's: it has no line at all, or the rest is too long.
+    /// Cuts off an incomplete last line that a killed process left, and returns the length. `None` if the
+    /// content may belong to another program: there is no complete line, or the incomplete one is too long.
     fn cut_torn_line(&self, file: &File, len: u64) -> io::Result<Option<u64>> {
         let mut last = *b"\n";
         if len > 0 {
@@ -179,8 +180,8 @@ impl RotatedFile {
                 || period(modified) < period(SystemTime::now()))
     }
 
-    /// The time in the next backup's name: later than the last one, also where that is deleted already, because backups
-    /// are ordered by it; unless the clock was wrong by much then.
+    /// The time for the next backup's name. It is later than the last one, even if that is deleted, because
+    /// backups are ordered by it; except if the clock was far wrong then.
     fn backup_time(&self, now: DateTime<Utc>) -> DateTime<Utc> {
         match self.rotated {
             Some(last) if last - now < JUMP => now.max(last + MILLISECOND),
@@ -188,7 +189,7 @@ impl RotatedFile {
         }
     }
 
-    /// Gives the file a backup's name, and returns that.
+    /// Renames the file to a backup, and returns the name.
     fn rotate(&mut self) -> io::Result<PathBuf> {
         let names = Names::new(&self.config.path);
         let mut now = self.backup_time(SystemTime::now().into());
@@ -204,7 +205,7 @@ impl RotatedFile {
             let text = format!("{}: the file cannot be rotated: {}", self.label, error.kind());
             self.log.log(Level::Error, text);
         }
-        // A thread that has not come to the last order yet will see this file too.
+        // A thread that has not handled the last message yet will find this file, too.
         match &self.tidy {
             Some(tidy) => drop(tidy.try_send(())),
             None => self.start_tidying(),
@@ -219,14 +220,14 @@ fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(a), Ok(b)) if id(&a) == id(&b))
 }
 
-/// The file beside `path` whose lock says who writes to that.
+/// The file beside `path` whose lock a writer of `path` holds.
 pub fn lock_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.lock"))
 }
 
-/// Opens or makes a file that nobody but this user may open, and locks it; the lock ends with the
-/// result. Nothing where another process has it.
+/// Opens or creates a file that only this user may open, and locks it; the lock ends with the result. `None` if
+/// another process has it.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new()
         .read(true)
@@ -251,7 +252,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 /// The names of a file's backups.
 struct Names {
     directory: PathBuf,
-    /// What stands before and behind the time.
+    /// The parts before and behind the time.
     start: String,
     end: String,
 }
@@ -283,7 +284,7 @@ impl Names {
         let name = name.strip_suffix(".gz").unwrap_or(name);
         let stamp = name.strip_prefix(&self.start)?.strip_suffix(&self.end)?;
         let time = NaiveDateTime::parse_from_str(stamp, STAMP).ok()?.and_utc();
-        // Nothing but what such a time is written as.
+        // Accept only text that is exactly such a time.
         (time.format(STAMP).to_string() == stamp).then_some(time)
     }
 }
@@ -294,12 +295,12 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
     path.into()
 }
 
-/// A wall's clock that is believed only while it goes as fast as the machine's other one: a jump ahead makes
-/// nothing old until it has lasted for [`SURE`].
+/// A wall clock that is trusted only while it goes as fast as the monotonic one: a jump ahead ages nothing
+/// until it has lasted for [`SURE`].
 struct Ages {
-    /// The time that is believed, and what the other clock said then.
+    /// The trusted time, and the monotonic time of that moment.
     known: (DateTime<Utc>, Duration),
-    /// Since when, by the other clock, the wall's is ahead.
+    /// Since when, by the monotonic clock, the wall clock is ahead.
     ahead: Option<Duration>,
 }
 
@@ -309,7 +310,7 @@ impl Ages {
         Self { known: (known, monotonic), ahead: None }
     }
 
-    /// The time by which things get old.
+    /// The time by which backups age.
     fn now(&mut self, wall: DateTime<Utc>, monotonic: Duration) -> DateTime<Utc> {
         let (known, at) = self.known;
         let passed = TimeDelta::from_std(monotonic.saturating_sub(at)).unwrap_or_default();
@@ -323,7 +324,7 @@ impl Ages {
     }
 }
 
-/// Compresses and deletes.
+/// Compresses and deletes backups.
 struct Backups {
     names: Names,
     config: FileConfig,
@@ -334,7 +335,7 @@ impl Backups {
         Self { names: Names::new(&config.path), config: config.clone() }
     }
 
-    /// Tidies up now, at each order, and once in a while, until nobody can order any more.
+    /// Tidies up now, at each message, and once in a while, until the sender is gone.
     fn tend(&self, orders: &Receiver<()>, label: &str, log: &LogQueue) {
         let mut said = Once::every(REPEAT);
         let since_boot = || Duration::from_nanos(monotonic_ns());
@@ -356,12 +357,12 @@ impl Backups {
         }
     }
 
-    /// Compresses and deletes what is due. An error is the first of all, with its file.
+    /// Compresses and deletes the backups that are due. Returns the first error, with its file.
     fn tidy(&self, now: DateTime<Utc>) -> Result<(), (PathBuf, io::Error)> {
         let times = self.times().map_err(|error| (self.names.directory.clone(), error))?;
         let surplus = self.config.max_backups.map_or(0, |most| times.len().saturating_sub(most));
         let too_old = self.config.max_age.and_then(|age| TimeDelta::from_std(age).ok());
-        // Names from a time to come are of a clock that was wrong: they are no newer than those of now.
+        // Names with a future time come from a wrong clock: they are not newer than those of now.
         let (to_come, mut times): (Vec<_>, Vec<_>) =
             times.into_iter().partition(|time| *time - now > JUMP);
         times.splice(0..0, to_come);
@@ -371,7 +372,7 @@ impl Backups {
             let (plain, compressed) = (self.names.plain(time), self.names.compressed(time));
             let done = if i < surplus || too_old.is_some_and(|age| now - time > age) {
                 let files = [&plain, &compressed, &with_end(&plain, ".tmp")];
-                // Each, whatever becomes of the others.
+                // Tries every file, even if one fails.
                 files.map(|file| gone(fs::remove_file(file))).into_iter().collect()
             } else if self.config.compress && Some(time) != newest {
                 gone(compress(&plain, &compressed))
@@ -383,7 +384,7 @@ impl Backups {
         result
     }
 
-    /// When something was written or rotated last, as far as the files tell.
+    /// The time of the last write or rotation, as far as the files tell.
     fn last_known(&self) -> Option<DateTime<Utc>> {
         let written = fs::metadata(&self.config.path).and_then(|about| about.modified()).ok();
         let rotated = self.times().ok().and_then(|times| times.last().copied());
@@ -402,7 +403,7 @@ impl Backups {
     }
 }
 
-/// What is not there any more, or not there, needs nothing done.
+/// A file that another process has removed is no error.
 fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -410,11 +411,11 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Replaces a file with a compressed one. At each moment one of the two is whole, on the disk too.
+/// Replaces a file by a compressed one. At each moment, one of the two is complete, also on the disk.
 fn compress(plain: &Path, compressed: &Path) -> io::Result<()> {
     let file = File::open(plain)?;
     let part = with_end(plain, ".tmp");
-    // Else another process does it.
+    // Otherwise another process is compressing it.
     let Some(out) = lock(&part)? else { return Ok(()) };
     let written = (|| {
         out.set_len(0)?;

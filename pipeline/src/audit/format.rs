@@ -1,7 +1,7 @@
-//! Audit records: what file, console, syslog and tcp targets write, in the format that their reader knows.
+//! Audit records: what file, console, syslog and TCP targets write, in a format that their readers know.
 //!
-//! [`Formatter`] makes one record's bytes out of a [`View`]; every format shows the same facts, under its
-//! own names. Values are hostile: none of them can end a record, or begin a field or a line.
+//! [`Formatter`] turns a [`View`] into one record's bytes; every format has the same facts, under its own
+//! names. Values are hostile: none can end a record, or begin a field or a line.
 
 mod ecs;
 mod entry;
@@ -43,7 +43,7 @@ enum Format {
     Ecs,
 }
 
-/// What became of events for which a target's queue had no room.
+/// Events that a target's queue had no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drops {
     /// How many.
@@ -54,12 +54,12 @@ pub struct Drops {
     pub last_ms: i64,
 }
 
-/// How much a record says.
+/// How much of a record is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
-    /// All.
+    /// Everything.
     Whole,
-    /// Of each value that a client chooses, but for the user's name, so many bytes at the most.
+    /// At most so many bytes of each value that a client chooses, except the user's name.
     Values(usize),
     /// Only what every record has.
     Bare,
@@ -139,9 +139,8 @@ impl FormatConfig {
         self.hash_key_file.as_deref()
     }
 
-    /// Sets the key of session ids. Without one it is random for each start of the process that reads the
-    /// configuration, and the same over reloads: session ids then compare neither over a restart nor with
-    /// another server's.
+    /// Sets the key of session ids. The default is a random key for each start of nginx, which reloads keep:
+    /// then session ids can be compared neither over a restart nor with those of another server.
     pub fn set_hash_key(&mut self, key: &[u8]) {
         // A key of any length is one.
         if let Ok(key) = Hmac::new_from_slice(key) {

@@ -1,4 +1,4 @@
-//! The way to what takes a stream of records: a server or nginx's own output.
+//! The connection to the receiver of a stream of records: a server, or nginx's own output.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,19 +18,19 @@ use crate::fault::{Fault, TlsFault};
 
 /// How long connecting to one address may take, and a TLS handshake.
 const CONNECT: Duration = Duration::from_secs(5);
-/// A server that takes or confirms nothing for this long is connected to anew.
+/// After this time without progress, a server is connected to anew.
 pub const STALLED: Duration = Duration::from_secs(60);
-/// How often a waiting write looks whether it shall go on.
+/// How often a waiting write checks whether it shall continue.
 const POLL: Duration = Duration::from_millis(50);
-/// So long an answer may take that nobody listens to datagrams, before the first one counts as sent.
+/// How long to wait for an ICMP error before the first datagram counts as sent.
 const NOBODY: Duration = Duration::from_millis(50);
-/// How often a server that has more to say is read from before it is its turn again.
+/// How many times in a row a server is read from before writing has its turn.
 const READS: usize = 16;
 
-/// Whether it is worth waiting; asked again and again.
+/// Whether waiting still makes sense; asked again and again.
 pub type GoOn<'a> = dyn Fn() -> bool + 'a;
 
-/// An open way.
+/// An open connection.
 pub enum Socket {
     /// nginx's own output, and its place in the process's table of open files.
     Console(File, PathBuf),
@@ -89,14 +89,14 @@ impl Socket {
         Err(fault)
     }
 
-    /// Whether each message has to be written by itself: as a datagram, or so that what nginx itself
-    /// writes to the same pipe comes between messages only.
+    /// Whether each message must be written by itself: as a datagram, or so that the output of nginx's own
+    /// processes to the same pipe comes between messages only.
     pub fn takes_one(&self) -> bool {
         !matches!(self, Self::Connection(_))
     }
 
-    /// The most bytes that are written as one: what nginx's processes write to the same pipe may come
-    /// between the parts of a longer message.
+    /// The most bytes to write at once: in a longer message, the output of nginx's own processes to the same
+    /// pipe may come between its parts.
     pub fn limit(&self) -> Option<usize> {
         match self {
             Self::Console(file, _) => is_pipe(file).then_some(libc::PIPE_BUF),
@@ -104,7 +104,7 @@ impl Socket {
         }
     }
 
-    /// Writes all of it, or as a datagram; waits as long as `go_on` says.
+    /// Writes all bytes, or one datagram; waits as long as `go_on` says.
     ///
     /// # Errors
     /// It was not written, or in part. [`Fault::TooLong`]: it never can be.
@@ -125,7 +125,7 @@ impl Socket {
         }
     }
 
-    /// How many bytes went out.
+    /// How many bytes were sent.
     pub fn sent(&self) -> u64 {
         match self {
             Self::Connection(connection) => connection.sent,
@@ -133,7 +133,7 @@ impl Socket {
         }
     }
 
-    /// How many of them the other machine has, as far as this one knows.
+    /// How many of them the other machine has confirmed.
     ///
     /// # Errors
     /// The connection is over.
@@ -152,9 +152,9 @@ fn is_wait(error: &io::Error) -> bool {
 /// Datagrams to one of a host's addresses.
 pub struct Udp {
     addresses: Vec<SocketAddr>,
-    /// The one that is used.
+    /// The address in use.
     at: usize,
-    /// Nothing before the first datagram.
+    /// `None` before the first datagram.
     socket: Option<UdpSocket>,
 }
 
@@ -166,7 +166,7 @@ impl Udp {
         }
     }
 
-    /// Sends to the address that is used; where nobody listens, to the next one.
+    /// Sends to the address in use; if nobody listens there, to the next one.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let mut fault = Fault::HostNotFound;
         for _ in 0..self.addresses.len() {
@@ -188,8 +188,8 @@ impl Udp {
             None => self.socket.insert(connect(self.addresses[self.at])?),
         };
         socket.send(bytes)?;
-        // To connect tells nothing. That nobody listens comes as an answer: at once of this machine, soon of a
-        // near one, late or never of others.
+        // Connecting a UDP socket tells nothing. That nobody listens is reported later: at once by this
+        // machine, soon by a near one, late or never by others.
         if is_first {
             poll_for(socket.as_fd(), 0, NOBODY);
         }
@@ -208,8 +208,8 @@ fn is_pipe(file: &File) -> bool {
     file.metadata().is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
-/// nginx puts its error log, when it opens that anew, in the place of its standard error; a thread with
-/// a table of open files of its own would go on with the old one.
+/// When nginx reopens its error log, it replaces its standard error; a thread with its own table of open files
+/// would keep the old one.
 fn follow(file: &mut File, place: &Path) -> io::Result<()> {
     let Ok(now) = place.metadata() else { return Ok(()) };
     let ours = file.metadata()?;
@@ -219,7 +219,7 @@ fn follow(file: &mut File, place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever reads the other end of a pipe may be slow: the thread stays able to stop.
+/// The reader of a pipe may be slow: the thread must still be able to stop.
 fn write_console(file: &mut File, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
     while !bytes.is_empty() {
         if !poll(file.as_fd(), libc::POLLOUT) {
@@ -228,7 +228,7 @@ fn write_console(file: &mut File, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<
             }
             return Err(Fault::TimedOut);
         }
-        // A pipe that can be written to takes so much without waiting.
+        // A writable pipe takes this much without waiting.
         let part = if is_pipe(file) { bytes.len().min(libc::PIPE_BUF) } else { bytes.len() };
         match file.write(&bytes[..part]) {
             Ok(0) => return Err(Fault::ConnectionBroken),
@@ -312,7 +312,7 @@ impl Connection {
     fn write(&mut self, mut bytes: &[u8], go_on: &GoOn<'_>) -> Result<(), Fault> {
         let mut moved = Instant::now();
         loop {
-            // What was closed meanwhile takes nothing any more, whatever the system says.
+            // A closed connection takes nothing more, although the system accepts the bytes.
             self.read()?;
             let before = self.sent;
             match &mut self.tls {
@@ -356,8 +356,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads what the server says. It has nothing to say but that it closes, and TLS's own messages;
-    /// one that talks without end holds nothing up.
+    /// Reads from the server. It should send nothing but the close and TLS's own messages; one that sends
+    /// without end must not delay writing.
     fn read(&mut self) -> Result<(), Fault> {
         for _ in 0..READS {
             let mut plain = [0; 1024];
@@ -405,7 +405,7 @@ impl Connection {
     }
 }
 
-/// A server that is gone without a word is noticed also when there is nothing to send.
+/// Makes the system notice a server that vanished, even while there is nothing to send.
 fn keep_alive(socket: &TcpStream) -> io::Result<()> {
     let set = |level, name, value: libc::c_int| {
         let (value, len) = ((&raw const value).cast(), size_of_val(&value) as libc::socklen_t);

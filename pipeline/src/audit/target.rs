@@ -1,10 +1,10 @@
 //! A target that takes a stream of formatted records: a file, nginx's output, a server.
 //!
-//! The ring keeps what goes into a file until it is written: a process that is killed loses nothing, and
-//! the next one at most repeats a batch.
+//! The ring keeps records for a file until they are written: a killed process loses nothing, and the next one
+//! repeats a batch at most.
 //!
-//! What is sent elsewhere stays in the inbox until the receiver's system confirmed it and the connection
-//! outlived that a little: it is sent again when the connection breaks before.
+//! Records for other receivers stay in the inbox until the receiver's system has confirmed them and the
+//! connection has lasted a little longer: if it breaks before, they are sent again.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -33,40 +33,41 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const BACKOFF_MAX_FILE: Duration = Duration::from_secs(1);
 /// The most entries written to a connection at once.
 const CHUNK: usize = 64;
-/// A connection outlives a confirmed entry by so much, or that is sent again: the receiver's system
-/// may have confirmed what the receiver never read.
+/// How long a connection must last after a confirmation, or the entry is sent again: the receiver's system may
+/// have confirmed data that the receiver never read.
 const OUTLIVES: Duration = Duration::from_millis(500);
-/// How often confirmations are looked for.
+/// How often confirmations are checked.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
 
-/// Writes entries as the target wants them.
+/// Writes entries in the target's format.
 #[derive(Clone)]
 struct Writer {
     privacy: Privacy,
     formatter: Formatter,
-    /// Stands before a record's own bytes.
+    /// Written before each record.
     header: Option<Header>,
     frame: Frame,
-    /// The most bytes of a message, but for its length before it.
+    /// The most bytes of a message, without the length that octet counting puts before it.
     max_message: Option<usize>,
 }
 
-/// What is around a message.
+/// The framing of a message.
 #[derive(Clone)]
 enum Frame {
-    /// Nothing: it is a datagram.
+    /// None: each message is a datagram.
     None,
-    /// Before it, its length (RFC 6587, 3.4.1).
+    /// Its length precedes it (RFC 6587, 3.4.1).
     Counted,
-    /// Behind it, what ends it.
+    /// These bytes follow it.
     Terminated(Vec<u8>),
 }
 
-/// To so many bytes values are cut at the most: a message that is still too long says only what every one does.
+/// Values are cut to this many bytes at the least: if a message is still too long, it has only what every
+/// message has.
 const SHORTEST_VALUE: usize = 16;
 /// No value is longer.
 const LONGEST_VALUE: usize = 16 << 10;
-/// Values may be cut to so many bytes less than there would be room for.
+/// By how many bytes values may be cut shorter than necessary.
 const TOO_SHORT: usize = 8;
 
 impl Writer {
@@ -92,8 +93,8 @@ impl Writer {
         Self { privacy: privacy.clone(), formatter, header, frame, max_message }
     }
 
-    /// Appends the message of an entry, of at most `limit` bytes where the way asks for that; returns whether
-    /// it can be so short.
+    /// Appends the message of an entry, with at most `limit` bytes if there is a limit; returns whether that is
+    /// possible.
     fn entry(&self, entry: &Entry, limit: Option<usize>, out: &mut Vec<u8>) -> bool {
         let limit = [limit, self.max_message].into_iter().flatten().min().unwrap_or(usize::MAX);
         let message = match entry {
@@ -196,7 +197,7 @@ pub fn new(
     }
 }
 
-/// A file: a batch is appended as a whole or not at all, and the ring keeps it until it is.
+/// A file: a batch is appended as a whole or not at all, and the ring keeps it until then.
 struct FileTarget {
     file: RotatedFile,
     writer: Writer,
@@ -206,7 +207,7 @@ struct FileTarget {
 }
 
 impl FileTarget {
-    /// Appends what is due; returns how long there is nothing to do.
+    /// Appends entries that are due; returns how long to wait for the next.
     fn step(&mut self, inbox: &Inbox) -> Option<Duration> {
         loop {
             let pause = self.backoff.left(Instant::now());
@@ -235,7 +236,7 @@ impl FileTarget {
                     let now = Instant::now();
                     let fault = Fault::from(error);
                     inbox.failing(fault);
-                    // Another process that writes is no trouble, unless it does not end.
+                    // Another writing process is no fault, unless it never ends.
                     if fault != Fault::Busy || self.backoff.is_longest() {
                         self.health.failed(inbox, fault, now);
                     }
@@ -252,7 +253,7 @@ impl Target for FileTarget {
         self.file.start_tidying();
         let mut was_stopping = false;
         while !inbox.is_closed() {
-            // A process that stops has one more attempt at once.
+            // A stopping process gets one more attempt at once.
             if !mem::replace(&mut was_stopping, inbox.is_stopping()) && was_stopping {
                 self.backoff.succeeded();
             }
@@ -265,11 +266,11 @@ impl Target for FileTarget {
 /// Entries that were sent and may still be lost.
 struct Sent {
     entries: usize,
-    /// Those between them that are too long, and were not.
+    /// Entries between them that are too long, and were not sent.
     refused: Refused,
     /// When they were.
     at: Instant,
-    /// What the socket has sent behind them.
+    /// The socket's count of sent bytes behind them.
     end: u64,
     /// Since when they are confirmed.
     confirmed: Option<Instant>,
@@ -295,7 +296,7 @@ impl Refused {
     }
 }
 
-/// A target that is no file.
+/// A target that is not a file.
 struct Sender {
     sink: Sink,
     writer: Writer,
@@ -326,7 +327,7 @@ impl Sender {
         let was_stopping = inbox.is_stopping();
         loop {
             let left = self.backoff.left(Instant::now());
-            // A process that stops has one more attempt at once.
+            // A stopping process gets one more attempt at once.
             let is_over = left.is_zero() || inbox.is_stopping() && !was_stopping;
             if is_over || inbox.is_closed() {
                 return;
@@ -359,7 +360,7 @@ impl Sender {
             Sink::Console(console) => Socket::console(*console),
             Sink::Syslog(syslog) => Socket::server(&syslog.server, &go_on),
             Sink::Tcp(server) => Socket::server(server, &go_on),
-            // That is a target of its own.
+            // Files are another kind of target.
             Sink::File(_) => return Ok(()),
         }?;
         let most = if socket.takes_one() { 1 } else { CHUNK };
@@ -409,7 +410,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Counts what is confirmed as delivered.
+    /// Counts confirmed entries as delivered.
     fn settle(
         &mut self,
         inbox: &Inbox,
@@ -427,7 +428,7 @@ impl Sender {
         if sent.iter().any(|chunk| chunk.confirmed.is_none() && now - chunk.at >= STALLED) {
             return Err(Fault::TimedOut);
         }
-        // A stopping process has no time to see what becomes of the connection.
+        // A stopping process has no time to watch the connection.
         let outlives = if inbox.is_stopping() { Duration::ZERO } else { OUTLIVES };
         while let Some(chunk) = sent.front()
             && chunk.confirmed.is_some_and(|since| now - since >= outlives)
@@ -438,8 +439,8 @@ impl Sender {
         Ok(())
     }
 
-    /// So many entries are delivered. Only this tells that it works: a receiver that takes what it is
-    /// sent and closes shall not get it over and over without a pause.
+    /// So many entries are delivered. Only this shows that delivery works: a receiver that accepts entries and
+    /// closes the connection must not get them again and again without a pause.
     fn settled(&mut self, inbox: &Inbox, entries: usize, refused: &Refused) {
         if refused.entries > 0 {
             inbox.settle(refused.entries, Outcome::Rejected(&refused.events));
