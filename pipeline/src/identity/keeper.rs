@@ -11,11 +11,11 @@ use crate::delivery::thread::{NICE_COLLECTING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::zone::Zone;
 
-/// How long one that sleeps trusts the kernel to wake it.
+/// How long a sleeping thread relies on the kernel to wake it.
 const SLEEP: Duration = Duration::from_secs(60);
 /// How often the shared memory is looked at: what is learned is in the file within a second.
 const STEP: Duration = Duration::from_millis(700);
-/// How often the file is looked at for what others append to it.
+/// How often the file is checked for entries of other processes.
 const FOLLOW: Duration = Duration::from_secs(2);
 /// How long a worker that exits waits for its last step.
 const LAST_STEP: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ struct Control {
 
 #[derive(Default, PartialEq)]
 enum Phase {
-    /// Another process keeps the file, or this one is about to.
+    /// Another process keeps the file, or this one is about to become the keeper.
     #[default]
     Waiting,
     Keeping,
@@ -64,8 +64,8 @@ impl Keeper {
         Ok(Self { control, thread: Some(thread) })
     }
 
-    /// The worker exits: what it has learned goes into the file, if this process keeps it. Whatever
-    /// hangs, it takes no longer than half a second.
+    /// The worker exits: what it has learned goes into the file, if this process is the keeper. That takes half
+    /// a second at most, whatever hangs.
     pub fn finish(mut self) {
         let mut phase = self.control.phase();
         if mem::replace(&mut *phase, Phase::Ending) == Phase::Waiting {

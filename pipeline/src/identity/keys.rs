@@ -1,7 +1,7 @@
 //! The keys that all workers of one nginx share, derived from one secret.
 //!
-//! Neither the shared memory nor the state file holds a token or an account's name: only hashes of them,
-//! which tell nothing to whoever has not the secret.
+//! Neither the shared memory nor the state file contains a token or an account's name: only hashes, which
+//! reveal nothing without the secret.
 
 use std::hash::Hasher;
 
@@ -33,7 +33,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The keys of a secret: each for one purpose, so that what one gives away tells nothing of another.
+    /// Derives the keys: each has one purpose, so that a leak of one reveals nothing about another.
     pub fn derive(secret: &Secret) -> Self {
         let key = |purpose: &str| {
             // A key of any length is good.
@@ -62,7 +62,7 @@ impl Keys {
         TokenKey([hash.h1, hash.h2])
     }
 
-    /// What stands for a session of which nobody knows whose it is.
+    /// The name that stands for a session whose user is unknown.
     pub fn session_alias<'t>(
         &self,
         realm: &[u8],
@@ -73,21 +73,21 @@ impl Keys {
         format!("session-{:016x}", hasher.finish())
     }
 
-    /// Tells the users of all realms apart.
+    /// A number that differs between users and realms.
     pub(crate) fn user(&self, realm: &[u8], user: &[u8]) -> u64 {
         let mut hasher = self.user;
         write_parts(&mut hasher, realm, [user]);
         hasher.finish()
     }
 
-    /// A checksum of words that two writers, or the death of one, may have torn. It is no proof against
-    /// whoever can write the words; nobody can compute it who cannot read the key.
+    /// A checksum of words that two writers, or the death of one, may have torn. A process that can write the
+    /// words cannot compute it without the key.
     pub(crate) fn check(&self, words: &[u64]) -> u64 {
         let mix = |sum: u64, word: &u64| (sum.rotate_left(29) ^ word).wrapping_mul(self.check);
         words.iter().fold(self.check, mix)
     }
 
-    /// What marks this start's own requests to the application.
+    /// The mark of this start's own requests to the application.
     pub fn mark(&self, instance: u64) -> String {
         let mac = Hmac::<Sha256>::new_from_slice(&self.mark[..]);
         let digest =
