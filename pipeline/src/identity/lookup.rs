@@ -1,9 +1,9 @@
-//! `tirreno_identity`: the application is asked whose token it has just accepted.
+//! `tirreno_identity`: asks the application which user a token belongs to that it has just accepted.
 //!
-//! A thread of the worker that has the token asks, with that token, and overwrites it afterwards. Many
-//! requests with one token are one question, over all workers; so many questions a second are asked, and
-//! no more. An answer binds the token for all workers, by the evidence `lookup`. What could not be told is not
-//! asked again for a while.
+//! A thread of the worker that has the token sends it to the application, and overwrites it afterwards. For
+//! many requests with one token there is one question over all workers, and the number of questions a second is
+//! limited. An answer binds the token for all workers, with the evidence `lookup`. After a failure, the token
+//! is not asked about for a while.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,13 +31,13 @@ use crate::shm::zone::Zone;
 
 /// The most bytes of an answer.
 const MAX_ANSWER: u64 = 64 * 1024;
-/// Questions that wait for a thread.
+/// How many questions may wait for a thread.
 const QUEUE: usize = 64;
-/// How many answers are kept for their ETags, and how many failures; the oldest half goes first.
+/// How many answers are kept for their ETags, and how many failures; the older half is dropped first.
 const MAX_KEPT: usize = 4096;
-/// After which time it is asked again what could not be told.
+/// How long a token is not asked about after a failure.
 const FAILED_AGAIN: Duration = Duration::from_secs(60);
-/// The header that marks a question, so that it is neither recorded nor asked about.
+/// The header that marks the module's own requests, so that they are neither recorded nor asked about.
 pub const MARK: &str = "X-Tirreno-Lookup";
 
 /// How the token is sent.
@@ -49,34 +49,34 @@ pub enum SendAs {
     Cookie(Box<str>),
 }
 
-/// What a `tirreno_identity` block says.
+/// A `tirreno_identity` block.
 #[derive(Clone, Debug)]
 pub struct LookupConfig {
     /// Its name.
     pub name: String,
-    /// What is asked, with GET.
+    /// The URL to GET.
     pub url: Uri,
     /// How the token is sent.
     pub send: SendAs,
-    /// What a token must look like to be asked about.
+    /// The pattern that a token must match to be asked about.
     pub token_format: Option<Regex>,
-    /// Fields of the JSON answer, and the parameters that they are; one is `userName`.
+    /// The fields of the JSON answer, and the parameters that they set; one is `userName`.
     pub map: Vec<(Box<str>, Param)>,
-    /// For how long an answer holds before it is asked again.
+    /// How long an answer is valid.
     pub cache: Duration,
-    /// How many questions are asked at a time, in each worker.
+    /// The most questions at a time, in each worker.
     pub concurrency: usize,
-    /// How many questions are asked a second.
+    /// The most questions a second.
     pub rate: f64,
     /// How long one may take.
     pub timeout: Duration,
-    /// Header fields that are sent beside.
+    /// Further header fields to send.
     pub headers: Vec<(String, Secret)>,
-    /// How connections over TLS are made.
+    /// The TLS configuration.
     pub tls: Option<Tls>,
 }
 
-/// The URL that is asked; nothing where it is not `http://` or `https://` with a host, or holds a password.
+/// The URL to ask; `None` if it is not `http://` or `https://` with a host, or contains a password.
 pub fn parse_url(text: &str) -> Option<Uri> {
     let url: Uri = text.parse().ok()?;
     let host = url.authority().filter(|authority| !authority.as_str().contains('@'))?;
@@ -84,7 +84,7 @@ pub fn parse_url(text: &str) -> Option<Uri> {
     (is_http && !host.host().is_empty()).then_some(url)
 }
 
-/// What all of a token must look like.
+/// A regular expression that must match a whole token.
 ///
 /// # Errors
 /// What is wrong with the regular expression.
@@ -101,27 +101,27 @@ struct Question {
     key: TokenKey,
     realm: Box<[u8]>,
     token: Zeroizing<Vec<u8>>,
-    /// The client's.
+    /// The client's address.
     address: Option<IpAddr>,
     etag: Option<Known>,
 }
 
-/// What an answer told.
+/// The content of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
-    /// The user; empty where nobody could tell.
+    /// The user; empty if the answer names none.
     pub user: Vec<u8>,
-    /// What else is known of the user.
+    /// Further parameters of the user.
     pub params: Vec<(Param, Vec<u8>)>,
     etag: Option<String>,
 }
 
-/// What became of wanting to know whose a token is.
+/// The result of a request for a token's user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// It is being asked.
+    /// The question is under way.
     Waiting,
-    /// It cannot be asked now, or could not be told shortly before.
+    /// No question is possible at present, or one has failed shortly before.
     No,
 }
 
@@ -163,7 +163,7 @@ impl Lookups {
         Ok(Self { configs, zone, questions, answers, known, failed })
     }
 
-    /// Wants to know whose a token is that the application has just accepted.
+    /// Asks for the user of a token that the application has just accepted.
     pub fn ask(
         &mut self,
         which: usize,
@@ -203,13 +203,13 @@ impl Lookups {
         }
     }
 
-    /// Whether an answer of that time has to be asked for again.
+    /// Whether an answer of that time must be renewed.
     pub fn is_stale(&self, which: usize, time_ms: i64) -> bool {
         let cache = self.configs.get(which).map_or(0, |config| config.cache.as_millis() as i64);
         wall_ms() - time_ms > cache
     }
 
-    /// Takes in the answers that have come.
+    /// Handles the answers that have come.
     pub fn take_answers(&mut self) {
         while let Ok((key, known)) = self.answers.try_recv() {
             let now = Instant::now();
@@ -223,18 +223,18 @@ impl Lookups {
         }
     }
 
-    /// What is known of a token's user beside the name, where this worker has asked.
+    /// The further parameters of a token's user, if this worker has asked.
     pub fn known(&self, key: TokenKey) -> Option<&Known> {
         self.known.get(&key).map(|(known, _)| known)
     }
 
-    /// Whether it could not be told shortly before whose a token is.
+    /// Whether a question about the token has failed shortly before.
     pub fn has_failed(&self, key: TokenKey) -> bool {
         self.failed.contains_key(&key)
     }
 }
 
-/// Makes room: the older half goes.
+/// Drops the older half if there are too many.
 fn keep_most<V>(map: &mut HashMap<TokenKey, V>, at: impl Fn(&V) -> Instant) {
     if map.len() < MAX_KEPT {
         return;

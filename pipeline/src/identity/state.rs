@@ -1,12 +1,13 @@
-//! `tirreno_state`: what was learned of sessions and accounts, kept over restarts.
+//! `tirreno_state`: the file that keeps bindings of sessions and known accounts over restarts.
 //!
-//! The file is a row of entries of one size. Each carries a MAC whose key only the master reads: the
-//! workers' user, who writes the file, can remove entries but not make any. An entry that does not match
-//! is passed over, as is one that is older than what is known. Tokens and account names are in it as keyed
-//! hashes, user ids as they are.
+//! The file is a sequence of entries of one size. Each has a MAC whose key only the master can read: the
+//! workers' user, who writes the file, can remove entries but not forge any. An entry with a wrong MAC is
+//! skipped, and so is one that is older than what is known. The file contains tokens and account names as keyed
+//! hashes, and user ids in clear.
 //!
 //! Every instance of nginx appends what it learned within a second, while it holds the file's lock, and
-//! reads what others append. What is no longer known is left out when the file is written anew.
+//! Each instance of nginx appends what it learns within a second, while it holds the file's lock, and reads
+//! what others append. When the file is rewritten, outdated entries are left out.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -29,15 +30,15 @@ use crate::shm::zone::Zone;
 const ENTRY: usize = 8 + 8 + 16 + 8 + ID_LEN + MAC_LEN;
 const ID_LEN: usize = MAX_USER.next_multiple_of(8);
 const MAC_LEN: usize = 16;
-/// What of a file is read at most, and in which pieces.
+/// How much of a file is read at most, and in pieces of which size.
 const MAX_READ: u64 = 64 << 20;
 const PIECE: usize = 256 * ENTRY;
-/// The file is written anew when it has twice as many entries as are known, and so many more.
+/// The file is rewritten when it has twice as many entries as are known, and this many more.
 const SPARE: u64 = 4096;
-/// A login of a known account is noted again after so many milliseconds.
+/// After how many milliseconds a login of a known account is noted again.
 const ACCOUNT_STEP: i64 = 24 * 3600 * 1000;
 
-/// The file of `tirreno_state path`: the path itself, or `sessions` in it where it is a directory.
+/// The file of `tirreno_state path`: the path itself, or `sessions` in it if it is a directory.
 pub fn file_of(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("sessions") } else { path.into() }
 }
@@ -53,7 +54,7 @@ fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Reads the key, in hexadecimal digits. Nothing where there is none.
+/// Reads the key, in hexadecimal digits. `None` if there is no file.
 ///
 /// # Errors
 /// The file is not one that only this process's user can read and write, or holds no key.
@@ -110,7 +111,7 @@ pub fn make_key(file: &Path) -> Result<Secret, String> {
     Ok(secret)
 }
 
-/// Opens a regular file, whatever has been put in its place: nothing is followed, and nothing waited for.
+/// Opens a regular file, whatever lies in its place: follows no link, and waits for nothing.
 fn open(file: &Path, write: bool) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY;
     let mut options = OpenOptions::new();
@@ -120,7 +121,7 @@ fn open(file: &Path, write: bool) -> io::Result<File> {
     if about.is_file() { Ok(opened) } else { Err(ErrorKind::InvalidInput.into()) }
 }
 
-/// Writes a file anew, so that whoever opens it finds all of it, or what was there before.
+/// Replaces a file: a reader finds either the whole new content or the old one.
 fn replace(file: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let new_name = with_suffix(file, ".new");
     match fs::remove_file(&new_name) {
@@ -164,7 +165,7 @@ impl Entry {
         out.extend(&tag[..MAC_LEN]);
     }
 
-    /// The entry, if nobody but a holder of the key has written it.
+    /// The entry, if its MAC is right.
     fn read(mac: &Hmac<Sha256>, bytes: &[u8]) -> Option<Self> {
         let (signed, tag) = bytes.split_at_checked(ENTRY - MAC_LEN)?;
         mac.clone().chain_update(signed).verify_truncated_left(tag).ok()?;
@@ -192,7 +193,7 @@ impl Entry {
         Self::Session { key, user_hash: bound.user_hash(), user, identity, time_ms }
     }
 
-    /// What of it the file is known to have.
+    /// The entry's hash, and its mark.
     fn mark(&self) -> (Hash, Mark) {
         match self {
             Self::Session { key, time_ms, .. } | Self::Ended { key, time_ms } => {
@@ -218,7 +219,7 @@ enum Mark {
 }
 
 impl Mark {
-    /// Whether the file needs no entry with the mark `new`.
+    /// Whether an entry with this mark makes one with the mark `new` unnecessary.
     fn covers(&self, new: &Self) -> bool {
         match (self, new) {
             (Self::Token(known), Self::Token(new)) => known >= new,
@@ -236,26 +237,26 @@ pub struct State {
     zone: Zone,
     keys: Keys,
     mac: Hmac<Sha256>,
-    /// The file as it was last seen.
+    /// The open file, and its inode.
     file: Option<(File, u64)>,
-    /// How much of it was read or written here.
+    /// How much of the file this process has read or written.
     offset: u64,
-    /// What the file has of each token and account.
+    /// The newest mark in the file for each token and account.
     marks: HashMap<Hash, Mark>,
-    /// The zone's changes that the file has.
+    /// The numbers of the zone's changes that are in the file.
     changes: Option<(u64, u64)>,
-    /// Entries beside twice the known ones before the file is written anew.
+    /// How many entries, besides twice the known ones, the file may have before it is rewritten.
     spare: u64,
 }
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// Entries that were read of the file.
+    /// How many entries were read from the file.
     pub read: usize,
-    /// Whole entries that nobody with the key had written.
+    /// How many complete entries had a wrong MAC.
     pub foreign: usize,
-    /// Entries that were written to it.
+    /// How many entries were written to the file.
     pub written: usize,
 }
 
@@ -292,7 +293,7 @@ impl State {
         Ok(step)
     }
 
-    /// Whether the zone has changed since the last step. It asks nobody but the shared memory.
+    /// Whether the zone has changed since the last step. Only reads the shared memory.
     pub fn is_stale(&self) -> bool {
         self.changes != Some(self.zone_changes())
     }
@@ -301,8 +302,8 @@ impl State {
         (self.zone.bindings().changes(), self.zone.known_accounts(&self.keys).changes())
     }
 
-    /// Reads what others appended to the file, and appends what the zone has learned. Where somebody
-    /// else is just writing, that is for the next step.
+    /// Reads what others appended to the file, and appends what the zone has learned. If another process is
+    /// writing, the next step does it.
     ///
     /// # Errors
     /// The file cannot be used. What the zone has learned is for the next step.
@@ -315,12 +316,12 @@ impl State {
         result.map(|()| step)
     }
 
-    /// The file that has the path's name now, locked; nothing where another process holds the lock.
+    /// Locks the file that the path names now; `None` if another process holds the lock.
     fn lock(&mut self) -> io::Result<Option<File>> {
         for _ in 0..8 {
             let file = match open(&self.path, true) {
                 Ok(file) => file,
-                // Somebody has put something else there: a link, a pipe.
+                // There is something else in its place: a link, or a pipe.
                 Err(error) if is_no_file(&error, &self.path) => {
                     replace(&self.path, |_| Ok(()))?;
                     continue;
@@ -334,7 +335,7 @@ impl State {
             if rc != 0 {
                 return Ok(None);
             }
-            // It may have been written anew while it was opened.
+            // It may have been replaced while it was opened.
             let named = fs::symlink_metadata(&self.path).map(|about| about.ino());
             if named.is_ok_and(|ino| file.metadata().is_ok_and(|about| about.ino() == ino)) {
                 return Ok(Some(file));
@@ -344,7 +345,7 @@ impl State {
     }
 
     fn exchange(&mut self, file: &File, step: &mut Step) -> io::Result<()> {
-        // What is learned from here on is for the next step, if this one does not see it.
+        // What is learned from here on is left to the next step, if this one does not see it.
         let changes = self.zone_changes();
         self.read_from(file, step)?;
         let len = file.metadata()?.len();
@@ -367,10 +368,10 @@ impl State {
             return self.write_anew(&entries, changes);
         }
         if !out.is_empty() {
-            // An entry that a killed process left in part is written over.
+            // Overwrites an incomplete entry of a killed process.
             let start = len - len % ENTRY as u64;
             if let Err(error) = file.write_all_at(&out, start) {
-                // What of it is there nobody knows.
+                // It is unknown how much of it was written.
                 self.forget();
                 return Err(error);
             }
@@ -397,7 +398,7 @@ impl State {
         self.marks.clear();
     }
 
-    /// Reads what was appended since the last time; all of it, where it is another file or was cut.
+    /// Reads what was appended since the last time; everything if the file was replaced or truncated.
     fn read_from(&mut self, file: &File, step: &mut Step) -> io::Result<()> {
         let about = file.metadata()?;
         let is_same = self.file.as_ref().is_some_and(|(_, ino)| *ino == about.ino());
@@ -420,7 +421,7 @@ impl State {
                     None => step.foreign += 1,
                 }
             }
-            // A part of an entry at the end is read when all of it is there.
+            // An incomplete entry at the end is read when it is complete.
             let whole = len - len % ENTRY;
             self.offset += whole as u64;
             read += whole as u64;
