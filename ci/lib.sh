@@ -98,12 +98,12 @@ need() {
 need_toolchain() {
     need gcc libc6-dev make libclang-dev libpcre2-dev zlib1g-dev libssl-dev ca-certificates
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
-    local install="Install Rust from https://rustup.rs:
+    local cure="Install Rust from https://rustup.rs:
   curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh" version
-    command -v cargo >/dev/null || die "cargo not found. $install"
+    command -v cargo >/dev/null || die "cargo not found. $cure"
     version=$(cargo --version | awk '{ print $2 }')
     printf '%s\n' "$(rust_version)" "$version" | sort -VC ||
-        die "Rust $version is too old, $(rust_version) is needed. $install"
+        die "Rust $version is too old, $(rust_version) is needed. $cure"
 }
 
 # use_build [ARGUMENT...]: runs ci/build; what it built is in $nginx and $module.
