@@ -1,27 +1,27 @@
-//! Mattermost's levels of audit records, and which target gets which event.
+//! Mattermost's levels of audit records, and which events each target gets.
 
 use crate::event::{EventType, EventTypes};
 use crate::record::{Extra, Record};
 
-/// What an audit record is about, in the words of Mattermost's audit log.
+/// The level of an audit record, as in Mattermost's audit log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Level {
-    /// Whatever else is asked of the application.
+    /// Any other request to the application.
     Api,
-    /// Posts and channels change.
+    /// A change of posts or channels.
     Content,
-    /// Roles and memberships change.
+    /// A change of roles or memberships.
     Permissions,
-    /// Mattermost's command line client, `mmctl`, asks for it.
+    /// A request of Mattermost's command line client, `mmctl`.
     Cli,
 }
 
 impl Level {
-    /// All levels; a level's place here is its number less 100.
+    /// All levels; a level's index here is its number minus 100.
     pub const ALL: [Self; 4] = [Self::Api, Self::Content, Self::Permissions, Self::Cli];
 
-    /// Its name in audit records and in `events`.
+    /// The level's name in audit records and in `events`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Api => "audit-api",
@@ -31,7 +31,7 @@ impl Level {
         }
     }
 
-    /// Its number in Mattermost's configuration.
+    /// The level's number in Mattermost's configuration.
     pub fn number(self) -> u16 {
         100 + self as u16
     }
@@ -47,9 +47,9 @@ impl Level {
         named.or_else(|| Self::from_number(text.parse().ok()?))
     }
 
-    /// The level of a request whose rule names none, by its normalized path: what changes something,
-    /// and is no search, is about permissions where a segment is `roles`, `schemeRoles` or `members`,
-    /// and about content where one is `posts` or `channels`. Of the rest, what `mmctl` sends is `Cli`.
+    /// The level of a request whose rule sets none, by its normalized path. A request that changes
+    /// something, and is no search, is about permissions if a segment is `roles`, `schemeRoles` or
+    /// `members`, and about content if one is `posts` or `channels`. Other requests of `mmctl` are `Cli`.
     pub fn derive(kind: EventType, method: &[u8], path: &[u8], agent: &[u8]) -> Self {
         let reads = matches!(method, b"GET" | b"HEAD" | b"OPTIONS");
         if !reads && kind != EventType::PageSearch {
@@ -64,7 +64,7 @@ impl Level {
         if agent.starts_with(b"mmctl/") { Self::Cli } else { Self::Api }
     }
 
-    /// The level that a record has; [`Api`](Self::Api) where its capture had no need of one.
+    /// The record's level; [`Api`](Self::Api) if no target needed a level when the event was captured.
     pub fn of(record: &Record<'_>) -> Self {
         let number = record.extra(Extra::Level).and_then(|bytes| bytes.try_into().ok());
         number.and_then(|n| Self::from_number(u16::from_ne_bytes(n))).unwrap_or(Self::Api)
@@ -108,17 +108,17 @@ impl Routing {
         Ok(routing)
     }
 
-    /// Whether it matters which level an event has.
+    /// Whether the routing depends on the level.
     pub fn asks_for_level(&self) -> bool {
         self.0.iter().any(|set| *set != self.0[0])
     }
 
-    /// Whether events of that type and level belong to it.
+    /// Whether the target gets events of that type and level.
     pub fn contains(&self, kind: EventType, level: Level) -> bool {
         self.0[level as usize].contains(kind)
     }
 
-    /// Whether the record belongs to it.
+    /// Whether the target gets the record.
     pub fn matches(&self, record: &Record<'_>) -> bool {
         self.contains(record.kind(), Level::of(record))
     }

@@ -1,7 +1,7 @@
-//! `tirreno_url page`: what Tirreno sees in place of a URL.
+//! `tirreno_url page`: the URL that Tirreno gets instead of the request's own.
 //!
-//! Tirreno's rules look for words in paths, where ids of many digits contain them by chance, and its pages
-//! list each path once. So the path is the rule's, and what differs stands in the arguments.
+//! Tirreno's rules look for words in paths, and long ids contain such words by chance; and Tirreno lists
+//! each path once. So the path is the rule's pattern, and the variable segments become arguments.
 
 use std::borrow::Cow;
 
@@ -9,11 +9,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use crate::event::Param;
 
-/// What stands in the place of a secret.
+/// The replacement for a secret.
 const MASK: &str = "***";
-/// The argument that says that others are left out.
+/// The argument that says that arguments are left out.
 const TRUNCATED: &str = "truncated=1";
-/// All but what needs no encoding in any part of a URL (RFC 3986, 2.3).
+/// Everything except the characters that are safe in all parts of a URL (RFC 3986, 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Writes such a URL.
@@ -22,21 +22,21 @@ pub struct Page<'o> {
     out: &'o mut Vec<u8>,
     /// The length of the path.
     path: usize,
-    /// Up to where it is written so that the mark still has room behind it.
+    /// The length to which the URL is cut if the mark has to be appended.
     marked: usize,
     is_full: bool,
 }
 
 impl<'o> Page<'o> {
-    /// A URL of that path alone, in place of what `out` has.
+    /// Starts with the path alone, replacing the content of `out`.
     pub fn new(path: &str, out: &'o mut Vec<u8>) -> Self {
         out.clear();
         out.extend_from_slice(path.as_bytes());
         Self { path: out.len(), marked: out.len(), out, is_full: false }
     }
 
-    /// Adds a segment as an argument; one without a value is a secret. Whole arguments are left out from
-    /// the end until the URL is no longer than Tirreno keeps.
+    /// Appends a segment as an argument; without a value it is a secret. Whole arguments at the end are
+    /// left out so that the URL is no longer than Tirreno keeps.
     pub fn push(&mut self, name: &str, value: Option<&[u8]>) {
         if self.is_full {
             return;
@@ -97,7 +97,7 @@ mod tests {
             one.ends_with("x&truncated=1") && one.contains("&c=") && !one.contains("&d="),
             "{one}"
         );
-        // The mark itself needs room.
+        // The mark needs room, too.
         let last =
             page("/a", &[("b", Some(&value)), ("c", Some(&[b'x'; 1030])), ("d", Some(b"1234567"))]);
         assert!(last.ends_with("x&truncated=1") && !last.contains("&c="), "{last}");

@@ -1,20 +1,20 @@
-//! The path of a request as nginx sees it, out of what the client wrote.
+//! The path of a request, normalized as nginx does it.
 //!
-//! nginx matches locations against `$uri`: decoded once, without dot segments and repeated slashes.
-//! Rules match the same, so that no spelling of a path slips past them, but of the request line:
-//! `$uri` itself changes with each rewrite.
+//! nginx matches locations against `$uri`: decoded once, without dot segments and repeated slashes. Rules
+//! match the same form, so that no spelling of a path slips past them. They match the path of the request
+//! line, because `$uri` itself changes with each rewrite.
 
 use std::iter;
 use std::ops::Range;
 
 use memchr::{memchr2, memchr3};
 
-/// The path of a request target (`/a/%2e%2e/b?x=1`) or of an absolute URL, normalized as nginx makes
-/// `$uri`: a slice of `target` where nothing changes, else of `scratch`.
+/// Normalizes the path of a request target (`/a/%2e%2e/b?x=1`) or of an absolute URL as nginx makes `$uri`.
+/// Returns a slice of `target` if nothing changes, else of `scratch`.
 ///
-/// `%2e` is a dot and `%2f` a slash; a trailing `/.` or `/..` leaves a slash. Where nginx refuses a
-/// request, a malformed escape stays as it is and `..` stays at the root. No path at all is `/`; a
-/// target that is none (`*`, `host:443`) stays as it is, and begins with no slash.
+/// `%2e` is a dot and `%2f` a slash; a trailing `/.` or `/..` leaves a slash. In requests that nginx
+/// refuses, a malformed escape stays as it is, and `..` at the root stays at the root. An empty path
+/// becomes `/`. A target without a path (`*`, `host:443`) stays as it is, and does not begin with a slash.
 pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     let path = &target[locate(target)];
     match path.first() {
@@ -22,12 +22,12 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
         Some(b'/') if !is_normal(path) => {}
         Some(_) => return path,
     }
-    // It never gets longer.
+    // The result is never longer than the path.
     scratch.clear();
     scratch.resize(path.len(), 0);
     let out = &mut scratch[..];
     out[0] = b'/';
-    // Where the next byte is written, and where the last segment begins.
+    // The next byte's place in the result, and the start of the last segment.
     let (mut end, mut segment, mut at) = (1, 1, 1);
     while let Some(mut byte) = path.get(at).copied() {
         at += 1;
@@ -55,7 +55,8 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     scratch
 }
 
-/// What of a normalized path lies below a prefix, which ends without a slash; nothing where it lies elsewhere.
+/// The rest of a normalized path below a prefix without a slash at its end; `None` if the path is not below
+/// it.
 pub fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
     let below = path.strip_prefix(prefix)?;
     match below {
@@ -65,7 +66,7 @@ pub fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
     }
 }
 
-/// Where the path lies in a request target or an absolute URL.
+/// The range of the path in a request target or an absolute URL.
 pub(crate) fn locate(target: &[u8]) -> Range<usize> {
     let start = match scheme_len(target) {
         0 => 0,
@@ -75,38 +76,38 @@ pub(crate) fn locate(target: &[u8]) -> Range<usize> {
     start..end.map_or(target.len(), |end| start + end)
 }
 
-/// How long `https://` or the like is at the start of a URL; 0 without.
+/// The length of a leading `https://` or the like; 0 without one.
 pub(crate) fn scheme_len(url: &[u8]) -> usize {
     let is_in_scheme = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.');
     let name = url.iter().take_while(is_in_scheme).count();
     if name > 0 && url[name..].starts_with(b"://") { name + 3 } else { 0 }
 }
 
-/// Where what follows the authority begins in a URL; 0 in one that begins with its path.
+/// The end of the authority in a URL; 0 if the URL begins with its path.
 pub(crate) fn authority_of(url: &[u8]) -> usize {
     let start = if url.starts_with(b"//") { 2 } else { scheme_len(url) };
     if start == 0 { 0 } else { start + authority_len(&url[start..]) }
 }
 
-/// How long the authority is at the start of what follows a scheme.
+/// The length of the authority at the start of `rest`, which follows the scheme.
 pub(crate) fn authority_len(rest: &[u8]) -> usize {
     memchr3(b'/', b'?', b'#', rest).unwrap_or(rest.len())
 }
 
-/// What [`decode_into`] has found.
+/// The result of [`decode_into`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decoded {
-    /// Nothing was encoded, and `out` has no meaning.
+    /// Nothing was encoded; `out` is meaningless.
     Nothing,
-    /// Something was, and nothing can be any more.
+    /// Something was encoded, and the result has no escapes.
     All,
-    /// Something was, and there may be more below it.
+    /// Something was encoded, and the result may have escapes again.
     More,
 }
 
-/// Writes `text` to `out` with one percent-encoding undone. A malformed escape stays as it is.
+/// Writes `text` to `out` with one layer of percent-encoding undone. A malformed escape stays as it is.
 pub(crate) fn decode_into(text: &[u8], out: &mut Vec<u8>) -> Decoded {
-    // It never gets longer.
+    // The result is never longer than `text`.
     out.clear();
     out.extend_from_slice(text);
     let (mut at, mut end, mut percents) = (0, 0, 0);
@@ -130,14 +131,14 @@ pub(crate) fn decode_into(text: &[u8], out: &mut Vec<u8>) -> Decoded {
     }
 }
 
-/// The byte that is encoded, given what follows its `%`.
+/// The byte of an escape, from what follows its `%`.
 fn escape(digits: &[u8]) -> Option<u8> {
     let [high, low, ..] = digits else { return None };
     let (high, low) = (HEX[usize::from(*high)], HEX[usize::from(*low)]);
     (high | low < 16).then_some(high << 4 | low)
 }
 
-/// The values of hexadecimal digits; of other bytes 255.
+/// The values of hexadecimal digits; 255 for other bytes.
 static HEX: [u8; 256] = {
     let mut values = [255; 256];
     let mut digit = 0;
@@ -149,7 +150,7 @@ static HEX: [u8; 256] = {
     values
 };
 
-/// Undoes one percent-encoding; a malformed escape stays as it is.
+/// Undoes one layer of percent-encoding; a malformed escape stays as it is.
 pub fn decode(mut bytes: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item = u8> + Clone {
     iter::from_fn(move || {
         let byte = bytes.next()?;
@@ -164,7 +165,7 @@ pub fn decode(mut bytes: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item
     })
 }
 
-/// Undoes one percent-encoding, too; with each byte's place in `bytes`, and in the end that of their end.
+/// Like [`decode`], with the place in `bytes` of each decoded byte, and of the end.
 pub(crate) fn decode_with_places(bytes: &[u8]) -> (Vec<u8>, Vec<usize>) {
     let (mut decoded, mut places) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -183,7 +184,7 @@ fn hex(digit: Option<u8>) -> Option<u8> {
     Some(HEX[usize::from(digit?)]).filter(|value| *value < 16)
 }
 
-/// Whether a path that begins with a slash is what [`normalize`] makes of it.
+/// Whether [`normalize`] changes nothing in a path that begins with a slash.
 fn is_normal(path: &[u8]) -> bool {
     may_be_normal(path) || {
         let dots = |segment: &[u8]| matches!(segment, b"." | b"..");
@@ -197,7 +198,7 @@ fn is_normal(path: &[u8]) -> bool {
     }
 }
 
-/// Whether there is no `%`, `//` or `/.` in a path.
+/// Whether a path contains no `%`, `//` or `/.`.
 fn may_be_normal(path: &[u8]) -> bool {
     let odd = path.iter().zip(path.iter().skip(1)).fold(0, |odd, (byte, next)| {
         odd | ODD[usize::from(*byte)] & ODD_BEHIND[usize::from(*next)]

@@ -1,13 +1,13 @@
-//! Hides secrets in the URLs that an event carries.
+//! Hides secrets in the URLs of events.
 //!
-//! A secret is the value of an argument whose name is of a kind (see `secret_name`) or that the
-//! configuration names; a value of the shape of one (a JSON Web Token, `Bearer …`, `user:password@`);
-//! and a segment of a path that a rule calls one, also where such a path stands in an argument. It is
-//! found however often it is encoded, and in JSON or a form inside a value. What is not sure to be
-//! harmless is hidden.
+//! These are secrets: the value of an argument whose name sounds secret (see `secret_name`) or is in the
+//! configuration; a value that looks like a secret (a JSON Web Token, `Bearer …`, `user:password@`); and a
+//! path segment that a rule marks as secret, even in a path inside an argument. A secret is found under
+//! several layers of percent-encoding, and in JSON or a form inside a value. What cannot be checked is
+//! hidden.
 //!
-//! It runs in nginx's event loop on what a client sends. Its work grows with the length of that, at some
-//! 20 instructions a byte at most, and the number of arguments that are looked at is bounded.
+//! The code runs in nginx's event loop on input from clients. Its work is linear in the length of the
+//! input, at most about 20 instructions a byte, and it examines a bounded number of arguments.
 
 use std::ops::Range;
 
@@ -17,42 +17,44 @@ use crate::capture::path;
 use crate::capture::rules::{Methods, Pattern, Rules};
 use crate::capture::secret_name::{Folded, may_be_secret};
 
-/// What stands in the place of a secret.
+/// The replacement for a secret.
 const MASK: &[u8] = b"***";
 
-/// How many arguments and names in their values are looked at in one URL. From there on it is hidden.
+/// How many arguments, and names inside their values, are examined in one URL. The rest of the URL is
+/// hidden.
 pub const MAX_ARGUMENTS: usize = 160;
 
-/// The longest name or value that is looked at, in bytes; a longer one is hidden. Tirreno takes no longer
+/// The longest name or value that is examined, in bytes; a longer one is hidden. Tirreno takes no longer
 /// URL.
 pub const MAX_VALUE: usize = 2047;
 
-/// How many paths in its arguments are looked at.
+/// How many paths inside arguments are examined.
 const MAX_PATHS: usize = 64;
 
-/// How often a value may be percent-encoded. One that is more often is hidden.
+/// How many layers of percent-encoding a value may have. A value with more is hidden.
 const MAX_LAYERS: usize = 4;
 
-/// Adds to the ranges of a normalized path that are secret.
+/// Appends the secret ranges of a normalized path.
 pub type FindSegments<'f> = dyn Fn(&[u8], &mut Vec<Range<usize>>) + 'f;
 
-/// What knows the paths that hold a secret.
+/// Finds the secret segments of paths.
 #[derive(Clone, Copy, Default)]
 pub struct Paths<'f> {
-    /// Of the URL's own path. If it finds any, a path that was not normal is normal afterwards.
+    /// For the URL's own path. If it finds a secret, the result has the normalized path.
     pub own: Option<&'f FindSegments<'f>>,
-    /// Of a path that stands in an argument.
+    /// For paths inside arguments.
     pub nested: Option<&'f FindSegments<'f>>,
-    /// The URL's own path as [`path::normalize`] makes it, where the caller has it already.
+    /// The URL's own path from [`path::normalize`], if the caller has it already.
     pub normalized: Option<&'f [u8]>,
 }
 
-/// The secret segments of many rules, for URLs that may be of any application.
+/// The secret segments of many rules, for URLs of any application.
 #[derive(Debug)]
 pub struct SecretSegments(Rules<Box<[String]>>);
 
 impl SecretSegments {
-    /// Patterns, the names of their secret segments, and the path above them (`/chat`, or nothing).
+    /// Takes patterns, the names of their secret segments, and the prefix of their paths (`/chat`, or
+    /// empty).
     pub fn new<'p>(rules: impl IntoIterator<Item = (Pattern, Box<[String]>, &'p [u8])>) -> Self {
         let rule = |(pattern, names, prefix): (Pattern, _, &[u8])| {
             (Methods::any(), pattern.below(prefix), names)
@@ -60,7 +62,7 @@ impl SecretSegments {
         Self(Rules::new(rules.into_iter().map(rule).collect()))
     }
 
-    /// Adds to the ranges of a normalized path that are secret.
+    /// Appends the secret ranges of a normalized path.
     pub fn find(&self, path: &[u8], out: &mut Vec<Range<usize>>) {
         self.0.any_method(path, |names, segments| {
             out.extend(names.iter().filter_map(|name| segments.range(name)));
@@ -68,7 +70,7 @@ impl SecretSegments {
     }
 }
 
-/// Memory for one redacted URL, to be used again for the next.
+/// Memory for a redacted URL, reused for the next one.
 #[derive(Debug, Default)]
 pub struct Scratch {
     bare: Vec<u8>,
@@ -84,7 +86,7 @@ struct Steps {
     out: Vec<u8>,
 }
 
-/// For what stands in an argument.
+/// Memory for decoding names and values of arguments.
 #[derive(Debug, Default)]
 struct TextScratch {
     decoded: [Vec<u8>; 2],
@@ -94,27 +96,27 @@ struct TextScratch {
     ranges: Vec<Range<usize>>,
 }
 
-/// Which arguments are secrets.
+/// The configuration of `tirreno_redact`: which arguments are secret.
 #[derive(Clone, Debug)]
 pub struct Redaction {
-    /// Whether any is.
+    /// Whether arguments are redacted at all.
     on: bool,
-    /// Secret beside those of a kind; folded and sorted.
+    /// Secret besides the names that sound secret; folded and sorted.
     hidden: Box<[Box<[u8]>]>,
-    /// Not secret though they are of a kind; folded and sorted.
+    /// Not secret although their names sound so; folded and sorted.
     shown: Box<[Box<[u8]>]>,
 }
 
 impl Default for Redaction {
-    /// Those of a kind only.
+    /// Only the names that sound secret.
     fn default() -> Self {
         Self::new([])
     }
 }
 
 impl Redaction {
-    /// Those of a kind, and the names of an application; `!name` is not secret. Of a name that is there
-    /// twice the first counts.
+    /// The names that sound secret, and an application's own `names`; `!name` is not secret. If a name is
+    /// given twice, the first one counts.
     pub fn new<'n>(names: impl IntoIterator<Item = &'n str>) -> Self {
         let (mut hidden, mut shown) = (Vec::new(), Vec::new());
         for name in names {
@@ -122,7 +124,7 @@ impl Redaction {
                 Some(name) => (name, &mut shown, &hidden),
                 None => (name, &mut hidden, &shown),
             };
-            // `user[otp]` is compared by its parts; the last of them says what it is.
+            // `user[otp]` is compared part by part, and the last part is the name of the value.
             let folded = Folded::new(name.as_bytes());
             let last = folded.and_then(|name| name.parts().last().map(Box::<[u8]>::from));
             list.extend(last.filter(|name| !other.contains(name)));
@@ -135,15 +137,15 @@ impl Redaction {
         Self { on: true, hidden: sorted(hidden), shown: sorted(shown) }
     }
 
-    /// Arguments stay as they are, but for paths of rules.
+    /// Redacts no arguments, only the paths of rules.
     pub fn off() -> Self {
         Self { on: false, hidden: Box::default(), shown: Box::default() }
     }
 
-    /// The target of a request, or a URL (`https://host/path`, `host/path`), without its secrets;
-    /// `url` itself where it has none.
+    /// Returns a request target, or a URL (`https://host/path`, `host/path`), without its secrets; `url`
+    /// itself if it has none.
     pub fn url<'a>(&self, url: &'a [u8], paths: Paths<'_>, scratch: &'a mut Scratch) -> &'a [u8] {
-        // The target `//a` is a path.
+        // A target `//a` is a path, not an authority.
         if url.starts_with(b"/") {
             return self.hide(url, || 0, paths, &mut scratch.steps);
         }
@@ -152,8 +154,8 @@ impl Redaction {
         self.hide(bare, || authority(bare).end, paths, steps)
     }
 
-    /// A Referer without its secrets, its fragment and its user; where nothing is secret, it is the
-    /// Referer itself.
+    /// Returns a Referer without its secrets, its fragment and its user; the Referer itself if nothing is
+    /// secret.
     pub fn referer<'a>(
         &self,
         referer: &'a [u8],
@@ -170,7 +172,7 @@ impl Redaction {
     }
 
     fn without_user<'a>(&self, url: &'a [u8], paths: Paths<'_>, out: &'a mut Vec<u8>) -> &'a [u8] {
-        // Most have none, which `contains` finds out faster.
+        // Most Referers have no user, and `contains` is the faster check.
         if (self.on || paths.own.is_some()) && url.contains(&b'@') {
             drop_user(url, out)
         } else {
@@ -178,7 +180,7 @@ impl Redaction {
         }
     }
 
-    /// Hides what is secret in `url`, whose path begins at `start`.
+    /// Hides the secrets in `url`, whose path begins at `start`.
     fn hide<'a>(
         &self,
         url: &'a [u8],
@@ -216,7 +218,7 @@ impl Redaction {
         look.hide_arguments(url, start, path_end, out)
     }
 
-    /// Whether a decoded name, or a part of one like `user[password]` or `token[]`, is a secret's.
+    /// Whether a decoded name, or a part of one like `user[password]` or `token[]`, is secret.
     fn is_secret(&self, name: &[u8]) -> bool {
         if self.hidden.is_empty() && !may_be_secret(name) {
             return false;
@@ -230,36 +232,36 @@ impl Redaction {
     }
 }
 
-/// Whether there may be more in a path than a path: an argument, something encoded, a user, JSON, a JSON
+/// Whether a path may contain more than plain segments: an argument, an encoded byte, a user, JSON, a JSON
 /// Web Token.
 fn has_mark(path: &[u8]) -> bool {
     path.iter().fold(0, |seen, byte| seen | CLASSES[usize::from(*byte)]) & MARK != 0
 }
 
-/// The search for secrets in the arguments of one URL.
+/// A search for secrets in the arguments of one URL.
 struct Look<'r, 's> {
     redaction: &'r Redaction,
     nested: Option<&'r FindSegments<'r>>,
-    /// How many arguments and names may still be looked at.
+    /// How many more arguments and names may be examined.
     left: usize,
-    /// How many paths in arguments may.
+    /// How many more paths inside arguments may be examined.
     left_paths: usize,
     text: &'s mut TextScratch,
 }
 
-/// Where a piece of an argument has a secret.
+/// Where the secret of a name or value is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing,
-    /// In what follows it: it ends with a secret's name.
+    /// After it: it ends with a secret name.
     Behind,
-    /// In itself.
+    /// Inside it.
     Inside,
 }
 
 impl Look<'_, '_> {
-    /// Masks the values of secret arguments: in the query, in the fragment, and in the path, where
-    /// they follow a `;` or, in a link that is broken, a `&`.
+    /// Masks the values of secret arguments in the query, in the fragment, and in the path, where arguments
+    /// follow a `;` or, in a broken link, a `&`.
     fn hide_arguments<'a>(
         mut self,
         url: &'a [u8],
@@ -283,7 +285,7 @@ impl Look<'_, '_> {
             };
             let mut end = argument.end;
             if let Some(secret) = secret {
-                // What follows a `;` and has no name belongs to the value.
+                // A piece after `;` without a name belongs to the value.
                 while url.get(end) == Some(&b';') {
                     let next = Argument::at(url, end + 1, path_end);
                     if next.equals.is_some() {
@@ -306,8 +308,8 @@ impl Look<'_, '_> {
         out
     }
 
-    /// Where the secret begins in an argument: at its value, or at its start if its name holds one, as
-    /// `/login%3Ftoken%3Dabc` does.
+    /// Where the secret begins in an argument: at its value, or at its start if the name contains a secret,
+    /// as in `/login%3Ftoken%3Dabc`.
     fn secret_in(&mut self, text: &[u8], argument: &Argument) -> Option<usize> {
         let Some(equals) = argument.equals else {
             return (self.read(text, argument.name, false) == Found::Inside).then_some(0);
@@ -322,8 +324,8 @@ impl Look<'_, '_> {
         }
     }
 
-    /// Looks at a name or a value whose bytes are of these classes, decoded. `is_named` says that a `=`
-    /// follows it.
+    /// Examines a name or value, decoded; `seen` are the classes of its bytes. `is_named`: a `=` follows
+    /// it.
     fn read(&mut self, raw: &[u8], seen: u8, is_named: bool) -> Found {
         let TextScratch { decoded, plain, path, normalized, ranges } = &mut *self.text;
         let (mut text, mut seen) = (raw, seen);
@@ -361,19 +363,19 @@ impl Look<'_, '_> {
     }
 }
 
-/// An argument; in the path a segment's end ends one, too.
+/// An argument. In the path, the end of a segment ends it, too.
 struct Argument {
     /// Where it ends.
     end: usize,
-    /// Where in it its first `=` is.
+    /// The place of its first `=`.
     equals: Option<usize>,
-    /// The classes of the bytes before that, and of those behind it.
+    /// The classes of the bytes before the `=`, and after it.
     name: u8,
     value: u8,
 }
 
 impl Argument {
-    /// The one that begins there.
+    /// Reads the argument that begins at `start`.
     fn at(url: &[u8], start: usize, path_end: usize) -> Self {
         let ends = if start <= path_end { IN_PATH } else { IN_QUERY };
         let until = |start: usize, stop: u8| {
@@ -406,7 +408,7 @@ impl Argument {
         let mut value;
         (end, value) = until(end + 1, ends | PERCENT);
         if url.get(end) == Some(&b'%') {
-            // What else is in it will be seen when it is decoded.
+            // The classes of the remaining bytes do not matter: the value will be decoded and examined.
             value |= PERCENT;
             end = match ends {
                 IN_QUERY => end_of_argument(url, end),
@@ -417,22 +419,22 @@ impl Argument {
     }
 }
 
-/// Where an argument of a query ends.
+/// Where an argument of the query ends.
 fn end_of_argument(url: &[u8], start: usize) -> usize {
     memchr3(b'&', b';', b'#', &url[start..]).map_or(url.len(), |len| start + len)
 }
 
-/// Bytes that end an argument in a query, and in a path; and the one between its name and its value.
+/// Bytes that end an argument in the query, and in the path; and the byte between name and value.
 const IN_QUERY: u8 = 1;
 const IN_PATH: u8 = 2;
 const EQUALS: u8 = 4;
-/// Bytes that ask for more than a look at a name.
+/// Bytes that make it necessary to examine more than the name.
 const PERCENT: u8 = 8;
 const SLASH: u8 = 16;
 const BACKSLASH: u8 = 32;
-/// Whatever ends a word of any kind, or begins what [`Scan`] looks for.
+/// Any byte that ends a word of any kind, or that [`Scan`] looks for.
 const SPECIAL: u8 = 64;
-/// Whatever a path without secrets seldom has.
+/// Any byte that is rare in a path without secrets.
 const MARK: u8 = 128;
 
 static CLASSES: [u8; 256] = {
@@ -459,7 +461,7 @@ static CLASSES: [u8; 256] = {
     classes
 };
 
-/// `text`, decoded until nothing in it is encoded; nothing where that takes too long.
+/// Decodes `text` until nothing in it is encoded; `None` if it has too many layers.
 fn decode_all<'t>(text: &'t [u8], memory: &'t mut [Vec<u8>; 2]) -> Option<&'t [u8]> {
     let [one, other] = memory;
     let (mut now, mut next) = (one, other);
@@ -478,7 +480,7 @@ fn decode_all<'t>(text: &'t [u8], memory: &'t mut [Vec<u8>; 2]) -> Option<&'t [u
     (path::decode_into(now, next) == path::Decoded::Nothing).then_some(now)
 }
 
-/// JSON may write `\/` for a slash, and JSON in JSON has `\"` for its quotes.
+/// Undoes JSON's escapes of slashes, `\/`, and of quotes in nested JSON, `\"`.
 fn unescape<'t>(text: &[u8], out: &'t mut Vec<u8>) -> &'t [u8] {
     out.clear();
     for byte in text {
@@ -492,27 +494,27 @@ fn unescape<'t>(text: &[u8], out: &'t mut Vec<u8>) -> &'t [u8] {
     out
 }
 
-/// Looks for a secret in a decoded name or value.
+/// A search for a secret in a decoded name or value.
 struct Scan<'r, 'l> {
     redaction: &'r Redaction,
     left: &'l mut usize,
-    /// Where what may be an argument's name begins.
+    /// The start of a possible argument name.
     name: usize,
 }
 
 impl Scan<'_, '_> {
     fn has_secret(&mut self, text: &[u8]) -> bool {
-        // Of `user:password@`: where it begins, its first colon, how many there are, and whether it
-        // stands behind `//`.
+        // For `user:password@`: its start, its first colon, the number of colons, and whether it follows
+        // `//`.
         let (mut user, mut colon, mut colons, mut behind_slashes) = (0, 0, 0, false);
-        // Of a JSON Web Token: how many of its dots were seen.
+        // For a JSON Web Token: how many of its dots have come.
         let mut dots = None;
         let mut in_json = false;
         for (i, byte) in text.iter().enumerate() {
             if CLASSES[usize::from(*byte)] & SPECIAL == 0 {
                 continue;
             }
-            // The last of several: behind it is the value.
+            // Of several `=`, the value follows the last.
             if *byte == b'=' && text.get(i + 1) == Some(&b'=') {
                 dots = None;
                 continue;
@@ -542,7 +544,7 @@ impl Scan<'_, '_> {
                 _ => dots = None,
             }
             match byte {
-                // At the end there is no value.
+                // A `=` at the end has no value.
                 b'=' => {
                     if i + 1 < text.len() {
                         if self.is_secret(&text[self.name..i]) {
@@ -558,7 +560,7 @@ impl Scan<'_, '_> {
                     let name = &text[self.name..i];
                     let name = name.trim_ascii();
                     if in_json || matches!(name.last(), Some(b'"' | b'\'')) {
-                        // Written as `\u0070`, it is none that is to be read.
+                        // A name with an escape like `\u0070` is not decoded, and counts as secret.
                         if name.contains(&b'\\') || self.is_secret(name) {
                             return true;
                         }
@@ -597,7 +599,7 @@ impl Scan<'_, '_> {
         false
     }
 
-    /// Whether a name in a value is a secret's, or there are too many to look at.
+    /// Whether a name inside a value is secret, or too many names came.
     fn is_secret(&mut self, name: &[u8]) -> bool {
         match self.left.checked_sub(1) {
             Some(left) => *self.left = left,
@@ -611,7 +613,7 @@ fn is_word_start(text: &[u8], at: usize) -> bool {
     at == 0 || !matches!(text[at - 1], b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z')
 }
 
-/// Whether `mailto` or the like: what follows it has an `@`, but no password.
+/// Whether it is `mailto` or the like: an `@` then follows without a password.
 fn is_scheme_of_address(text: &[u8]) -> bool {
     let schemes: [&[u8]; 7] = [b"mailto", b"acct", b"sip", b"sips", b"xmpp", b"im", b"skype"];
     schemes.iter().any(|scheme| text.eq_ignore_ascii_case(scheme))
@@ -631,12 +633,12 @@ fn is_authorization(text: &[u8]) -> bool {
     after(b"bearer").is_some() || after(b"basic").is_some_and(is_base64)
 }
 
-/// Whether `text` begins with base64 rather than with a word, as in `basic training`.
+/// Whether `text` begins with base64, and not with a word as in `basic training`.
 fn is_base64(text: &[u8]) -> bool {
     let (mut len, mut upper, mut lower, mut digit, mut mark) = (0, false, false, false, false);
     for byte in text.iter().take(64) {
         match byte {
-            // A word may begin with one.
+            // A word may begin with a capital letter.
             b'A'..=b'Z' => upper |= len > 0,
             b'a'..=b'z' => lower = true,
             b'0'..=b'9' => digit = true,
@@ -649,7 +651,7 @@ fn is_base64(text: &[u8]) -> bool {
     len >= 4 && (upper && lower || digit && (upper || lower) || mark)
 }
 
-/// Whether a path that stands in a decoded text holds a secret: `/hooks/abc`, `https://host/hooks/abc`,
+/// Whether a path in a decoded text has a secret segment: `/hooks/abc`, `https://host/hooks/abc`,
 /// `host/hooks/abc`.
 fn has_secret_path(
     text: &[u8],
@@ -702,7 +704,7 @@ fn has_secret_path(
     false
 }
 
-/// Adds the whole of a normalized path that holds a secret if it is decoded again.
+/// Appends the whole range of a normalized path that has a secret segment once it is decoded again.
 fn find_encoded(
     normalized: &[u8],
     find: &FindSegments<'_>,
@@ -723,13 +725,13 @@ fn find_encoded(
     }
 }
 
-/// Where the authority lies in a URL; empty in one that begins with its path.
+/// The range of the authority in a URL; empty if the URL begins with its path.
 fn authority(url: &[u8]) -> Range<usize> {
     let start = if url.starts_with(b"//") { 2 } else { path::scheme_len(url) };
     start..start + path::authority_len(&url[start..])
 }
 
-/// Takes `user:password@` out of a URL.
+/// Removes `user:password@` from a URL.
 fn drop_user<'a>(url: &'a [u8], out: &'a mut Vec<u8>) -> &'a [u8] {
     let user = |url: &[u8]| {
         let Range { start, end } = authority(url);
@@ -741,15 +743,15 @@ fn drop_user<'a>(url: &'a [u8], out: &'a mut Vec<u8>) -> &'a [u8] {
     }
     out.clear();
     out.extend_from_slice(url);
-    // Without `a@`, `a@//b@c` has another.
+    // Removing `a@` from `a@//b@c` reveals another user.
     while let Some(user) = user(out) {
         out.drain(user);
     }
     out
 }
 
-/// Masks the ranges of the normalized path in `url`, whose own path begins at `start`. If that is not
-/// normal, the normalized one takes its place, encoded.
+/// Masks ranges of the normalized path in `url`, whose own path begins at `start`. If that path is not
+/// normal, the normalized one replaces it, encoded.
 fn hide_segments<'a>(
     url: &'a [u8],
     start: usize,
@@ -772,7 +774,7 @@ fn hide_segments<'a>(
         if range.start >= end || end <= done {
             continue;
         }
-        // Where ranges overlap, the mask is there already.
+        // Of overlapping ranges, the second needs no mask of its own.
         if range.start >= done {
             copy(out, &normalized[done..range.start]);
             out.extend_from_slice(MASK);
@@ -784,7 +786,7 @@ fn hide_segments<'a>(
     out
 }
 
-/// Adds a decoded path, encoded.
+/// Appends a decoded path, encoded.
 fn encode(out: &mut Vec<u8>, path: &[u8]) {
     const HEX: [u8; 16] = *b"0123456789ABCDEF";
     for byte in path {
@@ -818,7 +820,7 @@ mod tests {
         text(redaction.referer(target.as_bytes(), Paths::default(), &mut Scratch::default()))
     }
 
-    /// Both for the URL's own path and for those in arguments.
+    /// Searches both the URL's own path and paths inside arguments.
     fn paths<'f>(find: &'f FindSegments<'f>) -> Paths<'f> {
         Paths { own: Some(find), nested: Some(find), normalized: None }
     }
@@ -831,7 +833,7 @@ mod tests {
         text.bytes().map(|byte| format!("%{byte:02x}")).collect()
     }
 
-    /// A name in all the places where it is to be found, with a value.
+    /// A secret argument in each place and spelling in which it must be found.
     fn spellings(name: &str) -> Vec<String> {
         let plain = format!("{name}=5ecr3t");
         let json = format!("{{\"a\":1,\"{name}\":\"5ecr3t\"}}");
@@ -930,7 +932,7 @@ mod tests {
         for secret in secrets {
             for spelled in [secret.to_owned(), encode_all(secret), encode_all(&encode_all(secret))]
             {
-                // In a path a `+` is none but itself.
+                // In a path, a `+` is not a space.
                 if !spelled.contains(['/', ' ', '+', '=']) {
                     assert_eq!(url(&format!("/a/{spelled}/b")), "/a/***/b");
                     assert_eq!(url(&format!("/{spelled}")), "/***");
@@ -1032,7 +1034,7 @@ mod tests {
             let target = format!("/?to={}&token=x", encode_all(value));
             assert_eq!(show(&target), target);
         }
-        // A Referer that is encoded, as a whole or twice.
+        // A Referer that is encoded as a whole, or twice.
         for referer in ["https%3A%2F%2Fh%2Fhooks%2Fabc", "https://h/%2568ooks/abc"] {
             let mut scratch = Scratch::default();
             let out = text(redaction.referer(referer.as_bytes(), paths(&segments), &mut scratch));
@@ -1075,7 +1077,7 @@ mod tests {
             text(redaction.url(target.as_bytes(), paths(&segments), &mut scratch))
         };
         let most = vec!["a=b"; MAX_ARGUMENTS - 1].join("&");
-        // The path counts where it has something to look at, and so do names in values.
+        // Names inside values count against the bound, and so does a path that has something to examine.
         assert_eq!(show(&format!("/?{most}&c=d")), format!("/?{most}&c=d"));
         assert_eq!(show(&format!("/?{most}&c=d&e=f&token=x")), format!("/?{most}&c=d&***"));
         assert_eq!(show(&format!("/?{most}&c=d&***")), format!("/?{most}&c=d&***"));
@@ -1259,7 +1261,7 @@ mod tests {
                     let again = redaction.url(expected.as_bytes(), paths(&segments), &mut scratch);
                     assert_eq!(text(again), expected);
                 }
-                // Without an authority, `//a` is one in a Referer.
+                // Without an authority, the `//a` of a Referer would be one.
                 if prefix.is_empty() && target.starts_with("//") {
                     continue;
                 }
@@ -1300,7 +1302,8 @@ mod tests {
         const SECRET: &str = "5ecr3t";
         let mut random = fastrand::Rng::with_seed(1);
         let redaction = Redaction::new(["h"]);
-        // In any case of its letters a name may read as other words, but not these.
+        // Changing the case of letters can split a name into other words; these names stay secret all the
+        // same.
         let names = ["token", "api_key", "password", "user[secret]", "SAMLResponse", "signature"];
         let noise =
             ["/", "&", ";", "?", "=", "a", "%", "%2", "%2e", "[", "]", "+", "\u{e9}", "http://"];
@@ -1310,7 +1313,7 @@ mod tests {
                 (0..len).map(|_| noise[random.usize(..noise.len())]).collect()
             };
             let (before, after, mut value) = (junk(), junk(), junk());
-            // A nameless argument belongs to the value; one with a name is another.
+            // A piece without a name belongs to the value; a piece with a name is an argument of its own.
             value.retain(|c| !"&;/?".contains(c));
             let name = match random.usize(..=names.len()) {
                 0 => "h",

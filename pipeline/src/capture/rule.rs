@@ -1,4 +1,4 @@
-//! `tirreno_event`: what a rule says about the requests that it is for, and which rule is first.
+//! `tirreno_event`: a rule's conditions and settings, and the order in which rules are tried.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::capture::rules::{Methods, Pattern, Rules, Segments, StatusKey};
 use crate::capture::value::{Compile, Purpose, Read, Source, Text, Value, ValueError};
 use crate::event::{EventType, Param};
 
-/// The longest name of an audit record, and of a field in one.
+/// The longest name of an audit record, or of a field in it.
 const MAX_NAME: usize = 100;
 
 /// The longest `once=`, in seconds.
@@ -35,18 +35,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// Where a rule's user comes from.
+/// A source of a rule's user.
 #[derive(Debug)]
 pub enum User<T> {
     /// A value.
     Value(Value<T>),
     /// The session that the request belongs to.
     Session,
-    /// The name in the request's HTTP basic authentication.
+    /// The session of the request.
     Basic,
 }
 
-/// `unknown=`: people type passwords where their name belongs.
+/// `unknown=`: what replaces an unknown account name, because people type passwords into the wrong field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// A keyed hash stands for the name.
@@ -76,50 +76,50 @@ enum Test<T> {
     AnswerHas(extract::Text),
 }
 
-/// What a rule says.
+/// A rule's settings.
 #[derive(Debug)]
 pub struct Rule<T> {
-    /// The event's type; nothing where such a request is none.
+    /// The event's type; `None` if such a request is no event.
     pub event: Option<EventType>,
-    /// `user=`: these replace `tirreno_user`, if there are any.
+    /// `user=`: replaces `tirreno_user`, unless it is empty.
     pub users: Box<[User<T>]>,
-    /// `confirmed=body`: a good login is of the account that its body names.
+    /// `confirmed=body`: the user of a successful login is the account that the body names.
     pub confirmed: bool,
-    /// `unknown=`: what becomes of an account that a body names and that nothing is known of.
+    /// `unknown=`: what replaces an account name from a body if the account is unknown.
     pub unknown: Unknown,
-    /// `anonymous=`: whether it is an event also without a user; the location says so where the rule does not.
+    /// `anonymous=`: whether the request is an event even without a user; `None` if the location decides.
     pub anonymous: Option<bool>,
-    /// `redact=`: the names of segments that are secrets.
+    /// `redact=`: the names of the secret segments.
     pub redact: Box<[String]>,
-    /// `audit=`: the event's name in audit records; the type's where it is empty.
+    /// `audit=`: the event's name in audit records; if it is empty, the name of the type.
     pub audit: String,
-    /// `level=`: its level there; derived where there is none.
+    /// `level=`: the event's level in audit records; `None` to derive it.
     pub level: Option<Level>,
     /// `body=`: how the application reads the request's body.
     pub body: Option<BodyFormat>,
-    /// `bind=`: whose session it is, as the answer tells.
+    /// `bind=`: the value in the answer that names the user of the session.
     pub bind: Option<Value<T>>,
-    /// `session=required`: the application answers so only where the request has a session.
+    /// `session=required`: the application gives this answer only to requests with a valid session.
     pub session: Option<Required>,
-    /// `first_step=`: when a failed login is the first half of one; all of them hold then.
+    /// `first_step=`: conditions that all hold if a failed login is only the first step of a login.
     pub first_step: Box<[Condition<T>]>,
     /// `param=`: parameters of Tirreno.
     pub params: Box<[(Param, Value<T>)]>,
     /// `field=`: fields of audit records.
     pub fields: Box<[(Box<str>, Value<T>)]>,
-    /// `arg=`: arguments of the page that Tirreno sees with `tirreno_url page`.
+    /// `arg=`: arguments of the URL that Tirreno gets with `tirreno_url page`.
     pub args: Box<[(Box<str>, Value<T>)]>,
-    /// `page=`: what Tirreno sees of the URL with `tirreno_url page`; the rule's path where there is none.
+    /// `page=`: the URL that Tirreno gets with `tirreno_url page`; if `None`, the rule's path.
     pub page: Option<Box<str>>,
     /// `title=`.
     pub title: Option<Value<T>>,
     /// `outcome=attempt`.
     pub is_attempt: bool,
-    /// `once=`: of the same requests of one user so many are one event.
+    /// `once=`: equal requests of one user within this time are one event.
     pub once: Option<Duration>,
-    /// The path, as it is written.
+    /// The path, as written in the configuration.
     pub path: Box<str>,
-    /// Where it stands.
+    /// The place of the rule in the configuration.
     pub place: Place,
     status: Option<StatusKey>,
     conditions: Box<[Condition<T>]>,
@@ -130,7 +130,7 @@ pub struct Rule<T> {
 pub struct Required(Option<StatusKey>);
 
 impl Required {
-    /// Whether an answer of the application with that status says that there is a session.
+    /// Whether this answer of the application shows that the request has a valid session.
     pub fn holds<X: Exchange>(&self, exchange: &X) -> bool {
         match &self.0 {
             None => (200..300).contains(&exchange.status()),
@@ -139,7 +139,7 @@ impl Required {
     }
 }
 
-/// Why a rule whose method and path match is not for a request.
+/// Why a rule with a matching method and path does not match a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch<'r> {
     /// `status=` does not hold.
@@ -157,7 +157,7 @@ impl fmt::Display for Mismatch<'_> {
     }
 }
 
-/// What switches something off, as in nginx's own `if=` parameters.
+/// Whether a value means "off", as in nginx's own `if=` parameters.
 pub fn is_off(value: &[u8]) -> bool {
     matches!(value, b"" | b"0" | b"off")
 }
@@ -177,7 +177,7 @@ impl<T: Text> Condition<T> {
                 Test::AnswerHas(text.map_err(|error: TextError| key.wrong(error))?)
             }
             None => {
-                // A regular expression reaches to the end.
+                // A regular expression extends to the end of the text.
                 let equals = text.iter().position(|b| matches!(b, b'=' | b'~'));
                 match equals.filter(|at| text[*at] == b'=') {
                     Some(at) => {
@@ -220,11 +220,11 @@ impl<T: Text> Condition<T> {
 }
 
 impl<T: Text> Rule<T> {
-    /// Whether the rule is for an exchange whose method and path match. Where there was no answer,
-    /// what it asks of one does not count.
+    /// Whether the rule matches an exchange whose method and path match. Without an answer, conditions on
+    /// the answer are skipped.
     ///
     /// # Errors
-    /// Why it is not.
+    /// The condition that does not hold.
     pub fn check<X: Exchange<Text = T>>(
         &self,
         exchange: &X,
@@ -244,29 +244,30 @@ impl<T: Text> Rule<T> {
         }
     }
 
-    /// Whether the answer's body tells if it is for an exchange.
+    /// Whether a condition reads the answer's body.
     pub fn depends_on_answer(&self) -> bool {
         self.conditions.iter().any(Condition::reads_answer)
     }
 
-    /// Whether it may tell whose session a request belongs to, or that it has ended.
+    /// Whether the rule can bind a session to a user, or end one.
     fn teaches(&self) -> bool {
         self.bind.is_some() || self.event == Some(EventType::AccountLogout)
     }
 
-    /// Whether it takes something for proven that an application could say of another method.
+    /// Whether the rule trusts an answer as evidence. Such an answer proves nothing if the application has
+    /// handled another method.
     fn proves(&self) -> bool {
         let by_answer = |user: &User<T>| matches!(user, User::Value(value) if value.reads_answer());
         self.bind.is_some() || self.session.is_some() || self.users.iter().any(by_answer)
     }
 
-    /// Whether a failed login was the first half of one.
+    /// Whether a failed login was only the first step of a login.
     pub fn is_first_step<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
         let holds = |condition: &Condition<T>| condition.holds(exchange, self.body);
         !self.first_step.is_empty() && self.first_step.iter().all(holds)
     }
 
-    /// Whether every request of its methods and path is for it.
+    /// Whether the rule matches every request with its methods and path.
     pub fn is_unconditional(&self) -> bool {
         self.status.is_none() && self.conditions.is_empty()
     }
@@ -287,7 +288,7 @@ impl<T: Text> Rule<T> {
             .chain(&self.title)
     }
 
-    /// Whether it needs a body, of the request or of the answer.
+    /// Whether the rule reads a body, of the request or of the answer.
     fn reads(&self) -> bool {
         let answer_texts = self.conditions.iter().chain(&self.first_step);
         self.values().any(|value| value.reads_body() || value.reads_answer())
@@ -297,7 +298,7 @@ impl<T: Text> Rule<T> {
     /// Reads `type methods path [key=value …]`. The arguments live as long as the configuration.
     ///
     /// # Errors
-    /// What is wrong, and what it must be.
+    /// What is wrong, and what is allowed.
     pub fn parse(
         args: &[&'static [u8]],
         place: Place,
@@ -318,7 +319,7 @@ impl<T: Text> Rule<T> {
         let pattern = Pattern::parse(&path_text)
             .map_err(|error| format!("invalid path \"{path_text}\", {error}"))?;
         let mut draft = Draft::new(event, &path_text, place);
-        // How a body is read must be known before what is read of it.
+        // The body's format is needed to parse the keys that read the body.
         let (formats, others): (Vec<_>, Vec<_>) =
             keys.iter().partition(|key| key.starts_with(b"body="));
         for key in formats.into_iter().chain(others) {
@@ -335,14 +336,14 @@ impl<T: Text> Rule<T> {
     }
 }
 
-/// What is wrong with an event's type.
+/// The error message for an unknown event type.
 pub fn unknown_type(name: &[u8]) -> String {
     let name = String::from_utf8_lossy(name);
     let all = EventType::ALL.map(EventType::name).join(", ");
     format!("unknown event type \"{name}\", it must be \"off\" or one of {all}")
 }
 
-/// A rule that is being read.
+/// A rule while it is parsed.
 struct Draft<T> {
     rule: Rule<T>,
     seen: Vec<String>,
@@ -376,10 +377,10 @@ impl Key<'_> {
     }
 }
 
-/// Reads a key.
+/// Parses a key.
 type SetKey<T> = fn(&mut Draft<T>, &Key<'_>, &Pattern, &mut Compile<'_, T>) -> Result<(), String>;
 
-/// The keys, how often each may stand, and what reads it.
+/// A key, whether it may be repeated, and its parser.
 struct KeyRow<T: 'static> {
     name: &'static str,
     repeats: bool,
@@ -730,7 +731,7 @@ impl<T: Text> Draft<T> {
 }
 
 impl<T: Text> User<T> {
-    /// Whether the client writes the name into its request, where people type passwords.
+    /// Whether the client sends the name in its request, where people also type passwords.
     pub fn is_written(&self) -> bool {
         match self {
             Self::Basic => true,
@@ -769,7 +770,7 @@ fn named_value(key: &Key<'_>) -> Result<(&'static str, &'static [u8]), String> {
     Ok((name, &key.value[colon + 1..]))
 }
 
-/// `NAME:VALUE`, where a dot in the name separates a thing from what is told of it: `user.roles`.
+/// `NAME:VALUE`, where a dot in the name separates an object from its property: `user.roles`.
 fn plainly_named_value(key: &Key<'_>) -> Result<(&'static str, &'static [u8]), String> {
     let (name, text) = named_value(key)?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -783,14 +784,14 @@ fn plainly_named_value(key: &Key<'_>) -> Result<(&'static str, &'static [u8]), S
     Ok((name, text))
 }
 
-/// A rule with what finds it.
+/// A rule with its methods and path.
 #[derive(Debug)]
 pub struct Entry<T> {
-    /// The methods that it is for.
+    /// The methods that it matches.
     pub methods: Methods,
-    /// The paths that it is for.
+    /// The paths that it matches.
     pub pattern: Pattern,
-    /// What it says.
+    /// Its settings.
     pub rule: Rc<Rule<T>>,
 }
 
@@ -799,24 +800,24 @@ pub struct Entry<T> {
 #[derive(Debug)]
 pub struct RuleSet<T> {
     own: Rules<Rc<Rule<T>>>,
-    /// Those of its own that have secret segments, if any.
+    /// The own rules with secret segments, if any.
     redacting: Option<Rules<Rc<Rule<T>>>>,
-    /// Those of its own that need a body, if any.
+    /// The own rules that read a body, if any.
     reading: Option<Rules<Rc<Rule<T>>>>,
-    /// Those of its own that may tell of a session, if any.
+    /// The own rules that can bind or end a session, if any.
     teaching: Option<Rules<Rc<Rule<T>>>>,
-    /// Those of its own that take something for proven, if any.
+    /// The own rules that trust an answer as evidence, if any.
     proving: Option<Rules<Rc<Rule<T>>>>,
-    /// The fields of a form by which a client may name another method to the application.
+    /// The form fields with which a client may override the method.
     overrides: Box<[(BodyFormat, Field)]>,
     outer: Option<Rc<Self>>,
 }
 
-/// Names by which frameworks let a POST's form, or the query, name another method than the request line.
+/// The field names with which frameworks let a POST's form, or the query, override the method.
 pub const OVERRIDES: [&str; 2] = ["_method", "X-HTTP-Method-Override"];
 
-/// Those fields, of the kinds of forms that an application reads: those that its rules name, or all where
-/// none says how it reads a body.
+/// These fields, in the form formats that the rules name with `body=`; if no rule has `body=`, in all form
+/// formats.
 fn overrides<'r, T: 'r>(
     rules: impl Iterator<Item = &'r Rule<T>>,
 ) -> impl Iterator<Item = (BodyFormat, Field)> {
@@ -832,7 +833,7 @@ fn overrides<'r, T: 'r>(
 }
 
 impl<T: Text> RuleSet<T> {
-    /// `own` rules are tried before the `outer` ones; nothing where there are none.
+    /// `own` rules are tried before the `outer` ones; `None` if there are none.
     pub fn new(own: &[Rc<Entry<T>>], outer: Option<&Rc<Self>>) -> Option<Rc<Self>> {
         if own.is_empty() {
             return outer.cloned();
@@ -869,7 +870,7 @@ impl<T: Text> RuleSet<T> {
         all.map(|(methods, pattern, rule)| (methods, pattern, rule.as_ref()))
     }
 
-    /// The first rule whose method and path match and that `accept` takes.
+    /// The first rule that matches by method and path, and that `accept` accepts.
     pub fn first<'s, 'p>(
         &'s self,
         method: &[u8],
@@ -880,18 +881,18 @@ impl<T: Text> RuleSet<T> {
         self.levels().find_map(first).map(|(rule, segments)| (rule.as_ref(), segments))
     }
 
-    /// Whether any rule needs a body.
+    /// Whether any rule reads a body.
     pub fn may_read(&self) -> bool {
         self.levels().any(|set| set.reading.is_some())
     }
 
-    /// Whether any rule needs the body of a request with that method.
+    /// Whether the body of a request with that method may be needed.
     pub fn may_read_of(&self, method: &[u8]) -> bool {
         self.may_read()
             || may_be_overridden(method) && self.levels().any(|set| set.proving.is_some())
     }
 
-    /// What of bodies the rules for a request need; nothing where they need none.
+    /// What the rules for a request read from bodies; `None` if nothing.
     pub fn reads(&self, method: &[u8], path: &[u8]) -> Option<Reads> {
         let mut wishes = Wishes::default();
         for rules in self.levels().filter_map(|set| set.reading.as_ref()) {
@@ -907,14 +908,13 @@ impl<T: Text> RuleSet<T> {
         (!reads.is_empty()).then_some(reads)
     }
 
-    /// Whether the request's body may name another method than the request line: it has such a field, or
-    /// it cannot be read.
+    /// Whether the request's body may override the method: it has such a field, or is unreadable.
     pub fn is_overridden<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
         may_be_overridden(exchange.method())
             && self.overrides.iter().any(|(form, field)| exchange.has_field(*form, field))
     }
 
-    /// Adds to `out` which parts of a normalized path the rules below `prefix` call secret.
+    /// Appends the ranges of a normalized path that the rules below `prefix` mark as secret.
     pub fn secret_segments(&self, prefix: &[u8], path: &[u8], out: &mut Vec<Range<usize>>) {
         let Some(below) = path::below(path, prefix) else { return };
         let start = path.len() - below.len();
@@ -931,34 +931,34 @@ impl<T: Text> RuleSet<T> {
         self.levels().any(|set| set.redacting.is_some())
     }
 
-    /// Whether any request of a rule can have a user, or needs none.
+    /// Whether any rule can yield an event: it names a user, or needs none.
     pub fn may_capture(&self) -> bool {
         self.iter().any(|(.., rule)| rule.anonymous == Some(true) || !rule.users.is_empty())
     }
 
-    /// Whether a rule for a request may tell of its session.
+    /// Whether a rule for a request can bind or end its session.
     pub fn may_teach(&self, method: &[u8], path: &[u8]) -> bool {
         let mut teaching = self.levels().filter_map(|set| set.teaching.as_ref());
         teaching.any(|rules| rules.first(method, path, |_, _| true).is_some())
     }
 
-    /// Whether any rule may tell of a session.
+    /// Whether any rule can bind or end a session.
     pub fn teaches(&self) -> bool {
         self.levels().any(|set| set.teaching.is_some())
     }
 
-    /// Whether any rule tells whose a session is.
+    /// Whether any rule binds sessions to users.
     pub fn binds(&self) -> bool {
         self.iter().any(|(.., rule)| rule.bind.is_some())
     }
 }
 
-/// Whether frameworks take another method from the body of a request with that one.
+/// Whether frameworks let the body of a request with this method override the method.
 fn may_be_overridden(method: &[u8]) -> bool {
     method == b"POST"
 }
 
-/// What some rules need of bodies.
+/// What several rules read from bodies.
 #[derive(Default)]
 struct Wishes<'r> {
     body: Vec<(BodyFormat, &'r Field)>,
@@ -999,23 +999,24 @@ impl<'r> Wishes<'r> {
     }
 }
 
-/// What a value says of an exchange, where a rule says how its body is read.
+/// A value of an exchange, with the body's format from the rule.
 pub fn read<'e, T: Text, X: Exchange<Text = T>>(
     value: &Value<T>,
     rule: Option<&Rule<T>>,
     exchange: &'e X,
 ) -> Read<'e> {
-    // Where the application refuses, the fields of its answer are those of an error.
+    // The fields of a refusing answer describe an error.
     if value.reads_answer() && exchange.status() >= 400 {
         return Read::Absent;
     }
     value.get(exchange, rule.and_then(|rule| rule.body))
 }
 
-/// The field of audit records that tells the application's error.
+/// The audit record's field for the application's error.
 pub const ERROR_FIELD: &str = "err";
 
-/// What a field that a rule adds says of an exchange: an answer's, and an error's, where there is one.
+/// The value of an audit field that a rule adds. `err` exists only for errors; other fields are not read
+/// from the answer of an error.
 pub fn read_field<'e, T: Text, X: Exchange<Text = T>>(
     name: &str,
     value: &Value<T>,

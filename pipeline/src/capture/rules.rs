@@ -1,7 +1,8 @@
-//! Rules for requests: which methods, paths and responses they are for, and which one comes first.
+//! Matches requests with rules: by method, path and response, in order of precedence.
 //!
-//! Paths are compared byte by byte with a [normalized](crate::capture::path) path. One slash at the end of a
-//! request's path is ignored, as many applications do, so that it takes no request past a rule.
+//! Patterns are compared byte by byte with the [normalized](crate::capture::path) path. One slash at the
+//! end of a request's path is ignored, because many applications ignore it: adding one must not evade a
+//! rule.
 
 use std::fmt;
 use std::iter;
@@ -11,11 +12,11 @@ use crate::capture::decision::Exchange;
 use crate::capture::path;
 use crate::capture::value::{Name, is_token};
 
-/// The methods a rule is for.
+/// The methods that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Methods(Option<Box<[Box<str>]>>);
 
-/// Why a text does not name methods.
+/// Why a list of methods is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MethodsError {
     /// There is an empty name.
@@ -96,9 +97,10 @@ impl Methods {
     }
 }
 
-/// The paths a rule is for: `/users/{user_id}/password`, `/plugins/{id}/{*rest}`, `/`.
+/// The paths that a rule matches: `/users/{user_id}/password`, `/plugins/{id}/{*rest}`, `/`.
 ///
-/// `{name}` is one whole segment, `{*name}` at the end is any rest of at least one byte.
+/// `{name}` matches one whole segment; `{*name}` at the end matches the rest of the path, at least one
+/// byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(Box<[Part]>);
 
@@ -109,7 +111,7 @@ enum Part {
     Rest(Box<str>),
 }
 
-/// Why a text is no pattern.
+/// Why a pattern is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatternError {
     /// It does not begin with a slash.
@@ -122,7 +124,7 @@ pub enum PatternError {
     DotSegment,
     /// It has `?` or `#`.
     Query,
-    /// A brace is elsewhere than around a whole segment.
+    /// A brace does not enclose a whole segment.
     Brace,
     /// A name is not like `user_id`.
     Name,
@@ -197,12 +199,12 @@ impl Pattern {
         Ok(Self(parts.into()))
     }
 
-    /// The names of its segments, from left to right.
+    /// The names of the pattern's segments, from left to right.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(Part::name)
     }
 
-    /// The same pattern below a normalized path like `/chat`; nothing stands for the root.
+    /// The pattern with a normalized path like `/chat` before it; an empty prefix is the root.
     #[must_use]
     pub fn below(&self, prefix: &[u8]) -> Self {
         let segments = prefix.split(|b| *b == b'/').filter(|segment| !segment.is_empty());
@@ -245,7 +247,7 @@ impl Part {
     }
 }
 
-/// The first segment of `path`, which does not begin with its slash, and what follows the next slash.
+/// Splits `path`, without its leading slash, into its first segment and the rest after the next slash.
 fn split_segment(path: &[u8]) -> (&[u8], &[u8]) {
     match memchr::memchr(b'/', path) {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -266,12 +268,12 @@ impl<'r, 'p> Segments<'r, 'p> {
         self.path
     }
 
-    /// Where the segment of that name lies in the path.
+    /// The range of the named segment in the path.
     pub fn range(&self, name: &str) -> Option<Range<usize>> {
         self.ranges().find(|(n, _)| *n == name).map(|(_, range)| range)
     }
 
-    /// The names, and where their values lie in the path, from left to right.
+    /// The names and the ranges of their values in the path, from left to right.
     pub fn ranges(&self) -> impl Iterator<Item = (&'r str, Range<usize>)> + use<'r, 'p> {
         let path = self.path;
         let mut next = 1;
@@ -288,10 +290,10 @@ impl<'r, 'p> Segments<'r, 'p> {
     }
 }
 
-/// Rules in order of precedence, with a tree of path segments that finds those for a path.
+/// Rules in order of precedence, with a tree of path segments for the search.
 ///
-/// A search visits a node once at the most, whatever the path: where segments that may be anything do
-/// not overlap with others, that is one node for each segment.
+/// A search visits each node at most once, whatever the path. If no `{name}` competes with a literal
+/// segment, it visits one node for each segment.
 #[derive(Clone, Debug)]
 pub struct Rules<R> {
     rules: Box<[Rule<R>]>,
@@ -306,7 +308,7 @@ struct Rule<R> {
     payload: R,
 }
 
-/// Where the patterns lead that have the same segments so far; rules and nodes by their number.
+/// A node for all patterns that begin with the same segments. Rules and nodes are referred to by index.
 #[derive(Clone, Debug, Default)]
 struct Node {
     /// Sorted by segment.
@@ -314,15 +316,15 @@ struct Node {
     segment: Option<usize>,
     /// Rules whose patterns end here, in order.
     exact: Vec<usize>,
-    /// Rules that take any rest, in order.
+    /// Rules whose patterns end with `{*name}` here, in order.
     rest: Vec<usize>,
-    /// The first and the last rule from here downwards.
+    /// The first and the last rule in this node's subtree.
     first: usize,
     last: usize,
 }
 
 impl Node {
-    /// Where that literal segment leads.
+    /// The child for that literal segment.
     fn literal(&self, segment: &[u8]) -> Option<usize> {
         let place = self.literals.binary_search_by(|(literal, _)| (**literal).cmp(segment));
         place.ok().map(|place| self.literals[place].1)
@@ -343,7 +345,7 @@ impl<R> Rules<R> {
         new
     }
 
-    /// Puts a rule into the tree, whose number is higher than those that are in it.
+    /// Inserts a rule. Its number must be higher than those in the tree.
     fn place(&mut self, pattern: &Pattern, number: usize) {
         let nodes = &mut self.nodes;
         let mut at = 0;
@@ -372,8 +374,8 @@ impl<R> Rules<R> {
         nodes[at].exact.push(number);
     }
 
-    /// The first rule in order of precedence whose method and path match and that `accept` takes.
-    /// `accept` sees the rules that match one after the other in this order.
+    /// The first rule, in order of precedence, that matches by method and path and that `accept` accepts.
+    /// `accept` sees the matching rules in this order.
     pub fn first<'p>(
         &self,
         method: &[u8],
@@ -389,19 +391,19 @@ impl<R> Rules<R> {
         self.rules.iter().map(|rule| (&rule.methods, &rule.pattern, &rule.payload))
     }
 
-    /// Calls `f` for every rule whose method and path match, in order of precedence.
+    /// Calls `f` for every rule that matches by method and path, in order of precedence.
     pub fn each<'r>(&'r self, method: &[u8], path: &[u8], mut f: impl FnMut(&'r R)) {
         self.matching(path, |methods| methods.matches(method)).for_each(|(payload, _)| f(payload));
     }
 
-    /// Calls `f` for every rule whose path matches, whatever its methods, in order of precedence.
+    /// Calls `f` for every rule that matches by path, whatever its methods, in order of precedence.
     pub fn any_method<'p>(&self, path: &'p [u8], mut f: impl FnMut(&R, &Segments<'_, 'p>)) {
         self.matching(path, |_| true).for_each(|(payload, segments)| f(payload, &segments));
     }
 
-    /// The rules that can never come first, each with the first rule that hides it: an earlier one
-    /// without conditions whose methods and paths include all of its own. Both are places in the order
-    /// of precedence, `(hidden, hiding)`.
+    /// The rules that can never be the first match, each with the first rule that hides it: an earlier
+    /// unconditional rule whose methods and paths include all of its own. Both are indexes in the order of
+    /// precedence, `(hidden, hiding)`.
     pub fn unreachable(&self, is_unconditional: impl Fn(&R) -> bool) -> Vec<(usize, usize)> {
         let mut hiding = Self { rules: Box::default(), nodes: vec![Node::default()] };
         let mut found = Vec::new();
@@ -409,7 +411,7 @@ impl<R> Rules<R> {
             let covers = |earlier: &usize| self.rules[*earlier].methods.covers(&rule.methods);
             match hiding.first_above(0, &rule.pattern.0, &covers) {
                 Some(earlier) => found.push((number, earlier)),
-                // What is hidden hides nothing more than what hides it.
+                // A hidden rule hides nothing that its hiding rule does not hide.
                 None if is_unconditional(&rule.payload) => hiding.place(&rule.pattern, number),
                 None => {}
             }
@@ -417,7 +419,7 @@ impl<R> Rules<R> {
         found
     }
 
-    /// The first rule below the node `at` that `covers` takes and whose pattern covers these parts.
+    /// The first rule below node `at` that `covers` accepts and whose pattern covers `parts`.
     fn first_above(
         &self,
         at: usize,
@@ -453,8 +455,8 @@ impl<R> Rules<R> {
         })
     }
 
-    /// The first rule below the node `at` whose number is in `from..end`, else `end`. `path` is what
-    /// lies below that node.
+    /// The first rule below node `at` with a number in `from..end`, else `end`. `path` is the rest below
+    /// the node.
     fn search(
         &self,
         at: usize,
@@ -488,7 +490,7 @@ impl<R> Rules<R> {
     }
 }
 
-/// The responses a rule is for: `200,2xx,4xx-5xx,set_cookie:NAME,header:NAME,location:PREFIX,!204`.
+/// The responses that a rule matches: `200,2xx,4xx-5xx,set_cookie:NAME,header:NAME,location:PREFIX,!204`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatusKey(Box<[Item]>);
 
@@ -500,26 +502,27 @@ struct Item {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Condition {
-    /// Whether 499 is among them.
+    /// The statuses, and whether 499 is one of them.
     Status(RangeInclusive<u16>, bool),
     SetCookie(Name),
     Header(Box<str>),
     Location(Box<[u8]>),
 }
 
-/// The client went away before there was an answer: nginx's own status, which only its number means.
+/// nginx's own status for a client that closed the connection before the answer. A list matches it only
+/// with the number 499 itself, not with `4xx`.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Why a text does not describe responses.
+/// Why a list of responses is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusKeyError {
     /// An item is neither a status nor one of the known conditions.
     Status,
     /// A range ends before it begins.
     Reversed,
-    /// The name of a cookie or header is empty or has characters that none has.
+    /// The name of a cookie or header is empty or has invalid characters.
     Name,
-    /// There is nothing behind `location:`.
+    /// `location:` has no value.
     Location,
 }
 
@@ -546,8 +549,8 @@ impl StatusKey {
         text.split(',').map(Item::parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether an item of the list holds and none behind `!` does; of a list of only those, whether none
-    /// does.
+    /// Whether at least one positive item holds and no item with `!` does. A list of only `!` items holds
+    /// if none of them does.
     pub fn holds<X: Exchange>(&self, exchange: &X) -> bool {
         let is_true = |item: &Item| item.condition.holds(exchange);
         let (mut any_wanted, mut holds) = (false, false);
@@ -823,7 +826,7 @@ mod tests {
         }
     }
 
-    /// What the tree finds is what comparing with one pattern after the other finds.
+    /// The tree finds the same rules as a comparison with one pattern after the other.
     #[test]
     fn random_rules_and_paths() {
         let mut random = fastrand::Rng::with_seed(1);
@@ -880,7 +883,7 @@ mod tests {
 
     #[test]
     fn hostile_paths_and_many_rules() {
-        // Every pattern of ten segments that are `a` or anything: all of them match.
+        // All patterns of ten segments that are each `a` or a `{name}`: all of them match.
         let patterns: Vec<String> = (0..1024)
             .map(|bits| {
                 let segment = |i| match bits >> i & 1 {

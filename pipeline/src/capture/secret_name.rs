@@ -1,10 +1,10 @@
-//! Which arguments are secrets, by the kind of their names.
+//! Tells by its name whether an argument is secret.
 //!
-//! Modelled on what GitLab, Rails, Django, Laravel, Sentry and OWASP's rules filter, with two
-//! differences. A name is read in words (`AWSAccessKeyId`, `user[current_password]`, `x-api-key`), so
-//! that `monkey` and `keyword` are not keys. And what only tells a place (`page_token`, `sort_key`) or
-//! something about a secret (`token_type`, `password_length`) stays readable. What is not sure to be
-//! harmless is a secret.
+//! The lists follow the filters of GitLab, Rails, Django, Laravel, Sentry and OWASP's rules, with two
+//! differences. A name is split into words (`AWSAccessKeyId`, `user[current_password]`, `x-api-key`), so
+//! that `monkey` and `keyword` are not keys. And names of positions in a list (`page_token`, `sort_key`) or
+//! of a secret's properties (`token_type`, `password_length`) stay readable. If it is uncertain whether a
+//! name is harmless, it is secret.
 
 use std::sync::LazyLock;
 
@@ -12,41 +12,41 @@ use aho_corasick::automaton::Automaton;
 use aho_corasick::dfa::DFA;
 use aho_corasick::{Anchored, MatchKind, StartKind};
 
-/// The longest name that is read, in letters and digits; a longer one is a secret's.
+/// The longest name that is examined, in letters and digits; a longer one is secret.
 const MAX_NAME: usize = 128;
 
-/// A word that names a secret.
+/// A word that makes a name secret.
 struct Noun {
     text: &'static str,
     place: Place,
     before: Before,
-    /// Words that hold it, or end with it, and mean something else.
+    /// Words that contain the noun, or end with it, but mean something else.
     except: &'static [&'static str],
 }
 
-/// Where in a name the noun makes it a secret's.
+/// Where in a name the noun makes the name secret.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Anywhere, also inside a word and over several, unless a word of [`ABOUT`] follows.
+    /// Anywhere, even inside a word or across several, unless a word of [`ABOUT`] follows.
     Anywhere,
-    /// As a word or words of its own, unless a word of [`ABOUT`] follows.
+    /// As one or more whole words, unless a word of [`ABOUT`] follows.
     Word,
-    /// At the end, or before words of [`STILL`]. It may be the end of a word.
+    /// At the end, or before words of [`STILL`]. It may be the end of a longer word.
     End,
-    /// At the end, or before words of [`STILL`], as a word or words of its own.
+    /// At the end, or before words of [`STILL`], as one or more whole words.
     EndWord,
 }
 
-/// What the words before a noun say.
+/// How the words before a noun change its meaning.
 #[derive(Clone, Copy)]
 enum Before {
-    /// Nothing.
+    /// Not at all.
     Any,
-    /// After one of these it is harmless.
+    /// After one of these words the name is harmless.
     Not(&'static [&'static Words]),
-    /// It is a secret's only after one of these.
+    /// The name is secret only after one of these words.
     Only(&'static Words),
-    /// It is a secret's after one of these, and as the whole name.
+    /// The name is secret after one of these words, or if the noun is the whole name.
     OnlyOrBare(&'static Words),
 }
 
@@ -221,7 +221,7 @@ static NOUNS: &[Noun] = &[
     noun("uri", End).before(Before::Only(&URLS)),
     noun("connectionstring", Anywhere),
     noun("connstr", EndWord),
-    // Cards and numbers of persons.
+    // Payment cards and identity numbers of persons.
     noun("ssn", Word),
     noun("cvv", Word),
     noun("cvc", Word),
@@ -232,7 +232,7 @@ static NOUNS: &[Noun] = &[
     noun("iban", Word),
 ];
 
-/// Before `token` and `key`: where a list goes on. Each list is sorted.
+/// Before `token` and `key`: a position in a list. Each word list is sorted.
 #[rustfmt::skip]
 static PLACES: Words = Words::new(&[
     "after", "before", "continuation", "continue", "cursor", "delta", "end", "evaluated",
@@ -297,7 +297,7 @@ static CERTIFICATES: Words = Words::new(&[
     "birth", "completion", "course", "death", "gift", "marriage", "medical", "training",
 ]);
 
-/// Before `code`: what somebody proves himself with.
+/// Before `code`: codes with which somebody proves an identity.
 #[rustfmt::skip]
 static CODES: Words = Words::new(&[
     "2fa", "access", "activation", "auth", "authcode", "authentication", "authenticator",
@@ -308,7 +308,7 @@ static CODES: Words = Words::new(&[
     "validation", "verification", "verify",
 ]);
 
-/// Before `tokens` and `keys`, which mostly are numbers of them.
+/// Before `tokens` and `keys`, which otherwise are mostly counts.
 #[rustfmt::skip]
 static SECRET: Words = Words::new(&[
     "access", "account", "api", "app", "auth", "bearer", "client", "deploy", "encryption",
@@ -323,7 +323,7 @@ static URLS: Words = Words::new(&[
     "jdbc", "mirror", "mongo", "mongodb", "redis", "sentry", "webhook",
 ]);
 
-/// Behind a secret's name: what tells something about it.
+/// After a secret's name: a property of the secret.
 #[rustfmt::skip]
 static ABOUT: Words = Words::new(&[
     "age", "alg", "algo", "algorithm", "allowed", "at", "attempts", "by", "changed", "class",
@@ -337,7 +337,7 @@ static ABOUT: Words = Words::new(&[
     "usage", "valid", "version", "visible",
 ]);
 
-/// Behind a secret's name: what leaves it one.
+/// After a secret's name: still the secret itself.
 #[rustfmt::skip]
 static STILL: Words = Words::new(&[
     "again", "attempt", "base", "confirm", "confirmation", "current", "data", "digest",
@@ -345,7 +345,7 @@ static STILL: Words = Words::new(&[
     "repeat", "retype", "str", "string", "text", "val", "value", "verification", "verify",
 ]);
 
-/// In front of a name: it asks whether, and is answered with yes or no.
+/// Before a name: a yes-or-no question.
 #[rustfmt::skip]
 static WHETHER: Words = Words::new(&[
     "allow", "allows", "can", "disable", "disables", "enable", "enables", "exclude", "has",
@@ -353,8 +353,8 @@ static WHETHER: Words = Words::new(&[
     "required", "requires", "should", "show", "support", "supports", "without",
 ]);
 
-/// What a name that has any of the nouns has, too, as it is written: those that are one word, and a word
-/// of the others.
+/// Every name with a noun also contains one of these as written: a noun of one word, or one word of another
+/// noun.
 static HINTS: LazyLock<DFA> = LazyLock::new(|| {
     let others = ["card", "captcha", "turnstile", "connection", "conn", "saml", "relay"];
     DFA::builder()
@@ -366,7 +366,7 @@ static HINTS: LazyLock<DFA> = LazyLock::new(|| {
         .expect("a few short words")
 });
 
-/// Whether a decoded name may be a secret's; most are not.
+/// Whether a decoded name may be secret, as a fast check: most names are not.
 pub(crate) fn may_be_secret(name: &[u8]) -> bool {
     if name.len() > MAX_NAME {
         return true;
@@ -379,7 +379,7 @@ pub(crate) fn may_be_secret(name: &[u8]) -> bool {
     })
 }
 
-/// Finds the nouns in a folded name, all of them.
+/// Finds all nouns in a folded name.
 static FINDER: LazyLock<DFA> = LazyLock::new(|| {
     DFA::builder()
         .match_kind(MatchKind::Standard)
@@ -389,21 +389,22 @@ static FINDER: LazyLock<DFA> = LazyLock::new(|| {
         .expect("a few short words")
 });
 
-/// A name as it is compared: letters and digits in lower case. What else stands in a name parts words:
-/// `api_key`, `api-key` and `apiKey` have the same two.
+/// A name in the form in which it is compared: its letters and digits in lower case. Any other character
+/// separates words, and so does a change of case: `api_key`, `api-key` and `apiKey` have the same two
+/// words.
 pub(crate) struct Folded {
     bytes: [u8; MAX_NAME],
     len: usize,
-    /// A bit for each place where a word begins, and for the end.
+    /// A bit for each start of a word, and for the end.
     starts: u128,
-    /// A bit for each place where something other than the case of the letters parts words.
+    /// A bit for each place where something other than a change of case separates words.
     cuts: u128,
-    /// A bit for each place where a part of `user[name]` begins. An application may cut a name at a NUL
-    /// or at white space: it parts, too.
+    /// A bit for each start of a part of `user[name]`. A NUL or white space separates parts, too, because
+    /// an application may cut a name there.
     parts: u128,
 }
 
-/// What a byte is in a name.
+/// The kind of a byte in a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Lower,
@@ -430,7 +431,7 @@ static KINDS: [Kind; 256] = {
 };
 
 impl Folded {
-    /// Folds a decoded name; nothing if it is too long.
+    /// Folds a decoded name; `None` if it is too long.
     pub(crate) fn new(name: &[u8]) -> Option<Self> {
         let mut folded = Self { bytes: [0; MAX_NAME], len: 0, starts: 1, cuts: 1, parts: 1 };
         let mut last = Kind::Bracket;
@@ -450,7 +451,7 @@ impl Folded {
             };
             last = kind;
             if parts {
-                // At the capacity there is only the end of the name.
+                // After the last byte of a full buffer, only the name's end can follow.
                 let here = 1_u128.checked_shl(folded.len as u32).unwrap_or(0);
                 folded.starts |= here;
                 if matches!(kind, Kind::Separator | Kind::Bracket) {
@@ -475,17 +476,17 @@ impl Folded {
         at == self.len || places >> at & 1 == 1
     }
 
-    /// Whether a word begins or ends there.
+    /// Whether a word begins or ends at `at`.
     fn is_start(&self, at: usize) -> bool {
         self.has(self.starts, at)
     }
 
-    /// The last place up to `at` where a word begins.
+    /// The start of the last word that begins at or before `at`.
     fn start_before(&self, at: usize) -> usize {
         last_bit(self.starts, at)
     }
 
-    /// Where the word ends that begins at `at`, or holds it.
+    /// The end of the word that has the byte at `at`.
     fn end_after(&self, at: usize) -> usize {
         next_bit(self.starts, at + 1).min(self.len)
     }
@@ -505,7 +506,7 @@ impl Folded {
         })
     }
 
-    /// Whether a name of this kind is a secret's, but for the parts that `is_shown`.
+    /// Whether the name is secret, apart from the parts that `is_shown` accepts.
     pub(crate) fn is_secret(&self, is_shown: impl Fn(&[u8]) -> bool) -> bool {
         let finder = &*FINDER;
         let Ok(mut state) = finder.start_state(Anchored::No) else { return true };
@@ -526,7 +527,7 @@ impl Folded {
         false
     }
 
-    /// Where the part begins that holds the byte there.
+    /// The start of the part that has the byte at `at`.
     fn part_start(&self, at: usize) -> usize {
         last_bit(self.parts, at)
     }
@@ -543,7 +544,7 @@ impl Folded {
             Place::Word | Place::EndWord => own_start && self.is_start(end),
             Place::End => self.is_start(end),
         };
-        // `classId` and `s_id` are no `sid`; `passWord` and `pass_word` are a `password`.
+        // `classId` and `s_id` contain no `sid`; `passWord` and `pass_word` are a `password`.
         let is_whole = || {
             noun.place == Place::Anywhere
                 || noun.text.len() > 4
@@ -570,7 +571,7 @@ impl Folded {
         noun.except.iter().any(|known| known.as_bytes() == word)
     }
 
-    /// Whether what follows the noun leaves it a secret.
+    /// Whether the name is still secret with the words after the noun.
     fn remains_secret(&self, place: Place, end: usize) -> bool {
         let mut at = end;
         while at < self.len && !(at > 0 && self.parts >> at & 1 == 1) {
@@ -589,7 +590,7 @@ impl Folded {
         true
     }
 
-    /// Whether what stands before the noun leaves it a secret.
+    /// Whether the name is still secret with the words before the noun.
     fn is_qualified(&self, before: Before, start: usize, end: usize) -> bool {
         match before {
             Before::Any => true,
@@ -605,7 +606,7 @@ impl Folded {
         }
     }
 
-    /// What stands before a place: its last word, and its last two as one, as in `i18n`.
+    /// The last word before `at`, and the last two as one, as in `i18n`.
     fn words_before(&self, at: usize) -> impl Iterator<Item = &[u8]> {
         let mut before = at;
         let starts = std::iter::from_fn(move || {
@@ -616,20 +617,20 @@ impl Folded {
     }
 }
 
-/// The first place from `at` on whose bit is set; 128 without one.
+/// The first set bit at or after `at`; 128 if there is none.
 fn next_bit(places: u128, at: usize) -> usize {
     let from = at.min(MAX_NAME);
     let rest = places.checked_shr(from as u32).unwrap_or(0);
     if rest == 0 { MAX_NAME } else { from + rest.trailing_zeros() as usize }
 }
 
-/// The last place up to `at` whose bit is set, of places whose first is.
+/// The last set bit at or before `at`. Bit 0 must be set.
 fn last_bit(places: u128, at: usize) -> usize {
     let up_to = places << (MAX_NAME - 1 - at.min(MAX_NAME - 1));
     at.min(MAX_NAME - 1).saturating_sub(up_to.leading_zeros() as usize)
 }
 
-/// Words, sorted, with the place of the first one for each first letter.
+/// Sorted words, with the index of the first word for each first letter.
 struct Words {
     words: &'static [&'static str],
     starts: [u8; 27],
@@ -707,7 +708,7 @@ mod tests {
             let upper = noun.text.to_ascii_uppercase();
             assert!(may_be_secret(noun.text.as_bytes()) && may_be_secret(upper.as_bytes()));
         }
-        // Of a noun of several words one is enough.
+        // For a noun of several words, one spelling is enough.
         let spelled = [
             "api-key",
             "pass_word",

@@ -1,9 +1,9 @@
 //! Values of a request and its answer, as rules and directives name them.
 //!
-//! `VALUE` is text of nginx with variables, or one of the sources `cookie:NAME`, `cookie:NAME*`, `header:NAME`,
-//! `arg:NAME`, `set_cookie:NAME`, `body:FIELD`, `request:NAME` and `answer:FIELD`; each may be followed by
-//! `~REGEX`, whose first group is the value then. What compiles and evaluates nginx's text is not of this
-//! crate: it is the type parameter `T`.
+//! `VALUE` is a text of nginx with variables, or one of the sources `cookie:NAME`, `cookie:NAME*`,
+//! `header:NAME`, `arg:NAME`, `set_cookie:NAME`, `body:FIELD`, `request:NAME` and `answer:FIELD`. Each may
+//! be followed by `~REGEX`: the value is then the first group of the match. This crate does not compile or
+//! evaluate nginx's texts; they are the type parameter `T`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,32 +19,32 @@ use crate::capture::path;
 use crate::event::Param;
 use crate::text::cut_before;
 
-/// The most memory that a compiled regular expression takes, in bytes; it matches in linear time.
+/// The memory limit of a compiled regular expression, in bytes. It matches in linear time.
 const REGEX_SIZE: usize = 256 << 10;
 
 /// A text of nginx that may have variables.
 pub trait Text: 'static {
-    /// The text when no request changes it.
+    /// The text, if it does not depend on the request.
     fn constant(&self) -> Option<&[u8]>;
-    /// Whether one of its variables is the configuration's own (a map's), whatever it is called.
+    /// Whether a variable of the text is defined in the configuration (by `map`), whatever its name.
     fn has_own_variable(&self) -> bool;
 }
 
-/// What a value is for an exchange.
+/// The result of reading a value from an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read<'e> {
-    /// It is not there.
+    /// There is no value.
     Absent,
     /// The request was answered before its body came.
     Unread,
-    /// It is there, and cannot be told for certain.
+    /// There is a value that cannot be read with certainty.
     Unreadable,
     /// The value.
     Text(Cow<'e, [u8]>),
 }
 
 impl<'e> Read<'e> {
-    /// The value; empty where there is none.
+    /// The value; empty if there is none.
     pub fn text(self) -> Cow<'e, [u8]> {
         match self {
             Self::Text(text) => text,
@@ -56,7 +56,7 @@ impl<'e> Read<'e> {
         value.map_or(Self::Absent, Self::Text)
     }
 
-    /// What a value's regular expression leaves of it.
+    /// Applies the value's regular expression.
     fn and<T: Text>(self, value: &Value<T>) -> Self {
         match self {
             Self::Text(text) => value.take(text),
@@ -76,21 +76,21 @@ impl<'e> From<Found<'e>> for Read<'e> {
     }
 }
 
-/// How much a value says about who makes a request.
+/// How far a value is trusted as the user of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trust {
-    /// The client says so.
+    /// The client sent it.
     Claim,
-    /// nginx, or the configuration, says so.
+    /// nginx or the configuration vouches for it.
     Verified,
-    /// The application's answer says so.
+    /// The application's answer has it.
     Answer,
 }
 
-/// Where a value is.
+/// The source of a value.
 #[derive(Clone, Debug)]
 pub enum Source<T> {
-    /// nginx's text; whether it is a cookie and nothing else.
+    /// nginx's text; whether it is exactly one cookie.
     Text(T, bool),
     /// A cookie of the request.
     Cookie(Name),
@@ -100,22 +100,22 @@ pub enum Source<T> {
     Arg(Box<str>),
     /// A cookie that the answer sets.
     SetCookie(Name),
-    /// Fields of the body, the first that has a value first.
+    /// Fields of the body; the first one with a value counts.
     Body(BodyFormat, Box<[Field]>),
     /// A field of the body, or else an argument of the query.
     Request(BodyFormat, Field),
-    /// Fields of the JSON answer, the first that has a value first.
+    /// Fields of the JSON answer; the first one with a value counts.
     Answer(Box<[Field]>),
 }
 
-/// A cookie's name, or what its name begins with.
+/// A cookie's name, or a prefix of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
     /// Without `*`.
     pub text: Box<str>,
-    /// Whether it is the beginning of a name.
+    /// Whether it is a prefix.
     pub is_prefix: bool,
-    /// Cookies that begin so and are others.
+    /// Names that have this prefix but belong to other values.
     except: Box<[Box<str>]>,
 }
 
@@ -125,7 +125,7 @@ impl Name {
         is_token(name).then(|| Self { text: name.into(), is_prefix, except: Box::default() })
     }
 
-    /// Whether it is a cookie of that name.
+    /// Whether a cookie of that name is meant.
     pub fn matches(&self, name: &[u8]) -> bool {
         let own = self.text.as_bytes();
         match self.is_prefix {
@@ -144,22 +144,22 @@ pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
 }
 
-/// Why a text is no value.
+/// Why a value is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueError {
-    /// nginx has said what is wrong.
+    /// nginx has logged the error.
     Text,
-    /// The name of a cookie, header, argument or field is missing or has characters that none has.
+    /// The name of a cookie, header, argument or field is missing or has invalid characters.
     Name(&'static str),
-    /// What has such a name is a secret.
+    /// A value of that name is a secret.
     Secret,
     /// A name has a variable.
     Variable,
-    /// The name of a field is wrong.
+    /// The name of a field is invalid.
     Field(FieldError),
-    /// It reads the request's body, and nothing says how the application does.
+    /// It reads the request's body, whose format is not configured.
     NoFormat,
-    /// The regular expression is wrong.
+    /// The regular expression is invalid.
     Regex(String),
 }
 
@@ -180,14 +180,14 @@ impl fmt::Display for ValueError {
     }
 }
 
-/// What a value is for.
+/// The purpose of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// It is who somebody is.
+    /// It is the name of a user.
     Name,
     /// It becomes part of an event.
     Send,
-    /// It is only looked at.
+    /// It is only examined.
     Look,
 }
 
@@ -198,7 +198,7 @@ pub struct Value<T> {
     regex: Option<Regex>,
     trust: Trust,
     purpose: Purpose,
-    /// Whether it is text with a header or cookie of the request.
+    /// Whether it is a text that has a header or cookie of the request.
     has_header: bool,
 }
 
@@ -209,8 +209,8 @@ const SOURCES: [&str; 7] =
     ["cookie:", "header:", "arg:", "set_cookie:", "body:", "request:", "answer:"];
 
 impl<T: Text> Value<T> {
-    /// Reads a value; `format` is how the application reads the request's body, where that is known. The
-    /// text lives as long as the configuration.
+    /// Parses a value. `format` is the format in which the application reads the request's body, if known.
+    /// The text lives as long as the configuration.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -245,24 +245,24 @@ impl<T: Text> Value<T> {
         Ok(Self { source, regex, trust, purpose, has_header })
     }
 
-    /// A value that nginx, or a module, vouches for.
+    /// Marks a value that nginx, or a module, vouches for.
     pub fn verified(mut self) -> Self {
         self.trust = self.trust.max(Trust::Verified);
         self
     }
 
-    /// How much it says about who makes a request.
+    /// How far the value is trusted as the user of a request.
     pub fn trust(&self) -> Trust {
         self.trust
     }
 
-    /// Whether it is of a header or cookie of the request, which any client can write.
+    /// Whether it comes from a header or cookie of the request, which any client can write.
     pub fn is_of_client(&self) -> bool {
         self.trust == Trust::Claim
             && (self.has_header || matches!(self.source, Source::Cookie(_) | Source::Header(_)))
     }
 
-    /// Where it is.
+    /// The value's source.
     pub fn source(&self) -> &Source<T> {
         &self.source
     }
@@ -277,7 +277,7 @@ impl<T: Text> Value<T> {
         matches!(self.source, Source::Answer(_))
     }
 
-    /// The value when no request changes it.
+    /// The value, if it does not depend on the request.
     pub fn constant(&self) -> Option<&[u8]> {
         match &self.source {
             Source::Text(text, _) if self.regex.is_none() => text.constant(),
@@ -285,12 +285,12 @@ impl<T: Text> Value<T> {
         }
     }
 
-    /// Whether every request gives nothing.
+    /// Whether the value is empty for every request.
     pub fn is_nothing(&self) -> bool {
         self.constant().is_some_and(<[u8]>::is_empty)
     }
 
-    /// The value of an exchange whose body the application reads as `format`.
+    /// Reads the value from an exchange whose body the application reads as `format`.
     pub fn get<'e, X: Exchange<Text = T>>(
         &self,
         exchange: &'e X,
@@ -337,8 +337,8 @@ impl<T: Text> Value<T> {
         Read::from(exchange.body(format, field, is_name)).and(self)
     }
 
-    /// Calls `f` with what may be the value in the request until it has enough: of a cookie that is named
-    /// by the beginning of its name there may be several.
+    /// Calls `f` with each possible value in the request until `f` returns true. Several cookies may match
+    /// a prefix.
     pub fn each<'e, X: Exchange<Text = T>>(
         &self,
         exchange: &'e X,
@@ -359,7 +359,7 @@ impl<T: Text> Value<T> {
         }
     }
 
-    /// The same in the answer: the cookie that it sets, or its header of that name.
+    /// The same value in the answer: the cookie that the answer sets, or its header of that name.
     pub fn in_answer<'e, X: Exchange<Text = T>>(&self, exchange: &'e X) -> Option<Cow<'e, [u8]>> {
         let text = match &self.source {
             Source::Cookie(name) => cookie_text(exchange.set_cookie(name)?),
@@ -372,12 +372,12 @@ impl<T: Text> Value<T> {
         }
     }
 
-    /// Whether it is the header `Authorization`, where a scheme stands before a token.
+    /// Whether it is the header `Authorization`, in which a scheme precedes the token.
     pub fn is_authorization(&self) -> bool {
         matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
     }
 
-    /// The first of some texts that gives a value.
+    /// The first text with a value.
     fn first<'e>(&self, mut texts: impl Iterator<Item = Cow<'e, [u8]>>) -> Read<'e> {
         let found = texts.find_map(|text| match self.take(text) {
             Read::Text(text) if !text.is_empty() => Some(text),
@@ -386,7 +386,7 @@ impl<T: Text> Value<T> {
         Read::from_option(found)
     }
 
-    /// What the regular expression leaves of a text.
+    /// Applies the regular expression to a text.
     fn take<'e>(&self, text: Cow<'e, [u8]>) -> Read<'e> {
         let Some(regex) = &self.regex else { return Read::Text(text) };
         let range = regex.captures(&text).and_then(|found| found.get(1).or(found.get(0)));
@@ -402,7 +402,7 @@ fn part(text: Cow<'_, [u8]>, range: Range<usize>) -> Cow<'_, [u8]> {
     }
 }
 
-/// The first field that has a value; else what hinders the first that is hindered.
+/// The first field with a value; without one, the reason why the first unreadable field cannot be read.
 fn first_field<'e>(fields: &[Field], mut get: impl FnMut(&Field) -> Read<'e>) -> Read<'e> {
     let mut hindered = Read::Absent;
     for field in fields {
@@ -416,8 +416,7 @@ fn first_field<'e>(fields: &[Field], mut get: impl FnMut(&Field) -> Read<'e>) ->
     hindered
 }
 
-/// Of joined values each is another one: a cookie that one of them names is not meant by what another's name
-/// begins with.
+/// Makes joined values disjoint: a cookie that one value names is not matched by another value's prefix.
 pub fn tell_apart<T>(values: &mut [Value<T>]) {
     let exact = values.iter().filter_map(|value| match &value.source {
         Source::Cookie(name) if !name.is_prefix => Some(name.text.clone()),
@@ -431,7 +430,7 @@ pub fn tell_apart<T>(values: &mut [Value<T>]) {
     }
 }
 
-/// The parts of values that `+` joins: it stands before a source or a variable.
+/// The parts of a value that are joined by `+`. A `+` joins only before a source or a variable.
 pub fn split_joined(text: &'static [u8]) -> impl Iterator<Item = &'static [u8]> {
     let begins_value = |rest: &[u8]| {
         rest.starts_with(b"$") || SOURCES.iter().any(|source| rest.starts_with(source.as_bytes()))
@@ -446,7 +445,8 @@ pub fn split_joined(text: &'static [u8]) -> impl Iterator<Item = &'static [u8]> 
     })
 }
 
-/// Where `~REGEX` begins in a value, or else the value's end. Of a text without a variable it is a part.
+/// The start of `~REGEX` in a value, else the value's end. In a text without a variable, `~` is an ordinary
+/// character.
 fn regex_start(text: &[u8], has_source: bool) -> usize {
     let tilde = text.iter().position(|b| *b == b'~').unwrap_or(text.len());
     if has_source || text[..tilde].contains(&b'$') { tilde } else { text.len() }
@@ -461,7 +461,7 @@ fn compile_regex(text: &[u8]) -> Result<Regex, ValueError> {
     builder.unicode(false).size_limit(REGEX_SIZE).dfa_size_limit(REGEX_SIZE);
     builder.build().map_err(|error| {
         let error = error.to_string();
-        // The last line says it; those before repeat the expression.
+        // The last line has the reason; the lines before it repeat the expression.
         let last = error.lines().last().unwrap_or_default();
         ValueError::Regex(last.trim_start_matches("error: ").to_owned())
     })
@@ -497,14 +497,14 @@ fn named<T>(
     })
 }
 
-/// The names of the variables in a text of nginx, each with what follows it.
+/// The names of the variables in a text of nginx, each with the text that follows it.
 pub fn variables(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let names = text.split(|b| *b == b'$').skip(1);
     names.map(|name| name.strip_prefix(b"{").unwrap_or(name))
 }
 
-/// A constant is the configuration's word. Of variables, only nginx's own of the answer are no part of the
-/// request, which can name anybody: others may be a map's.
+/// A constant comes from the configuration. Only nginx's own variables of the answer are surely not from
+/// the request, in which a client can name anybody; other variables may be a map's.
 fn trust_of(text: &[u8]) -> Trust {
     const ANSWER: [&[u8]; 3] = [b"upstream_http_", b"upstream_cookie_", b"sent_http_"];
     let mut names = variables(text).peekable();
@@ -515,7 +515,7 @@ fn trust_of(text: &[u8]) -> Trust {
     if answered { Trust::Answer } else { Trust::Claim }
 }
 
-/// Whether a text is one variable, which is a cookie of the request or the answer.
+/// Whether a text is exactly one variable, a cookie of the request or the answer.
 fn is_cookie_variable(text: &[u8]) -> bool {
     let Some(name) = text.strip_prefix(b"$") else { return false };
     let braced = name.strip_prefix(b"{").and_then(|name| name.strip_suffix(b"}"));
@@ -529,7 +529,7 @@ pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     cookies(line).filter_map(cookie_pair)
 }
 
-/// Those of that name. What begins otherwise is not taken apart.
+/// The pairs with that name. Cookies with another beginning are not parsed.
 pub fn cookie_pairs_of<'l>(
     line: &'l [u8],
     name: &Name,
@@ -554,7 +554,7 @@ fn cookie_pair(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((cookie[..equals].trim_ascii(), cookie[equals + 1..].trim_ascii()))
 }
 
-/// A cookie's value without the quotes around it, percent-decoded where that gives a text.
+/// A cookie's value without its quotes, percent-decoded if the result is text without controls.
 pub fn cookie_text(value: &[u8]) -> Cow<'_, [u8]> {
     let value = unquote(value);
     if !value.contains(&b'%') {
@@ -569,8 +569,8 @@ fn unquote(value: &[u8]) -> &[u8] {
     value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value)
 }
 
-/// The argument of a query, decoded as a form. Of several the last counts, as for PHP and Rails; for an
-/// application that reads JSON the first, as for Go.
+/// The argument of a query, decoded as in a form. Of several, the last one counts, as in PHP and Rails; for
+/// an application that reads JSON the first one, as in Go.
 pub fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
     let mut found = None;
     for pair in query.split(|b| *b == b'&') {
@@ -590,8 +590,8 @@ pub fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Optio
     found
 }
 
-/// A name as PHP makes it of an argument's: spaces before it are left out, NUL ends it, and blanks and dots
-/// before the first bracket are `_`.
+/// The name that PHP makes of an argument's name: without leading spaces, cut at a NUL, and with `_` for
+/// blanks and dots before the first bracket.
 fn php_name(key: &[u8]) -> Cow<'_, [u8]> {
     let start = key.iter().position(|b| *b != b' ').unwrap_or(key.len());
     let key = &key[start..];
@@ -605,7 +605,7 @@ fn php_name(key: &[u8]) -> Cow<'_, [u8]> {
     key.iter().enumerate().map(fold).collect::<Vec<_>>().into()
 }
 
-/// What a form means: `+` is a space, and escapes are undone.
+/// Decodes a form's text: `+` is a space, and escapes are undone.
 fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
     if !text.iter().any(|b| matches!(b, b'+' | b'%')) {
         return text.into();
@@ -631,17 +631,17 @@ fn decode_base64(text: &[u8]) -> Option<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text).ok()
 }
 
-/// The digits of the hash that stands at the end of a name that is too long.
+/// The number of hash digits at the end of a name that was too long.
 const HASH_DIGITS: usize = 16;
 
-/// A user's name as it is recorded: without the quotes and blanks around it, in lower case where case does
-/// not tell users apart, valid UTF-8 (what is not is Latin-1), and at most as long as Tirreno keeps, so that
-/// of a longer name the end is a hash of all of it.
+/// A user's name in its recorded form: without quotes and blanks around it; in lower case, unless case
+/// distinguishes users; as valid UTF-8, where any other text is taken for Latin-1; and not longer than
+/// Tirreno keeps. A longer name ends with a hash of the whole name.
 pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     let limit = Param::UserName.limit();
     let is_plain = |b: &u8| matches!(b, b'!'..=b'~') & (*b != b'"');
     let is_kept = |b: &u8| is_plain(b) & (case_matters | !b.is_ascii_uppercase());
-    // Without a branch for each byte, many are looked at together.
+    // The loop has no branches, so that the compiler can vectorize it.
     if name.len() <= limit && name.iter().fold(true, |all, b| all & is_kept(b)) {
         return name;
     }
@@ -663,16 +663,16 @@ pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     text.into_bytes().into()
 }
 
-/// A name without what some applications do not look at: case, blanks, and which sign it has between
-/// letters and digits.
+/// A name without the differences that some applications ignore: case, blanks, and the choice of the sign
+/// between letters and digits.
 fn canonical(name: &str) -> String {
     let sign = |c: char| if c.is_alphanumeric() { c } else { '_' };
     let name: String = name.to_lowercase().chars().map(sign).collect();
     name.trim_matches('_').to_owned()
 }
 
-/// Whether a field of that name may hold a secret: the names, and parts of names, under which
-/// applications take passwords, tokens and second factors.
+/// Whether a field of that name may hold a secret: common names, and parts of names, of passwords, tokens
+/// and second factors.
 fn is_secret(name: &str) -> bool {
     const PARTS: [&str; 9] = [
         "passw",
@@ -760,7 +760,7 @@ mod tests {
             ("set_cookie:sid", "Ab"),
             ("set_cookie:wp_*~^([^|]+)", "eve"),
             ("set_cookie:c", "Absent"),
-            // Of a constant it is a part.
+            // In a constant, `~` is an ordinary character.
             ("/~ann", "/~ann"),
             ("header:x-user~^(?i:(A)NN)$", "a"),
             ("header:x-user~n", "n"),
@@ -785,7 +785,7 @@ mod tests {
             ("$upstream_http_x_user", Trust::Answer),
             ("x-${sent_http_x}-$upstream_cookie_y", Trust::Answer),
             ("$upstream_cookie_y$cookie_y", Trust::Claim),
-            // A map may be called so.
+            // A map's variable may have such a name.
             ("$upstream_http_map", Trust::Claim),
             ("$upstream_user", Trust::Claim),
             ("$sent_user", Trust::Claim),
@@ -817,7 +817,7 @@ mod tests {
         ] {
             let found =
                 Value::parse(text.as_bytes(), purpose, Some(BodyFormat::Json), &mut compile);
-            // A `*` inside is a character of a cookie's name.
+            // A `*` inside a cookie's name is an ordinary character.
             if text != "cookie:a*b*" {
                 assert_eq!(found.unwrap_err(), error, "{text}");
             }
