@@ -1,4 +1,4 @@
-//! The answer to a request: fields of its JSON, and texts.
+//! Reads an answer: fields of its JSON, and whether it contains texts.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use super::kept::{Room, Share};
 use super::text::Search;
 use super::{Found, MAX_SCANNED, Reads, State, Values};
 
-/// What undoing gzip takes, in bytes: the window and the tables of one stream, and one buffer.
+/// The memory for decompressing gzip, in bytes: the window and the tables of one stream, and one buffer.
 const GZIP_ROOM: usize = 80 << 10;
 
 /// The header `Content-Encoding` of an answer.
@@ -24,7 +24,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// What the header's value says; empty where there is none.
+    /// Parses the header's value, which is empty without a header.
     pub fn parse(value: &[u8]) -> Self {
         match value.trim_ascii() {
             b"" => Self::Plain,
@@ -51,11 +51,12 @@ enum Decoder {
     Nothing,
 }
 
-/// Reads an answer's own bytes.
+/// Reads an answer that is not compressed.
 #[derive(Debug)]
 struct Plain {
     json: Option<Box<Json>>,
-    // Before the share that its room is taken from.
+    // Declared before the share, because fields are dropped in this order and the values' room belongs to
+    // the share.
     values: Values,
     texts: Vec<Search>,
     scanned: usize,
@@ -63,7 +64,7 @@ struct Plain {
 }
 
 impl AnswerReader {
-    /// A reader for what `reads` wants of the answer. Where there is no room for one, the answer is
+    /// A reader for the parts of the answer in `reads`. Without room for a reader, the answer is
     /// unreadable.
     pub fn new(reads: &Reads, encoding: Encoding, room: &Room) -> Self {
         let mut share = room.share();
@@ -86,7 +87,7 @@ impl AnswerReader {
         Self { decoder, state: State::Reading }
     }
 
-    /// Reads more of the answer.
+    /// Reads a chunk of the answer.
     pub fn push(&mut self, chunk: &[u8]) {
         if self.state != State::Reading || self.plain().is_none_or(Plain::is_done) {
             return;
@@ -96,19 +97,19 @@ impl AnswerReader {
             Decoder::Gzip(gzip) => gzip.write_all(chunk).map_err(|_| Stop),
             Decoder::Nothing => Ok(()),
         };
-        // What follows what is wanted need not be sound.
+        // The answer may be malformed after the wanted parts.
         if pushed.is_err() && !self.plain().is_some_and(Plain::is_done) {
             self.give_up();
         }
     }
 
-    /// The answer is cut, or a part of another.
+    /// Makes the answer unreadable, because it is cut off, or is only a part.
     pub fn give_up(&mut self) {
         self.decoder = Decoder::Nothing;
         self.state = State::Unreadable;
     }
 
-    /// The answer has come to its end.
+    /// The answer is complete.
     pub fn finish(&mut self) {
         if self.state != State::Reading {
             return;
@@ -128,13 +129,13 @@ impl AnswerReader {
         self.state = State::Read;
     }
 
-    /// Whether it has been read to its end, or to where it is known to be unreadable.
+    /// Whether the answer is complete, or known to be unreadable.
     pub fn is_read(&self) -> bool {
         self.state != State::Reading
     }
 
-    /// What the field of that name says, JSON numbers and booleans as they are written; `Unread` where it
-    /// was not wanted.
+    /// The value of the field; JSON numbers and booleans as they are written. `Unread` if the field is not
+    /// wanted.
     pub fn get(&self, field: &str) -> Found<'_> {
         match (self.state, self.plain()) {
             (State::Reading, _) => Found::Unread,
@@ -143,8 +144,8 @@ impl AnswerReader {
         }
     }
 
-    /// Whether the text is in the first [`MAX_TEXT_SCANNED`](super::MAX_TEXT_SCANNED) bytes; nothing
-    /// where the answer is unreadable or has not come, or the text was not wanted.
+    /// Whether the text is in the first [`MAX_TEXT_SCANNED`](super::MAX_TEXT_SCANNED) bytes. `None` if the
+    /// answer is unreadable or incomplete, or if the text is not wanted.
     pub fn has(&self, text: &[u8]) -> Option<bool> {
         let plain = self.plain().filter(|_| self.state == State::Read)?;
         plain.texts.iter().find(|own| own.text().bytes() == text).map(Search::found)
@@ -159,7 +160,7 @@ impl AnswerReader {
     }
 }
 
-/// No more is wanted.
+/// Ends reading, because no more is wanted.
 #[derive(Debug)]
 struct Stop;
 
@@ -184,13 +185,13 @@ impl Plain {
         self.json = None;
     }
 
-    /// Whether more of the answer changes nothing.
+    /// Whether the rest of the answer changes nothing.
     fn is_done(&self) -> bool {
         (self.json.is_none() || self.values.is_read()) && self.texts.iter().all(Search::is_done)
     }
 }
 
-/// Where undone gzip goes.
+/// The destination of decompressed bytes.
 #[derive(Debug)]
 struct Sink(Option<Plain>);
 
@@ -198,7 +199,7 @@ impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.as_mut().map(|plain| plain.push(bytes)) {
             Some(Ok(())) => Ok(bytes.len()),
-            // Whatever it inflates to, no more of it is undone.
+            // Ends decompressing, however much more there is.
             _ => Err(io::ErrorKind::Other.into()),
         }
     }

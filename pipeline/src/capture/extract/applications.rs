@@ -1,5 +1,6 @@
-//! Bodies beside what the applications' own readers say of them, as recorded in `tests/bodies`: PHP's `$_POST`, Rack's
-//! parser, and Go's decoder for a map and for a struct. `tests/bodies.rs` asks PHP again where there is one.
+//! Compares this module with recordings in `tests/bodies` of how the applications' own parsers read bodies:
+//! PHP's `$_POST`, Rack's parser, and Go's decoder for a map and for a struct. `tests/bodies.rs` repeats
+//! the recording of PHP if PHP is installed.
 
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use super::{BUDGET, BodyFormat, BodyReader, Field, Found, Head, Room, Wanted};
 
 const BODIES: &str = include_str!("../../../../tests/bodies/bodies.jsonl");
 
-/// A body's bytes: each character is one, and `<TEXT*N>` stands for N times the text.
+/// A body's bytes: one for each character; `<TEXT*N>` repeats the text N times.
 fn bytes(text: &str) -> Vec<u8> {
     let latin1 = |text: &str| text.chars().map(|c| u8::try_from(c).unwrap()).collect::<Vec<_>>();
     let mut parts = text.split('<');
@@ -21,7 +22,7 @@ fn bytes(text: &str) -> Vec<u8> {
     out
 }
 
-/// What this module reads, as it is recorded of applications; nothing where it is unreadable.
+/// What this module reads, in the form of the recordings; `None` if it is unreadable.
 fn read(row: &Value, size: usize) -> Option<String> {
     let text = |name: &str| row[name].as_str().unwrap();
     let format = BodyFormat::from_name(text("format")).unwrap();

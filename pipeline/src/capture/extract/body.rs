@@ -1,4 +1,4 @@
-//! A request's body, as one application reads it.
+//! Reads a request's body as one application does.
 
 use super::form::{Rules, UrlEncoded};
 use super::json::Json;
@@ -7,14 +7,14 @@ use super::multipart::Multipart;
 use super::xmlrpc::XmlRpc;
 use super::{BodyFormat, MAX_SCANNED, State, Values, Wanted};
 
-/// What the head of a request says of its body.
+/// The parts of a request's head that determine how its body is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'h> {
-    /// As in the request line.
+    /// The method in the request line.
     pub method: &'h [u8],
     /// The value of each header `Content-Type`.
     pub content_types: &'h [&'h [u8]],
-    /// `Content-Length`, where there is one.
+    /// `Content-Length`, if present.
     pub length: Option<u64>,
 }
 
@@ -24,7 +24,8 @@ pub struct BodyReader {
     format: BodyFormat,
     kind: Kind,
     scanned: usize,
-    // Before the share that its room is taken from.
+    // Declared before the share, because fields are dropped in this order and the values' room belongs to
+    // the share.
     values: Values,
     share: Share,
 }
@@ -35,12 +36,12 @@ enum Kind {
     UrlEncoded(Box<UrlEncoded>),
     Multipart(Box<Multipart>),
     XmlRpc(Box<XmlRpc>),
-    /// The application reads nothing of such a body.
+    /// The application reads no fields from such a body.
     Nothing,
 }
 
 impl BodyReader {
-    /// A reader for a request with that head. Where there is no room for one, the body is unreadable.
+    /// A reader for a request with that head. Without room for a reader, the body is unreadable.
     pub fn new(wanted: &Wanted, head: &Head<'_>, room: &Room) -> Self {
         let mut share = room.share();
         let mut values = Values::new(wanted);
@@ -58,7 +59,7 @@ impl BodyReader {
         Self { format: wanted.format(), kind, scanned: 0, values, share }
     }
 
-    /// Reads more of the body.
+    /// Reads a chunk of the body.
     pub fn push(&mut self, chunk: &[u8]) {
         let Self { kind, scanned, values, share, .. } = self;
         if values.is_read() || chunk.is_empty() {
@@ -79,7 +80,7 @@ impl BodyReader {
         self.end();
     }
 
-    /// Parts of the body cannot be read.
+    /// Makes the body unreadable, because a part of it cannot be read.
     pub fn give_up(&mut self) {
         if !self.values.is_read() {
             self.values.give_up();
@@ -87,7 +88,7 @@ impl BodyReader {
         }
     }
 
-    /// The body has come to its end.
+    /// The body is complete.
     pub fn finish(&mut self) {
         let Self { kind, values, share, .. } = self;
         match kind {
@@ -101,17 +102,17 @@ impl BodyReader {
         self.end();
     }
 
-    /// As what the body is read.
+    /// The format in which the body is read.
     pub fn format(&self) -> BodyFormat {
         self.format
     }
 
-    /// What was read so far.
+    /// The values read so far.
     pub fn values(&self) -> &Values {
         &self.values
     }
 
-    /// Frees what only reading needs.
+    /// Frees the parser once reading has ended.
     fn end(&mut self) {
         if self.values.is_read() {
             self.kind = Kind::Nothing;
@@ -120,13 +121,13 @@ impl BodyReader {
 }
 
 impl Kind {
-    /// Nothing where applications differ on how such a body is read.
+    /// `None` if applications differ in how they read such a body.
     fn new(format: BodyFormat, head: &Head<'_>, values: &Values) -> Option<Self> {
         let media_type = |ends: fn(&u8) -> bool| {
             let text: &[u8] = head.content_types.first().copied().unwrap_or_default();
             text.split(&ends).next().unwrap_or_default()
         };
-        // Of several, some applications take the first, and some all of them, joined.
+        // Of several `Content-Type` headers, some applications take the first, and some join them all.
         let is_one = head.content_types.windows(2).all(|pair| pair[0] == pair[1]);
         match format {
             BodyFormat::Json | BodyFormat::XmlRpc => {}
@@ -156,7 +157,8 @@ impl Kind {
                         Some(Self::UrlEncoded(Box::new(UrlEncoded::new(Rules::Rails))))
                     }
                     "application/json" => Some(Self::Json(Box::new(Json::new(values)))),
-                    // Rails takes these for JSON, forms or XML, or not, by version and setting.
+                    // Depending on version and settings, Rails reads these as JSON, forms or XML, or not at
+                    // all.
                     text if text.contains("json") || text.contains("xml") => None,
                     text if text.starts_with("multipart/") && text != "multipart/form-data" => None,
                     _ => form(media_type, Rules::Rails),

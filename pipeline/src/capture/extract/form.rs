@@ -1,40 +1,40 @@
-//! `application/x-www-form-urlencoded`, and the names of fields as PHP and Rails read them.
+//! Reads `application/x-www-form-urlencoded`, and the names of form fields as PHP and Rails do.
 //!
-//! PHP's rules are those of `php_register_variable_ex` (main/php_variables.c), Rails' those of Rack's
-//! query parser, of which several versions are in use: where they differ, the field is unreadable.
+//! PHP's rules are those of `php_register_variable_ex` (main/php_variables.c), and Rails' those of Rack's
+//! query parser. Several versions of Rack are in use; if they differ, the field is unreadable.
 
 use memchr::memchr3;
 
 use super::kept::{Kept, Share};
 use super::{FieldError, Slot, State, Step, Values};
 
-/// How many fields PHP reads at most (`max_input_vars`).
+/// The most fields that PHP reads (`max_input_vars`).
 const MAX_PHP_FIELDS: usize = 1000;
 
-/// How many fields the strictest Rack reads at most.
+/// The most fields that the strictest version of Rack reads.
 const MAX_RACK_FIELDS: usize = 4096;
 
-/// How long all names together may be for Rack before 3.1 (`key_space_limit`), in bytes.
+/// The limit of Rack before 3.1 for the length of all names together (`key_space_limit`), in bytes.
 const MAX_RACK_NAMES: usize = 65_536;
 
-/// How deep PHP nests (`max_input_nesting_level`).
+/// The deepest nesting in PHP (`max_input_nesting_level`).
 const MAX_PHP_NESTING: usize = 64;
 
-/// The longest name that is kept; wanted ones are shorter.
+/// The longest name that is kept. Wanted names are shorter.
 pub(super) const MAX_NAME: usize = 1024;
 
-/// The body means different things to different readers.
+/// Readers interpret the body differently.
 #[derive(Debug)]
 pub(super) struct Unclear;
 
-/// Whose rules are for the names.
+/// The application whose rules apply to names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rules {
     Php,
     Rails,
 }
 
-/// The steps of a form's field for PHP.
+/// The steps of a form field in PHP.
 pub(super) fn php_steps(text: &str) -> Result<Vec<Step>, FieldError> {
     let name = PhpName::parse(text.as_bytes()).ok_or(FieldError::Empty)?;
     if name.is_odd || text.starts_with(' ') || has_stray_bracket(text) {
@@ -43,7 +43,7 @@ pub(super) fn php_steps(text: &str) -> Result<Vec<Step>, FieldError> {
     steps(name.keys.iter().map(Vec::as_slice))
 }
 
-/// The steps of a form's field for Rails.
+/// The steps of a form field in Rails.
 pub(super) fn rails_steps(text: &str) -> Result<Vec<Step>, FieldError> {
     let name = PhpName::parse(text.as_bytes()).ok_or(FieldError::Empty)?;
     if name.is_odd || text.starts_with(' ') || has_stray_bracket(text) {
@@ -54,7 +54,7 @@ pub(super) fn rails_steps(text: &str) -> Result<Vec<Step>, FieldError> {
     steps(std::iter::once(base).chain(name.keys.iter().skip(1).map(Vec::as_slice)))
 }
 
-/// Whether what stands behind the first `[` is not all in brackets, or a `]` stands before it.
+/// Whether there is text outside of brackets after the first `[`, or a `]` before it.
 fn has_stray_bracket(text: &str) -> bool {
     let (base, indexes) = text.split_at(text.find('[').unwrap_or(text.len()));
     base.contains(']') || !(indexes.is_empty() || indexes.ends_with(']'))
@@ -69,16 +69,16 @@ fn steps<'k>(keys: impl Iterator<Item = &'k [u8]>) -> Result<Vec<Step>, FieldErr
     keys.map(step).collect()
 }
 
-/// A field's name as PHP takes it apart.
+/// A field's name, as PHP parses it.
 struct PhpName {
-    /// From the outermost; an empty one appends to a list.
+    /// The keys from the outermost on. An empty key appends to a list.
     keys: Vec<Vec<u8>>,
-    /// PHP's versions take it apart in different ways.
+    /// Versions of PHP parse the name differently.
     is_odd: bool,
 }
 
 impl PhpName {
-    /// Nothing where PHP ignores the field.
+    /// `None` if PHP ignores the field.
     fn parse(name: &[u8]) -> Option<Self> {
         let start = name.iter().position(|b| *b != b' ')?;
         let name = name[start..].split(|b| *b == 0).next().unwrap_or_default();
@@ -89,7 +89,7 @@ impl PhpName {
         }
         let (mut rest, mut is_odd) = (&name[base..], false);
         while let Some(inside) = rest.strip_prefix(b"[") {
-            // One blank in front of an index that is empty does not count.
+            // PHP ignores one blank in an empty index.
             let blank = inside.first().is_some_and(|b| is_space(*b));
             if inside.get(usize::from(blank)) == Some(&b']') {
                 keys.push(Vec::new());
@@ -98,7 +98,7 @@ impl PhpName {
                 keys.push(inside[..end].to_vec());
                 rest = &inside[end + 1..];
             } else {
-                // No index: the bracket is a character of the name, and another one to PHP.
+                // Without a `]` the bracket belongs to the name, and PHP replaces it.
                 let [base] = &mut keys[..] else {
                     is_odd = true;
                     break;
@@ -118,39 +118,39 @@ impl PhpName {
     }
 }
 
-/// What PHP makes of a byte in front of an index.
+/// The byte that replaces `byte` before the first index in PHP.
 fn mangle(byte: &u8) -> u8 {
     if matches!(byte, b' ' | b'.') { b'_' } else { *byte }
 }
 
-/// As C's `isspace`.
+/// Like C's `isspace`.
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// What a field in a body means for a wanted one.
+/// What a field of the body does to a wanted field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relation {
     /// Nothing.
     Other,
-    /// It is its value.
+    /// It is the wanted field.
     Same,
-    /// It makes a list or a text of what the wanted one lies in, or is.
+    /// It replaces the wanted field, or an object that has it, by a list or a text.
     Replaces,
-    /// Readers differ.
+    /// That depends on the reader.
     Unclear,
 }
 
-/// Puts the fields of a form where they are wanted, in the order in which they come.
+/// Assigns the values of a form to the wanted fields, in the order in which they come.
 #[derive(Debug)]
 pub(super) struct Fields {
     pub(super) rules: Rules,
     count: usize,
-    /// The place of the field whose value comes.
+    /// The index of the wanted field whose value is being read.
     target: Option<usize>,
-    /// What must stay unreadable, whatever comes.
+    /// The wanted fields that are unreadable, whatever follows.
     unclear: u64,
-    /// What was there.
+    /// The wanted fields that have come.
     seen: u64,
     value: Kept,
 }
@@ -160,11 +160,11 @@ impl Fields {
         Self { rules, count: 0, target: None, unclear: 0, seen: 0, value: Kept::default() }
     }
 
-    /// A field's name has come, decoded; where it `is_cut`, more of it was not kept. Returns whether its
+    /// Reads a field's decoded name; `is_cut` says that only its beginning was kept. Returns whether the
     /// value is wanted.
     ///
     /// # Errors
-    /// There are more fields than all readers take.
+    /// There are more fields than some readers accept.
     pub(super) fn name(
         &mut self,
         name: &[u8],
@@ -197,7 +197,7 @@ impl Fields {
                 None => rails_relation(name, is_cut, field.as_str(), field.steps()),
             };
             let is_twice = self.rules == Rules::Rails && self.seen & bit != 0;
-            // Of a list, the first counts.
+            // Of a list, the first element counts.
             let has_one =
                 field.steps().contains(&Step::Each) && !matches!(values.slots[place], Slot::Absent);
             match relation {
@@ -216,12 +216,12 @@ impl Fields {
         Ok(self.target.is_some())
     }
 
-    /// The field that was named last has no value of its own.
+    /// The last named field has no value.
     pub(super) fn skip_value(&mut self) {
         self.target = None;
     }
 
-    /// More of the value of the field that was named last.
+    /// Reads a piece of the last named field's value.
     pub(super) fn value(&mut self, bytes: &[u8], values: &mut Values, share: &mut Share) {
         if let Some(place) = self.target
             && self.value.push(bytes, share).is_err()
@@ -232,14 +232,14 @@ impl Fields {
         }
     }
 
-    /// The value has ended.
+    /// The value is complete.
     pub(super) fn end_value(&mut self, values: &mut Values) {
         if let Some(place) = self.target.take() {
             values.slots[place] = Slot::Text(std::mem::take(&mut self.value));
         }
     }
 
-    /// The form has ended.
+    /// The form is complete.
     pub(super) fn finish(&self, values: &mut Values) {
         for (place, slot) in values.slots.iter_mut().enumerate().take(super::MAX_FIELDS) {
             if self.unclear & 1 << place != 0 {
@@ -259,7 +259,7 @@ fn release(slot: &mut Slot, share: &mut Share) {
 
 fn php_relation(php: &PhpName, name: &[u8], is_cut: bool, steps: &[Step]) -> Relation {
     if php.is_odd || is_cut {
-        // The name as a whole, and where it has an index.
+        // Compares the whole name, and the name before an index.
         let Step::Name(own) = &steps[0] else { return Relation::Unclear };
         let is_own = |key: &[u8]| key.iter().map(mangle).eq(own.bytes());
         let base = name.iter().position(|b| *b != b' ').map_or(name, |start| &name[start..]);
@@ -271,7 +271,7 @@ fn php_relation(php: &PhpName, name: &[u8], is_cut: bool, steps: &[Step]) -> Rel
         match (step, &key[..]) {
             (Step::Name(own), key) if own.as_bytes() == key => {}
             (Step::Each, b"") => {}
-            // Which element that is depends on those before.
+            // The index of that element depends on the elements before it.
             (Step::Each, _) => return Relation::Unclear,
             (Step::Name(own), b"") if own.bytes().all(|b| b.is_ascii_digit()) => {
                 return Relation::Unclear;
@@ -281,7 +281,7 @@ fn php_relation(php: &PhpName, name: &[u8], is_cut: bool, steps: &[Step]) -> Rel
     }
     match php.keys.len() == steps.len() {
         true => Relation::Same,
-        // Of a list, other elements stay.
+        // The other elements of a list stay.
         false if php.keys.iter().zip(steps).any(|(_, step)| *step == Step::Each) => {
             Relation::Unclear
         }
@@ -293,8 +293,8 @@ fn rails_relation(name: &[u8], is_cut: bool, own: &str, steps: &[Step]) -> Relat
     if name == own.as_bytes() && !is_cut {
         return Relation::Same;
     }
-    // Brackets that do not fit mean other things to each version: what has the same words is unclear,
-    // and so is what makes a list or a text of what the field lies in.
+    // Versions of Rack read unbalanced brackets differently. A name with the same words is unclear, and so
+    // is a name that would replace an object that has the field by a list or a text.
     let mut words = name
         .split(|b| matches!(b, b'[' | b']' | 0))
         .map(|word| word.trim_ascii())
@@ -318,10 +318,10 @@ pub(super) struct UrlEncoded {
     fields: Fields,
     name: Kept,
     is_cut: bool,
-    /// How long all names were together.
+    /// The length of all names together.
     names: usize,
     place: Place,
-    /// A `%` whose digits have not come: the first of them, or `%` itself.
+    /// An unfinished escape: its first digit, or `%` if none has come.
     escape: Option<u8>,
 }
 
@@ -329,7 +329,7 @@ pub(super) struct UrlEncoded {
 enum Place {
     Name,
     Value,
-    /// A value that is not wanted.
+    /// A value of an unwanted field.
     Skipped,
 }
 
@@ -345,14 +345,14 @@ impl UrlEncoded {
         }
     }
 
-    /// Reads more of the body.
+    /// Reads a chunk of the body.
     pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
         if !values.is_read() && self.read(chunk, values, share).is_err() {
             values.give_up();
         }
     }
 
-    /// The body has ended.
+    /// The body is complete.
     pub(super) fn finish(&mut self, values: &mut Values, share: &mut Share) {
         if values.is_read() {
             return;
@@ -365,7 +365,7 @@ impl UrlEncoded {
 
     fn end(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
         self.end_escape(values, share)?;
-        // What ends with `&` has no field after it.
+        // No field follows an `&` at the end.
         if self.place == Place::Name && self.name.bytes().is_empty() {
             return Ok(());
         }
@@ -382,7 +382,7 @@ impl UrlEncoded {
             if let Some(first) = self.escape {
                 if !byte.is_ascii_hexdigit() {
                     self.end_escape(values, share)?;
-                    // The byte belongs to what follows.
+                    // The byte follows the broken escape and is read on its own.
                     continue;
                 }
                 if first == b'%' {
@@ -396,7 +396,7 @@ impl UrlEncoded {
                 continue;
             }
             let plain = match self.place {
-                // PHP does not look into what it only skips.
+                // PHP does not decode a value that it skips.
                 Place::Skipped if self.fields.rules == Rules::Php => memchr::memchr(b'&', chunk),
                 Place::Skipped => memchr3(b'&', b'%', b';', chunk),
                 _ => chunk.iter().position(|b| matches!(b, b'&' | b'=' | b'%' | b'+' | b';')),
@@ -411,7 +411,7 @@ impl UrlEncoded {
                 b'&' => self.end_field(values, share)?,
                 b'=' if self.place == Place::Name => self.end_name(values, share)?,
                 b'%' => self.escape = Some(b'%'),
-                // It ends a field for some versions of Rack.
+                // Some versions of Rack end a field here.
                 b';' if self.fields.rules == Rules::Rails => return Err(Unclear),
                 b'+' => self.add(b" ", values, share),
                 _ => self.add(&[byte], values, share),
@@ -421,7 +421,7 @@ impl UrlEncoded {
         Ok(())
     }
 
-    /// What began like an encoded byte is none: PHP takes it as it is, Ruby refuses the body.
+    /// Ends a malformed escape: PHP takes it literally, Ruby refuses the body.
     fn end_escape(&mut self, values: &mut Values, share: &mut Share) -> Result<(), Unclear> {
         let Some(first) = self.escape.take() else { return Ok(()) };
         if self.fields.rules == Rules::Rails {
@@ -437,7 +437,7 @@ impl UrlEncoded {
     fn add(&mut self, bytes: &[u8], values: &mut Values, share: &mut Share) {
         match self.place {
             Place::Name => {
-                // To PHP, blanks in front do not count, however many.
+                // PHP ignores any number of leading blanks.
                 let is_start = self.fields.rules == Rules::Php && self.name.bytes().is_empty();
                 let skip = match is_start {
                     true => bytes.iter().position(|b| *b != b' ').unwrap_or(bytes.len()),
@@ -468,7 +468,7 @@ impl UrlEncoded {
         if self.place == Place::Name {
             self.end_name(values, share)?;
             if self.fields.rules == Rules::Rails {
-                // Without `=` it has no value, not even an empty one.
+                // Without `=` the field has no value, not even an empty one.
                 self.fields.skip_value();
             }
         }

@@ -1,38 +1,38 @@
-//! The first JSON value of a body, read in chunks of any size.
+//! Reads the first JSON value of a body in chunks of any size.
 //!
-//! Readers differ in what they make of broken JSON, of names that stand twice or in another case, of
-//! text that is no UTF-8: all that is unreadable. They agree on the rest: RFC 8259 without a byte order
-//! mark, nested at most [`MAX_DEPTH`] deep.
+//! Readers differ on broken JSON, on names that come twice or in another case, and on text that is not
+//! UTF-8; all of that is unreadable. They agree on the rest: RFC 8259 without a byte order mark, with at
+//! most [`MAX_DEPTH`] levels of nesting.
 
 use memchr::memchr2;
 
 use super::kept::{Kept, Share};
 use super::{MAX_STEPS, Slot, State, Step, Values};
 
-/// The deepest nesting that all readers take: Ruby's bound, the lowest.
+/// The deepest nesting that all readers accept. Ruby's limit is the lowest.
 const MAX_DEPTH: usize = 100;
 
 /// The longest number that is kept.
 const MAX_NUMBER: usize = 64;
 
-/// A set of wanted fields, a bit for each.
+/// A set of wanted fields, one bit for each.
 type Set = u64;
 
 /// Reads one JSON value.
 #[derive(Debug)]
 pub(super) struct Json {
     expect: Expect,
-    /// For each open object or array whether it is an object, the innermost in the lowest bit.
+    /// One bit for each open object (1) or array (0), the innermost in the lowest bit.
     objects: u128,
     depth: usize,
-    /// The objects and arrays in which something is wanted; the first stands for the value itself.
+    /// The open objects and arrays that may have wanted fields, from the JSON value itself on.
     frames: [Frame; MAX_STEPS + 1],
-    /// The fields that the next value is, or is on the way to.
+    /// The wanted fields that the next value is, or may contain.
     next: Set,
     capture: Capture,
-    /// The name or the value that is being read.
+    /// The name or value that is being read.
     text: Kept,
-    /// The name is longer than any that is wanted: the rest of it is not kept.
+    /// The name is longer than all wanted ones, and the rest of it is not kept.
     too_long: bool,
     /// The name has a control character.
     has_control: bool,
@@ -42,12 +42,12 @@ pub(super) struct Json {
     longest: usize,
 }
 
-/// An object or array that is open.
+/// An open object or array.
 #[derive(Clone, Copy, Debug, Default)]
 struct Frame {
-    /// The fields that lie in it.
+    /// The wanted fields in it.
     wanted: Set,
-    /// Those of them whose name was there.
+    /// The wanted fields whose name has come.
     seen: Set,
 }
 
@@ -62,11 +62,11 @@ enum Expect {
     Name,
     Colon,
     CommaOrEnd,
-    /// More of a text.
+    /// The rest of a string.
     Text,
     /// After a backslash.
     Escape,
-    /// After `\u`: how many digits came, and their value.
+    /// After `\u`: the number of digits that have come, and their value.
     Hex(u8, u16),
     /// The rest of `true`, `false` or `null`.
     Word(&'static [u8]),
@@ -75,7 +75,7 @@ enum Expect {
     Nothing,
 }
 
-/// What of a number was there last.
+/// The last part of a number that has come.
 #[derive(Clone, Copy, Debug)]
 enum Number {
     Minus,
@@ -88,19 +88,19 @@ enum Number {
     Exponent,
 }
 
-/// What becomes of what is being read.
+/// What is done with the text that is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Capture {
-    /// Only its form is checked.
+    /// Only its syntax is checked.
     Nothing,
     Name,
-    /// It is the value of the field in this place.
+    /// It is the value of the wanted field at this index.
     Value(usize),
-    /// A name where nothing is wanted.
+    /// It is a name in an object without wanted fields.
     Skipped,
 }
 
-/// The body is not what all readers agree on.
+/// Readers differ on such a body.
 #[derive(Debug)]
 struct Broken;
 
@@ -128,7 +128,7 @@ impl Json {
         }
     }
 
-    /// Reads more of the body. Once `values` is read, more changes nothing.
+    /// Reads a chunk of the body. Once `values` is read, further chunks change nothing.
     pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
         if values.is_read() {
             return;
@@ -140,7 +140,7 @@ impl Json {
         }
     }
 
-    /// The body has ended.
+    /// The body is complete.
     pub(super) fn finish(&mut self, values: &mut Values) {
         if values.is_read() {
             return;
@@ -151,7 +151,7 @@ impl Json {
             values.state = State::Read;
             return;
         }
-        // Nothing at all says nothing.
+        // An empty body has no fields.
         if matches!(self.expect, Expect::Value) && self.depth == 0 {
             values.state = State::Read;
         } else {
@@ -188,7 +188,7 @@ impl Json {
                     }
                     None => {
                         self.end_number(number, values)?;
-                        // The byte belongs to what follows.
+                        // The byte follows the number and is read on its own.
                         continue;
                     }
                 },
@@ -220,7 +220,7 @@ impl Json {
         self.objects & 1 == 1
     }
 
-    /// The innermost open object or array; one in which nothing is wanted where it is deep.
+    /// The innermost open object or array; an empty frame below the depth of all wanted fields.
     fn frame(&self) -> Frame {
         self.frames.get(self.depth).copied().unwrap_or_default()
     }
@@ -255,8 +255,8 @@ impl Json {
         Ok(())
     }
 
-    /// The place of the field that the next value is the value of, and that has none yet: of a list the
-    /// first counts.
+    /// The index of the wanted field that the next value belongs to and that has no value yet. Of a list,
+    /// the first element counts.
     fn wanted_value(&self, values: &Values) -> Option<usize> {
         let ends = |place: &usize| values.fields[*place].steps().len() == self.depth;
         let place = members(self.next).find(ends)?;
@@ -311,8 +311,8 @@ impl Json {
         self.expect = Expect::Text;
     }
 
-    /// Which fields lie under the name that was read. Those are unreadable that lie there twice, or
-    /// under a name that is theirs only for some readers.
+    /// Finds the fields that begin with the name that was read. A field is unreadable if its name comes
+    /// twice, or if only some readers take the name for its own.
     fn end_name(&mut self, values: &mut Values) {
         self.next = 0;
         self.expect = Expect::Colon;
@@ -326,7 +326,7 @@ impl Json {
             let Some(Step::Name(own)) = values.fields[place].steps().get(step) else { continue };
             let is_own = !self.too_long && **own == *name;
             let is_twice = is_own && frame.seen & 1 << place != 0;
-            // A name with a NUL ends there for some.
+            // Some readers end a name at a NUL.
             if is_twice || self.has_control || !is_own && !self.too_long && is_alias(own, name) {
                 values.slots[place] = Slot::Unreadable;
             }
@@ -337,7 +337,7 @@ impl Json {
         frame.seen |= self.next;
     }
 
-    /// Reads a text up to its end or its next escape.
+    /// Reads a string up to its end or its next escape.
     fn read_text<'c>(
         &mut self,
         chunk: &'c [u8],
@@ -430,12 +430,12 @@ impl Json {
         Ok(())
     }
 
-    /// Keeps more of the name or value.
+    /// Keeps a piece of the name or value.
     fn keep(&mut self, bytes: &[u8], values: &mut Values, share: &mut Share) {
         match self.capture {
             Capture::Name => {
                 self.has_control |= bytes.iter().any(u8::is_ascii_control);
-                // Another case may triple a letter's bytes.
+                // In another case, a letter may need up to three times as many bytes.
                 self.too_long = self.too_long
                     || self.text.bytes().len() + bytes.len() > 3 * self.longest
                     || self.text.push(bytes, share).is_err();
@@ -474,7 +474,7 @@ impl Json {
 }
 
 impl Number {
-    /// With one more byte; nothing where the byte does not belong to a number.
+    /// The state after one more byte; `None` if the byte does not belong to the number.
     fn next(self, byte: u8) -> Option<Self> {
         Some(match (self, byte) {
             (Self::Minus, b'0') => Self::Zero,
@@ -489,7 +489,7 @@ impl Number {
     }
 }
 
-/// The places in a set, from the first.
+/// The indexes in a set, in ascending order.
 fn members(mut set: Set) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let place = (set != 0).then(|| set.trailing_zeros() as usize)?;
@@ -498,12 +498,12 @@ fn members(mut set: Set) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Whether some readers take `name` for `own`, which it is not: Go without regard to case, others as
-/// well with another sign between letters and digits.
+/// Whether some readers take a different `name` for `own`: Go ignores case, and others also ignore which
+/// sign is between letters and digits.
 fn is_alias(own: &str, name: &str) -> bool {
     fn folded(name: &str) -> impl Iterator<Item = char> {
         let fold = |c: char| match c {
-            // Go's folding of `s` and `k`.
+            // Go takes these for `s` and `k`.
             '\u{17f}' => 's',
             c if c.is_alphanumeric() => c,
             _ => '_',
@@ -513,10 +513,10 @@ fn is_alias(own: &str, name: &str) -> bool {
     folded(own).eq(folded(name))
 }
 
-/// Checks text that comes in pieces.
+/// Validates UTF-8 that comes in pieces.
 #[derive(Debug, Default)]
 struct Utf8 {
-    /// The beginning of a character.
+    /// The first bytes of an unfinished character.
     begun: [u8; 4],
     len: usize,
 }

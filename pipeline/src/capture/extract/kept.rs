@@ -1,4 +1,4 @@
-//! Bytes that are kept of bodies: bounded for one request and for all, and overwritten.
+//! Bytes kept from bodies, with a limit for each request and for the process, and overwritten in the end.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -8,16 +8,16 @@ use zeroize::Zeroize;
 
 use super::Found;
 
-/// How much is kept of one request, in bytes.
+/// The most bytes that are kept for one request.
 pub const MAX_KEPT: usize = 8 << 10;
 
-/// How much one process keeps of all its requests, in bytes.
+/// The most bytes that one process keeps for all its requests.
 const MAX_KEPT_OF_ALL: usize = 16 << 20;
 
-/// The bound for the requests of this process.
+/// The limit for all requests of this process.
 pub static BUDGET: Budget = Budget::new(MAX_KEPT_OF_ALL);
 
-/// A bound for what all requests keep together.
+/// A limit for all requests together.
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
@@ -26,17 +26,17 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// At most so many bytes.
+    /// A limit of `most` bytes.
     pub const fn new(most: usize) -> Self {
         Self { used: AtomicUsize::new(0), refused: AtomicU64::new(0), most }
     }
 
-    /// How many bytes are in use.
+    /// The number of bytes in use.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// How many bodies were unreadable because others took the room.
+    /// How many times a request found no room, which made its body unreadable.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
@@ -55,38 +55,38 @@ impl Budget {
     }
 }
 
-/// What one request may keep.
+/// The room of one request.
 #[derive(Clone, Debug)]
 pub struct Room {
     budget: &'static Budget,
-    /// What is left of [`MAX_KEPT`].
+    /// The rest of [`MAX_KEPT`].
     left: Rc<Cell<usize>>,
 }
 
 impl Room {
-    /// For a request that has nothing yet.
+    /// The whole room of a new request.
     pub fn new(budget: &'static Budget) -> Self {
         Self { budget, left: Rc::new(Cell::new(MAX_KEPT)) }
     }
 
-    /// What one reader takes of it.
+    /// A share of the room, for one reader.
     pub(super) fn share(&self) -> Share {
         Share { room: self.clone(), taken: 0, kept: 0 }
     }
 }
 
-/// What one reader takes of a request's room; it goes back when this is dropped.
+/// One reader's share of a request's room. Dropping it gives the room back.
 #[derive(Debug)]
 pub(super) struct Share {
     room: Room,
-    /// What was taken of the budget, in bytes.
+    /// The bytes taken from the budget.
     taken: usize,
-    /// How much of that is for values.
+    /// The bytes among them that are for values.
     kept: usize,
 }
 
 impl Share {
-    /// Takes room that is not for values: a reader's own.
+    /// Takes room for the reader itself, which does not count against [`MAX_KEPT`].
     #[must_use]
     pub(super) fn take(&mut self, bytes: usize) -> bool {
         let fits = self.room.budget.take(bytes);
@@ -121,8 +121,8 @@ impl Drop for Share {
     }
 }
 
-/// Bytes of a value or a name. Growing and dropping them leaves nothing behind in memory. Its room
-/// stays taken from the share until it is [released](Self::release), or the share is dropped.
+/// The bytes of a value or a name, overwritten when they are moved or dropped. They occupy room of the
+/// share until they are [released](Self::release), or the share is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Kept(Vec<u8>);
 
@@ -151,20 +151,20 @@ impl Kept {
         &self.0
     }
 
-    /// Empties it, and keeps its room.
+    /// Overwrites the bytes, and keeps the room.
     pub(super) fn clear(&mut self) {
         self.0.as_mut_slice().zeroize();
         self.0.clear();
     }
 
-    /// Empties it, and gives its room back.
+    /// Overwrites the bytes, and gives the room back.
     pub(super) fn release(&mut self, share: &mut Share) {
         share.give_back_kept(self.0.capacity());
         self.0.zeroize();
         self.0 = Vec::new();
     }
 
-    /// What it says as a value.
+    /// The bytes as a value.
     pub(super) fn text(&self) -> Found<'_> {
         match str::from_utf8(&self.0) {
             Ok(text) if !text.contains(char::is_control) => Found::Value(text),

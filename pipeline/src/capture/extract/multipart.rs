@@ -1,8 +1,8 @@
-//! `multipart/form-data`.
+//! Reads `multipart/form-data`.
 //!
-//! Readers are many and lenient in different ways: PHP takes whole lines for boundaries and reads on
-//! after the last, Rack undoes encodings in names. Read here is what all of them read alike, which is
-//! what browsers, curl and HTTP libraries send; anything else is unreadable.
+//! The many readers are lenient in different ways: PHP accepts only whole lines as boundaries and reads on
+//! after the last one, and Rack decodes names. This module reads only what all of them read alike, which is
+//! what browsers, curl and HTTP libraries send. Anything else is unreadable.
 
 use memchr::{memchr2, memchr3};
 
@@ -31,21 +31,21 @@ pub(super) struct Multipart {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// In the delimiter in front of the first part, of which so many bytes came.
+    /// In the delimiter before the first part, of which this many bytes have come.
     First(usize),
-    /// After a delimiter: what came of `\r\n` or `--`.
+    /// After a delimiter: the first byte of `\r\n` or `--`, if it has come.
     AfterDelimiter(Option<u8>),
     Header,
-    /// In a part's content, of whose delimiter so much has come, from the byte `start` on.
+    /// In a part's content. The last bytes are the delimiter's from `start` to `matched`.
     Content {
         matched: usize,
         start: usize,
     },
-    /// After the last delimiter: what came of `\r\n`.
+    /// After the last delimiter: how many bytes of `\r\n` have come.
     End(usize),
 }
 
-/// What a part is.
+/// A part's `Content-Disposition`.
 #[derive(Debug)]
 struct Disposition {
     name: Kept,
@@ -53,11 +53,11 @@ struct Disposition {
 }
 
 impl Multipart {
-    /// Nothing where readers differ on the boundary that the `Content-Type` names.
+    /// `None` if readers differ on the boundary in the `Content-Type`.
     pub(super) fn new(content_type: &[u8], rules: Rules) -> Option<Self> {
         let boundary = boundary(content_type)?;
-        // Rack takes a boundary for one also where no line begins. It is found there, however many dashes
-        // stand before it, if it has none but in front.
+        // Rack also finds a boundary in the middle of a line. This module does so, too, after any number of
+        // dashes, if the boundary has dashes only at its start.
         let first = boundary.iter().position(|b| *b != b'-')?;
         if rules == Rules::Rails && boundary[first..].contains(&b'-') {
             return None;
@@ -73,14 +73,14 @@ impl Multipart {
         })
     }
 
-    /// Reads more of the body.
+    /// Reads a chunk of the body.
     pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
         if !values.is_read() && self.read(chunk, values, share).is_err() {
             values.give_up();
         }
     }
 
-    /// The body has ended.
+    /// The body is complete.
     pub(super) fn finish(&mut self, values: &mut Values) {
         if values.is_read() {
             return;
@@ -135,7 +135,7 @@ impl Multipart {
         Ok(())
     }
 
-    /// Content up to what may be the beginning of a delimiter.
+    /// Reads content up to a possible start of a delimiter.
     fn read_content<'c>(
         &mut self,
         chunk: &'c [u8],
@@ -157,8 +157,8 @@ impl Multipart {
         rest
     }
 
-    /// What may be the rest of a delimiter. Neither `\r` nor `\n` is in a boundary: what was none is
-    /// content as a whole, and the next byte may begin one.
+    /// Reads the possible rest of a delimiter. A boundary contains neither `\r` nor `\n`, so a mismatch
+    /// makes all matched bytes content, and only the next byte may start a delimiter.
     fn read_delimiter<'c>(
         &mut self,
         chunk: &'c [u8],
@@ -171,7 +171,7 @@ impl Multipart {
             let begun = &self.delimiter[start..matched];
             let is_dashes = matched > 2 && self.delimiter[2..matched].iter().all(|b| *b == b'-');
             if self.fields.rules == Rules::Rails && chunk[0] == b'-' && is_dashes {
-                // One dash more in front of it.
+                // There is one more dash before the boundary.
                 self.fields.value(&self.delimiter[start..2], values, share);
                 self.fields.value(b"-", values, share);
                 self.place = Place::Content { matched, start: 2 };
@@ -184,7 +184,7 @@ impl Multipart {
         let matched = matched + 1;
         self.place = Place::Content { matched, start };
         if matched == self.delimiter.len() {
-            // Without its `\r` it is one for PHP, without a line's end for Rack.
+            // PHP accepts a delimiter without its `\r`, and Rack one in the middle of a line.
             if start > 0 {
                 return Err(Unclear);
             }
@@ -194,7 +194,7 @@ impl Multipart {
         Ok(&chunk[1..])
     }
 
-    /// A line of a part's header.
+    /// Reads a line of a part's header.
     fn read_line<'c>(
         &mut self,
         chunk: &'c [u8],
@@ -235,10 +235,10 @@ impl Multipart {
         self.line.clear();
         let mut part = self.disposition.take().ok_or(Unclear)?;
         let has_type = std::mem::take(&mut self.has_type);
-        // PHP puts files elsewhere, Rack among the fields.
+        // PHP keeps files apart, Rack has them among the fields.
         if !part.is_file || self.fields.rules == Rules::Rails {
             let wanted = self.fields.name(part.name.bytes(), false, values, share)?;
-            // A type may say how the text is encoded.
+            // The part's type may declare a text encoding.
             if wanted && has_type && !part.is_file {
                 return Err(Unclear);
             }
@@ -252,7 +252,7 @@ impl Multipart {
     }
 }
 
-/// Reads `form-data; name="…"; filename="…"`.
+/// Parses `form-data; name="…"; filename="…"`.
 fn disposition(value: &[u8], share: &mut Share) -> Result<Disposition, Unclear> {
     let kind = b"form-data";
     let (start, mut rest) = value.split_at_checked(kind.len()).ok_or(Unclear)?;
@@ -267,7 +267,7 @@ fn disposition(value: &[u8], share: &mut Share) -> Result<Disposition, Unclear> 
         let end = quoted.iter().position(|b| *b == b'"').ok_or(Unclear)?;
         let text = &quoted[..end];
         rest = &quoted[end + 1..];
-        // What it hides differs.
+        // Readers differ on backslashes.
         if text.contains(&b'\\') {
             return Err(Unclear);
         }
@@ -288,7 +288,7 @@ fn disposition(value: &[u8], share: &mut Share) -> Result<Disposition, Unclear> 
     }
 }
 
-/// The boundary that a `Content-Type` names, where all readers find the same.
+/// The boundary in a `Content-Type`, if all readers find the same.
 fn boundary(content_type: &[u8]) -> Option<&[u8]> {
     let is_boundary = |word: &[u8]| word.eq_ignore_ascii_case(b"boundary");
     let mut places = content_type.windows(8).enumerate().filter(|(_, word)| is_boundary(word));

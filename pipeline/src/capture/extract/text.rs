@@ -1,17 +1,17 @@
-//! Bytes that a rule looks for in an answer.
+//! Searches an answer for texts of rules.
 
 use std::fmt;
 use std::rc::Rc;
 
 use memchr::memmem::{self, Finder};
 
-/// How much of an answer is searched, in bytes.
+/// How many bytes of an answer are searched.
 pub const MAX_TEXT_SCANNED: usize = 64 << 10;
 
-/// The longest text, in bytes.
+/// The longest text to search for, in bytes.
 const MAX_TEXT: usize = 256;
 
-/// What is wrong with a text.
+/// Why a text is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextError {
     /// It is empty.
@@ -29,12 +29,12 @@ impl fmt::Display for TextError {
     }
 }
 
-/// Bytes to look for in the first [`MAX_TEXT_SCANNED`] of an answer.
+/// A text to search for in the first [`MAX_TEXT_SCANNED`] bytes of an answer.
 #[derive(Clone, Debug)]
 pub struct Text(Rc<Finder<'static>>);
 
 impl Text {
-    /// A text to look for.
+    /// Parses a text to search for.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -46,7 +46,7 @@ impl Text {
         }
     }
 
-    /// Its bytes.
+    /// The text's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.0.needle()
     }
@@ -60,11 +60,11 @@ impl PartialEq for Text {
 
 impl Eq for Text {}
 
-/// Looks for a text in chunks.
+/// Searches chunks for a text.
 #[derive(Debug)]
 pub(super) struct Search {
     text: Text,
-    /// The end of what was searched, shorter than the text: the text may have begun there.
+    /// The last bytes searched, fewer than the text has, which may be its beginning.
     tail: Vec<u8>,
     scanned: usize,
     found: bool,
@@ -79,7 +79,7 @@ impl Search {
         &self.text
     }
 
-    /// The room that it takes at most, in bytes.
+    /// The most memory that the search takes, in bytes.
     pub(super) fn room(&self) -> usize {
         size_of::<Self>() + 2 * self.text.bytes().len()
     }
@@ -88,7 +88,7 @@ impl Search {
         self.found
     }
 
-    /// Whether more bytes change nothing.
+    /// Whether more bytes cannot change the result.
     pub(super) fn is_done(&self) -> bool {
         self.found || self.scanned == MAX_TEXT_SCANNED
     }

@@ -1,36 +1,37 @@
-//! The call of XML-RPC in a body, read in chunks of any size.
+//! Reads an XML-RPC call from a body in chunks of any size.
 //!
-//! Its fields are `methodName`, and `params.0`, `params.1`, …: the parameters in their order; an array or a
-//! struct is one, which is unreadable. Of a `system.multicall` they are all single values in the order in
-//! which they stand, wherever: first the first call's name, then its parameters. `calls` is how many calls
-//! it has; of another call it is absent.
+//! Its fields are `methodName` and the parameters in order, `params.0`, `params.1`, …. An array or a struct
+//! is one parameter, and unreadable. In a `system.multicall`, the parameters are all single values in
+//! document order, at any depth: first the name of the first call, then its parameters. The field `calls`
+//! is the number of calls in a `system.multicall`, and is absent in other calls.
 //!
-//! Where servers count differently, what follows is unreadable: WordPress counts no empty `<value>`, others
-//! do.
+//! Servers count differently after an empty `<value>`, which WordPress skips and others count; the
+//! parameters after it are unreadable.
 //!
-//! Calls are plain: elements of the specification without attributes, and text. What XML has beside that
-//! (comments, CDATA, document types, other encodings than UTF-8) no client sends; it is unreadable.
+//! Only plain calls are read: the elements of the specification without attributes, and text. No client
+//! sends more of XML (comments, CDATA, document types, other encodings than UTF-8), and a body with any of
+//! it is unreadable.
 
 use super::kept::{Kept, Share};
 use super::{FieldError, Slot, State, Step, Values};
 
-/// The longest tag, name of an entity, or XML declaration, in bytes.
+/// The longest tag, entity name or XML declaration, in bytes.
 const MAX_MARKUP: usize = 128;
 
-/// How many parameters can be wanted.
+/// The number of parameters that a field can name.
 const MAX_PARAMS: usize = 100;
 
-/// Values that are texts as they stand.
+/// Elements whose text is the value.
 const SCALARS: [&[u8]; 6] = [b"string", b"int", b"i4", b"double", b"boolean", b"dateTime.iso8601"];
 
-/// What only holds other elements.
+/// Elements that only contain other elements.
 const CONTAINERS: [&[u8]; 8] =
     [b"methodCall", b"params", b"param", b"array", b"data", b"struct", b"member", b"nil"];
 
-/// The call's name: its own, and the member of a call in a `system.multicall`.
+/// The name of a call, and of the member with the name of a call in a `system.multicall`.
 const METHOD_NAME: &str = "methodName";
 
-/// How many calls there are in a `system.multicall`.
+/// The number of calls in a `system.multicall`.
 const CALLS: &str = "calls";
 
 /// The steps of a field.
@@ -46,7 +47,7 @@ pub(super) fn steps(text: &str) -> Result<Vec<Step>, FieldError> {
     Ok(vec![Step::Name("params".into()), Step::Name(number.into())])
 }
 
-/// Reads one call.
+/// Reads a call.
 #[derive(Debug)]
 pub(super) struct XmlRpc {
     expect: Expect,
@@ -54,18 +55,18 @@ pub(super) struct XmlRpc {
     markup: Kept,
     text: Kept,
     element: Element,
-    /// Whether the text of the element is wanted, and whether there is more than blanks of it.
+    /// Whether the element's text is wanted, and whether it has more than blanks.
     is_wanted: bool,
     has_text: bool,
-    /// How many values came.
+    /// The number of values so far.
     values: usize,
-    /// How many arrays and structs are open.
+    /// The number of open arrays and structs.
     nested: usize,
-    /// Whether servers differ in how many values came.
+    /// Whether servers differ on the number of values so far.
     is_uncertain: bool,
     has_name: bool,
     is_multicall: bool,
-    /// How many members are called `methodName`.
+    /// The number of members with the name `methodName`.
     calls: usize,
 }
 
@@ -78,22 +79,22 @@ enum Expect {
     Entity,
 }
 
-/// Whose text is being read.
+/// The element whose text is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Element {
-    /// Nobody's: it must be blank.
+    /// None: such text must be blank.
     None,
     MethodName,
-    /// The name of a member, which is left out.
+    /// The name of a member.
     Name,
     /// `<value>` without a type: a string, if no element follows.
     Value,
     Scalar,
-    /// Base64 is no text.
+    /// Base64, which is not read as text.
     Base64,
 }
 
-/// It is no plain call.
+/// The body is not a plain call.
 #[derive(Debug)]
 struct Broken;
 
@@ -115,7 +116,7 @@ impl XmlRpc {
         }
     }
 
-    /// Reads more of the body. Once `values` is read, more changes nothing.
+    /// Reads a chunk of the body. Once `values` is read, further chunks change nothing.
     pub(super) fn push(&mut self, chunk: &[u8], values: &mut Values, share: &mut Share) {
         for byte in chunk {
             if values.is_read() {
@@ -127,7 +128,7 @@ impl XmlRpc {
         }
     }
 
-    /// The body has ended.
+    /// The body is complete.
     pub(super) fn finish(&mut self, values: &mut Values) {
         if !values.is_read() {
             values.give_up();
@@ -166,7 +167,7 @@ impl XmlRpc {
         Ok(())
     }
 
-    /// Keeps text of an element.
+    /// Keeps a piece of the element's text.
     fn keep(&mut self, bytes: &[u8], share: &mut Share) -> Result<(), Broken> {
         match self.element {
             Element::None if bytes.trim_ascii().is_empty() => Ok(()),
@@ -200,7 +201,7 @@ impl XmlRpc {
     }
 
     fn open(&mut self, name: &[u8], values: &Values, share: &mut Share) -> Result<(), Broken> {
-        // Text in front of an element is no value's.
+        // Text before an element belongs to no value.
         if std::mem::take(&mut self.has_text) {
             return Err(Broken);
         }
@@ -230,16 +231,16 @@ impl XmlRpc {
         values.fields.iter().position(|own| own.as_str() == field)
     }
 
-    /// Which field the next value is, if it is wanted.
+    /// The index of the wanted field of the next value.
     fn place_of_value(&self, values: &Values) -> Option<usize> {
-        // Most calls have more values than anybody wants.
+        // Most calls have more values than wanted fields.
         values.fields.iter().position(|own| number_of(own.as_str()) == Some(self.values))
     }
 
     fn close(&mut self, name: &[u8], values: &mut Values, share: &mut Share) -> Result<(), Broken> {
         match (name, self.element) {
             (b"methodName", Element::MethodName) => {
-                // Servers take another one of several.
+                // Of several names, servers take different ones.
                 if std::mem::replace(&mut self.has_name, true) {
                     return Err(Broken);
                 }
@@ -287,7 +288,7 @@ impl XmlRpc {
             return;
         }
         if self.is_uncertain {
-            // This one, and any behind it, may be another parameter than it seems.
+            // This value, and all after it, may be other parameters to the server.
             self.has_text = false;
             self.text.release(share);
             for (own, slot) in values.fields.iter().zip(&mut values.slots) {
@@ -302,7 +303,7 @@ impl XmlRpc {
         self.found(place, is_text, values, share);
     }
 
-    /// The text is the field's in that place.
+    /// Stores the text as the value of the field at `place`.
     fn found(
         &mut self,
         place: Option<usize>,
@@ -322,17 +323,17 @@ impl XmlRpc {
     }
 }
 
-/// The number of a field `params.N`.
+/// The number N of a field `params.N`.
 fn number_of(field: &str) -> Option<usize> {
     field.strip_prefix("params.")?.parse().ok()
 }
 
-/// Whether the values in it are parts of one value.
+/// Whether the values inside the element are parts of one value.
 fn is_nesting(name: &[u8]) -> bool {
     matches!(name, b"data" | b"struct")
 }
 
-/// The character of `&name;`.
+/// The character of an entity `&name;`.
 fn entity(name: &[u8]) -> Option<char> {
     Some(match name {
         b"lt" => '<',
@@ -356,7 +357,7 @@ fn number(digits: &[u8], radix: u32) -> Option<char> {
 mod tests {
     use super::super::{BUDGET, BodyFormat, BodyReader, Field, Found, Head, Room, Wanted};
 
-    /// What a body says in a field, the same in chunks of any size.
+    /// The field's value in a body, which must be the same for chunks of any size.
     fn read(body: &str, field: &str) -> String {
         let field = Field::parse(field, BodyFormat::XmlRpc).unwrap();
         let wanted = Wanted::new(BodyFormat::XmlRpc, [&field]);
@@ -405,7 +406,7 @@ mod tests {
         }
     }
 
-    /// Whoever can make others read another parameter than the server does signs with their name.
+    /// If the module read another parameter than the server, an attacker could act under a victim's name.
     #[test]
     fn an_array_or_struct_is_one_parameter() {
         let value = |value: &str| format!("<param><value>{value}</value></param>");
