@@ -1,11 +1,11 @@
-//! Messages as RFC 5424 has them, with the record's fields as structured data.
+//! Syslog messages by RFC 5424, with the record's fields as structured data.
 //!
 //! ```text
 //! <134>1 2026-01-31T23:59:59.999Z host nginx 1234 page_view [tirreno@32473 user="u1" …] RECORD
 //! ```
 //!
-//! This is our own because the crates that write structured data are not maintained (`syslog5424`), or
-//! bring a transport of their own that cannot keep a message until it is confirmed (`syslog-rs`).
+//! This is our own code because the crates that write structured data are unmaintained (`syslog5424`), or
+//! have their own transport, which cannot keep a message until it is confirmed (`syslog-rs`).
 
 use std::fmt;
 use std::io::Write;
@@ -17,7 +17,7 @@ use crate::clock::wall_ms;
 use crate::event::EventType;
 use crate::record::Record;
 
-/// The SD-ID. 32473 is the enterprise number that RFC 5612 sets aside for those who have none.
+/// The SD-ID. RFC 5612 reserves the enterprise number 32473 for those who have none of their own.
 pub const SD_ID: &str = "tirreno@32473";
 
 /// The most bytes of APP-NAME, of HOSTNAME, and of an SD-NAME.
@@ -28,26 +28,26 @@ const MAX_NAME: usize = 32;
 /// A record's field: its name and its value.
 pub type Field = (String, String);
 
-/// Names of the facilities; a name's place here is its code.
+/// The names of the facilities; the index is the code.
 const FACILITIES: [&str; 24] = [
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
     "ftp", "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4",
     "local5", "local6", "local7",
 ];
 
-/// Names of the severities; a name's place here is its code.
+/// The names of the severities; the index is the code.
 const SEVERITIES: [&str; 8] =
     ["emerg", "alert", "crit", "error", "warn", "notice", "info", "debug"];
 
-/// Where a message comes from.
+/// The facility of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
 impl Facility {
-    /// The facility of that name, as RFC 5424 and nginx's `syslog:facility=` know it.
+    /// Parses the name of a facility, as in RFC 5424 and nginx's `syslog:facility=`.
     ///
     /// # Errors
-    /// All names.
+    /// The list of all names.
     pub fn parse(name: &str) -> Result<Self, String> {
         code(&FACILITIES, name).map(Self)
     }
@@ -59,7 +59,7 @@ impl Default for Facility {
     }
 }
 
-/// How bad it is.
+/// The severity of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Severity(u8);
 
@@ -68,15 +68,15 @@ impl Severity {
     const NOTICE: Self = Self(5);
     const INFO: Self = Self(6);
 
-    /// The severity of that name, as nginx's `syslog:severity=` knows it.
+    /// Parses the name of a severity, as in nginx's `syslog:severity=`.
     ///
     /// # Errors
-    /// All names.
+    /// The list of all names.
     pub fn parse(name: &str) -> Result<Self, String> {
         code(&SEVERITIES, name).map(Self)
     }
 
-    /// What an event of that type has where none is configured.
+    /// The default severity for an event type.
     fn of(kind: EventType) -> Self {
         match kind {
             EventType::AccountLoginFail => Self::WARN,
@@ -91,12 +91,12 @@ fn code(names: &[&str], name: &str) -> Result<u8, String> {
     place.map(|place| place as u8).ok_or_else(|| names.join(", "))
 }
 
-/// What messages say beside the record.
+/// The configured parts of the header.
 #[derive(Clone, Debug)]
 pub struct HeaderConfig {
-    /// PRI's larger part.
+    /// The facility in PRI.
     pub facility: Facility,
-    /// Its smaller part; by the event's type where there is none.
+    /// The severity in PRI; if `None`, it depends on the event's type.
     pub severity: Option<Severity>,
     /// APP-NAME.
     pub tag: String,
@@ -109,7 +109,7 @@ impl HeaderConfig {
     }
 }
 
-/// Writes messages.
+/// Writes the headers of messages.
 #[derive(Clone, Debug)]
 pub struct Header {
     config: HeaderConfig,
@@ -117,7 +117,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// With the name of this machine.
+    /// A header with this machine's host name.
     pub fn new(config: &HeaderConfig) -> Self {
         let host = host_name().filter(|host| {
             (1..=MAX_HOST).contains(&host.len()) && host.bytes().all(|byte| byte.is_ascii_graphic())
@@ -125,14 +125,14 @@ impl Header {
         Self { config: config.clone(), host: host.unwrap_or_else(|| "-".into()) }
     }
 
-    /// Appends what comes before a record whose fields are these; without any it has no structured data.
+    /// Appends the header of a record, with its fields as structured data if there are any.
     pub fn record(&self, record: &Record<'_>, fields: &[Field], out: &mut Vec<u8>) {
         let kind = record.kind();
         self.start(Severity::of(kind), record.time_ms(), kind.name(), out);
         structured_data(fields, out);
     }
 
-    /// Appends what comes before a record of dropped events whose fields are these.
+    /// Appends the header of a record about dropped events.
     pub fn drops(&self, fields: &[Field], out: &mut Vec<u8>) {
         self.start(Severity::WARN, wall_ms(), "dropped", out);
         structured_data(fields, out);
@@ -148,7 +148,7 @@ impl Header {
     }
 }
 
-/// An SD-ELEMENT or the NILVALUE, and the space behind it.
+/// Appends an SD-ELEMENT or the NILVALUE, and a space.
 fn structured_data(fields: &[Field], out: &mut Vec<u8>) {
     if fields.is_empty() {
         return out.extend_from_slice(b"- ");
@@ -171,8 +171,8 @@ fn push(out: &mut Vec<u8>, text: fmt::Arguments<'_>) {
     let _ = out.write_fmt(text);
 }
 
-/// A PARAM-VALUE, with the three characters escaped that would end it. What a terminal or a line-based
-/// file could take for more than text is U+FFFD.
+/// A PARAM-VALUE. It escapes the three characters that would end the value, and replaces characters that
+/// control a terminal or end a line by U+FFFD.
 struct Value<'a>(&'a str);
 
 impl fmt::Display for Value<'_> {

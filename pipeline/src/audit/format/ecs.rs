@@ -1,4 +1,4 @@
-//! The format `ecs`: Elastic Common Schema 8, for Filebeat without a pipeline.
+//! The format `ecs`: Elastic Common Schema 8, which Filebeat needs no ingest pipeline for.
 
 use serde_json::{Map, Value, json};
 
@@ -7,10 +7,10 @@ use super::rfc3339;
 use crate::capture::level::Level;
 use crate::event::EventType;
 
-/// The version of the schema that Elastic's own integration of Mattermost writes.
+/// The version of the schema that Elastic's Mattermost integration writes.
 const VERSION: &str = "8.11.0";
 
-/// The record as a document.
+/// The ECS document of a record.
 pub(super) fn document(entry: &Entry<'_>) -> Value {
     let (category, kind) = categories(entry);
     let field = |name| entry.fields.iter().find(|(known, _)| *known == name).map(|(_, v)| v);
@@ -66,7 +66,7 @@ pub(super) fn document(entry: &Entry<'_>) -> Value {
     document
 }
 
-/// `event.category` and `event.type`, in the words that the schema allows.
+/// The values of `event.category` and `event.type`, which the schema prescribes.
 fn categories(entry: &Entry<'_>) -> (&'static [&'static str], &'static [&'static str]) {
     use EventType::*;
     let Some(kind) = entry.kind else { return (&[], &[]) };
@@ -90,14 +90,14 @@ fn categories(entry: &Entry<'_>) -> (&'static [&'static str], &'static [&'static
     }
 }
 
-/// What the schema has no field for.
+/// The facts for which the schema has no field.
 fn labels(entry: &Entry<'_>, drops: &Map<String, Value>) -> Map<String, Value> {
     let mut labels = Map::new();
     let segments = entry.segments.iter().filter(|(name, _)| *name != "user_id");
     labels.extend(segments.map(|(name, value)| (segment_field(name).into(), json!(value))));
     let shown = ["err", "user.id", "user.name", "user.roles"];
     let own = entry.fields.iter().filter(|(name, _)| !shown.contains(name));
-    // A label has no parts.
+    // ECS does not allow dots in the names of labels.
     labels.extend(own.map(|(name, v)| (field_name(name).replace('.', "_"), json!(v))));
     labels.extend(entry.identity.map(|word| ("identity".into(), json!(word))));
     labels.extend(entry.claimed.as_ref().map(|id| ("claimed_user_id".into(), json!(id))));
@@ -115,7 +115,7 @@ fn query(url: &str) -> Option<&str> {
     before_fragment.split_once('?').map(|(_, query)| query).filter(|query| !query.is_empty())
 }
 
-/// Takes out what is not known.
+/// Removes null values and empty objects and lists.
 fn prune(value: &mut Value) {
     if let Value::Object(map) = value {
         map.values_mut().for_each(prune);

@@ -1,4 +1,4 @@
-//! What an audit record says, before a format gives names to it.
+//! The facts of an audit record, before a format names them.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ use crate::record::{Extra, Record};
 use crate::text::cut_before;
 use crate::tirreno::form::{self, TIME_INPUT};
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Success,
@@ -28,7 +28,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// A sign-in may fail with a redirect, and only its type says so.
+    /// A failed sign-in may be a redirect. Only the event's type distinguishes it from a successful one.
     fn of(record: &Record<'_>, code: Option<u16>) -> Self {
         match (code, record.kind()) {
             _ if record.is_attempt() => Self::Attempt,
@@ -39,7 +39,7 @@ impl Outcome {
         }
     }
 
-    /// As Mattermost says it.
+    /// The name of the outcome in Mattermost's records.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -49,10 +49,10 @@ impl Outcome {
     }
 }
 
-/// The most bytes of the user in a record that says only what every record has.
+/// The most bytes of the user's name in a record with only the facts of every record.
 const BARE_USER: usize = 48;
 
-/// The event of a record about dropped events.
+/// The event name of a record about dropped events.
 const DROPPED: &str = "audit_records_dropped";
 
 /// The facts of one audit record.
@@ -60,7 +60,7 @@ pub(super) struct Entry<'a> {
     pub(super) time: DateTime<Utc>,
     pub(super) level: Level,
     pub(super) event: Cow<'a, str>,
-    /// Nothing where it is about no request.
+    /// `None` in a record about dropped events.
     pub(super) kind: Option<EventType>,
     pub(super) outcome: Outcome,
     pub(super) code: Option<u16>,
@@ -73,24 +73,24 @@ pub(super) struct Entry<'a> {
     pub(super) referer: Option<String>,
     pub(super) language: Option<Cow<'a, str>>,
     pub(super) trace: Option<&'a str>,
-    /// For how many events it stands.
+    /// How many events the record stands for.
     pub(super) repeated: u32,
     pub(super) segments: Vec<(&'a str, Cow<'a, str>)>,
-    /// What the rule adds; a dot in a name separates a thing from what is told of it.
+    /// The fields that the rule adds. A dot in a name separates an object from its property.
     pub(super) fields: Vec<(&'a str, Cow<'a, str>)>,
-    /// By what evidence the user is known.
+    /// The evidence for the user.
     pub(super) identity: Option<&'static str>,
-    /// Whom the client claims to be, where that is somebody else.
+    /// The user whom the client claims to be, if that is not `user`.
     pub(super) claimed: Option<Cow<'a, str>>,
-    /// What else `tirreno_param` gives, by its name in the format `json`.
+    /// Other values of `tirreno_param`, by their names in the format `json`.
     pub(super) given: Vec<(&'static str, Cow<'a, str>)>,
     pub(super) cluster_id: Option<&'a str>,
     pub(super) drops: Option<Drops>,
-    /// Whether values are cut or left out, so that the record is not too long for its receiver.
+    /// Whether values are cut or left out because of the receiver's length limit.
     pub(super) truncated: bool,
 }
 
-/// Parameters that only `tirreno_param` gives, with their names in the format `json`.
+/// Parameters whose only source is `tirreno_param`, with their names in the format `json`.
 const GIVEN: [(Param, &str); 9] = [
     (Param::EmailAddress, "email_address"),
     (Param::FirstName, "first_name"),
@@ -103,7 +103,8 @@ const GIVEN: [(Param, &str); 9] = [
     (Param::FieldHistory, "field_history"),
 ];
 
-/// Names that a segment of a path cannot have as a field: `user_id` is who acts, `target_user_id` to whom.
+/// Names that a path segment's field cannot have: `user_id` is the acting user, `target_user_id` the user
+/// acted on.
 const TAKEN: [&str; 35] = [
     "timestamp",
     "level",
@@ -126,7 +127,7 @@ const TAKEN: [&str; 35] = [
     "truncated",
     "cluster_id",
     "pinned",
-    // Of Mattermost's.
+    // Names of Mattermost's own fields.
     "err",
     "errors",
     "channeld",
@@ -143,7 +144,7 @@ const TAKEN: [&str; 35] = [
     "patched",
 ];
 
-/// Names of the facts of every record.
+/// The names of the facts of every record.
 const OWN: [&str; 22] = [
     "timestamp",
     "level",
@@ -169,7 +170,7 @@ const OWN: [&str; 22] = [
     "claimed_user_id",
 ];
 
-/// The field of a segment: its own name, behind `target_` where that means something else.
+/// The field name of a path segment: the segment's name, with `target_` before it if the name is taken.
 pub(super) fn segment_field(name: &str) -> Cow<'_, str> {
     let taken = TAKEN.contains(&name)
         || GIVEN.iter().any(|(_, given)| *given == name)
@@ -178,8 +179,8 @@ pub(super) fn segment_field(name: &str) -> Cow<'_, str> {
     if taken { format!("target_{name}").into() } else { name.into() }
 }
 
-/// The name of a field that a rule adds: its own, also one of Mattermost's, behind `target_` where it would
-/// replace a record's own.
+/// The name of a field that a rule adds: with `target_` before it if it would replace a fact of every
+/// record. Names of Mattermost's own fields are allowed.
 pub(super) fn field_name(name: &str) -> Cow<'_, str> {
     match OWN.contains(&name) {
         true => format!("target_{name}").into(),
@@ -213,7 +214,7 @@ impl<'a, T: Into<Cow<'a, str>>> From<T> for Value<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// Of an event.
+    /// The entry of an event.
     pub(super) fn of(view: &View<'a>, config: &'a FormatConfig) -> Self {
         let record = view.record();
         let text = |param: Param| view.get(param).map(|value| fit(value, param.limit()));
@@ -222,7 +223,7 @@ impl<'a> Entry<'a> {
         let user = text(Param::UserName);
         let segments = view.segments().filter_map(|(name, value)| {
             let value = fit(value, usize::MAX);
-            // Mattermost's word for whoever asks.
+            // Mattermost's alias for the acting user.
             let value = if name == "user_id" && value == "me" { user.clone()? } else { value };
             Some((name, value))
         });
@@ -256,8 +257,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The entry with shorter values. The user, the address, the session and the trace id stay whole: they tell
-    /// who did it, and where to look for the rest.
+    /// The entry with shorter values. The user, the address, the session and the trace id stay whole: they
+    /// tell who acted, and where the rest can be found.
     pub(super) fn shortened(mut self, length: Length) -> Self {
         let most = match length {
             Length::Whole => return self,
@@ -291,7 +292,7 @@ impl<'a> Entry<'a> {
         self
     }
 
-    /// Of events that were dropped.
+    /// The entry of a record about dropped events.
     pub(super) fn dropped(drops: &Drops, config: &'a FormatConfig) -> Self {
         Self {
             time: from_ms(drops.last_ms),
@@ -321,25 +322,25 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The record in a word or two.
+    /// The event and its outcome, as the message.
     pub(super) fn message(&self) -> String {
         format!("{} {}", self.event, self.outcome.name())
     }
 
-    /// The URL's path, as the client wrote it; `tirreno_param` may have put a host before it.
+    /// The path of the URL as the client wrote it. `tirreno_param` may have added a host before it.
     pub(super) fn api_path(&self) -> Option<&str> {
         let url = self.url.as_deref()?;
-        // It ends at an ASCII character.
+        // The path ends before an ASCII character, so the range is on character boundaries.
         let path = url.get(path::locate(url.as_bytes()))?;
         path.find('/').map(|start| &path[start..])
     }
 
-    /// The value of a segment of the path.
+    /// The value of a path segment.
     pub(super) fn segment(&self, name: &str) -> Option<&str> {
         self.segments.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_ref())
     }
 
-    /// Whether a post is pinned from now on, or is not any more.
+    /// `true` if the request pinned a post, `false` if it unpinned one.
     pub(super) fn pinned(&self) -> Option<bool> {
         self.segment("post_id").filter(|_| self.outcome == Outcome::Success)?;
         match self.api_path()?.rsplit('/').find(|segment| !segment.is_empty())? {
@@ -349,7 +350,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// How many events were dropped, and when; or for how many the record stands; and whether it is cut.
+    /// The number of dropped events, and when; how many events the record stands for; and whether it is
+    /// cut.
     pub(super) fn counts(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
         let values = self.drops.map(|drops| {
             [
@@ -363,7 +365,7 @@ impl<'a> Entry<'a> {
         values.into_iter().flatten().chain(many).chain(truncated)
     }
 
-    /// All but time, level and message, under the names of the format `json`.
+    /// All facts but time, level and message, by their names in the format `json`.
     pub(super) fn fields(&self) -> Vec<(Cow<'_, str>, Value<'_>)> {
         let head = [
             ("event", Some(Value::from(&*self.event))),
@@ -396,7 +398,7 @@ impl<'a> Entry<'a> {
             .collect()
     }
 
-    /// The level and the fields, as texts.
+    /// The level and all fields as text.
     pub(super) fn texts(&self) -> Vec<(String, String)> {
         let level = ("level".into(), self.level.name().into());
         let fields = self.fields().into_iter();
@@ -405,7 +407,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Valid UTF-8 without NUL, of at most `limit` bytes.
+/// The value as valid UTF-8 without NUL, of at most `limit` bytes.
 fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
     match value {
         Cow::Borrowed(value) => form::text(value, limit),
@@ -413,7 +415,7 @@ fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
     }
 }
 
-/// Cuts a value at a character's boundary; returns whether it was longer.
+/// Cuts a text at a character boundary, and returns whether it was too long.
 fn shorten(text: &mut Cow<'_, str>, most: usize) -> bool {
     let end = cut_before(text, most);
     if end == text.len() {
@@ -430,7 +432,8 @@ fn from_ms(ms: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(ms).unwrap_or_default()
 }
 
-/// The given time, or else the request's start. A year has four digits, as every reader expects.
+/// The time from `tirreno_param`, else the start of the request. The year has four digits, as all readers
+/// expect.
 fn time(view: &View<'_>, record: &Record<'_>) -> DateTime<Utc> {
     let given = view.get(Param::EventTime).and_then(|given| {
         let time = NaiveDateTime::parse_from_str(str::from_utf8(&given).ok()?, TIME_INPUT).ok()?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::entry::{Entry, Outcome, Value};
 
-/// Names whose additional field would replace one of GELF's or Graylog's own.
+/// Names whose additional fields would replace fields of GELF or Graylog.
 const TAKEN: [&str; 8] =
     ["id", "version", "host", "short_message", "full_message", "message", "source", "facility"];
 
@@ -18,7 +18,7 @@ pub(super) struct Message<'a> {
     short_message: String,
     /// Seconds since the epoch.
     timestamp: f64,
-    /// A severity of syslog.
+    /// A syslog severity.
     level: u8,
     #[serde(flatten)]
     additional: BTreeMap<String, Value<'a>>,

@@ -1,4 +1,4 @@
-//! The format `json`, and how all formats write JSON.
+//! The format `json`, and the JSON writer of all formats.
 
 use std::io;
 
@@ -8,13 +8,13 @@ use serde_json::ser::Formatter;
 use super::entry::Entry;
 use super::{Mistake, TimeFormat, escape, flag, is_unseen};
 
-/// Adds a value as JSON in one line to `out`.
+/// Appends a value to `out`, as JSON in one line.
 pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) {
-    // Texts, numbers and maps of them always become JSON, and a Vec takes it all.
+    // Texts, numbers and maps of them can always be serialized, and writing to a Vec does not fail.
     let _ = value.serialize(&mut serde_json::Serializer::with_formatter(out, Escaping));
 }
 
-/// Escapes also what JSON allows, but a terminal obeys, or a reader takes for the end of a line.
+/// Also escapes characters that JSON allows but that control a terminal, or end a line for some readers.
 struct Escaping;
 
 impl Formatter for Escaping {
@@ -23,7 +23,7 @@ impl Formatter for Escaping {
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
-        // Most are that, which is found out faster.
+        // Most fragments are printable ASCII, and this check is faster.
         if fragment.bytes().all(|b| matches!(b, b' '..=b'~')) {
             return writer.write_all(fragment.as_bytes());
         }
@@ -42,7 +42,7 @@ impl Formatter for Escaping {
     }
 }
 
-/// Its options, which `plain` has too.
+/// The format's options; `plain` has them, too.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
     pub(super) disable_timestamp: bool,
@@ -52,7 +52,7 @@ pub(super) struct Options {
     pub(super) timestamp_format: TimeFormat,
 }
 
-/// Their names.
+/// The names of the options.
 pub(super) const OPTIONS: [&str; 5] =
     ["disable_timestamp", "disable_level", "disable_msg", "disable_fields", "timestamp_format"];
 
@@ -69,7 +69,7 @@ impl Options {
         Ok(())
     }
 
-    /// One flat object.
+    /// The record as one flat object.
     pub(super) fn record<'a>(&'a self, entry: &'a Entry<'a>) -> Flat<'a> {
         Flat { options: self, entry }
     }

@@ -1,6 +1,7 @@
-//! The formats `mattermost` and `mattermost_v7`: Mattermost's own audit records, before 7.2 and since.
+//! The formats `mattermost` and `mattermost_v7`: Mattermost's own audit records, from before 7.2 and since
+//! 7.2.
 //!
-//! The first is what Elastic's integration reads. Keys stand in Mattermost's order.
+//! Elastic's integration reads `mattermost`. Keys are in Mattermost's order.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +11,12 @@ use serde_json::{Map, Value, json};
 
 use super::entry::{Entry, Outcome, field_name, segment_field};
 
-/// Elastic's pipeline reads no other form.
+/// The only form of timestamps that Elastic's pipeline parses.
 fn timestamp(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S%.3f Z").to_string()
 }
 
-/// A record of the legacy schema.
+/// A record in the legacy schema.
 #[derive(Serialize)]
 pub(super) struct Legacy<'a> {
     timestamp: String,
@@ -24,7 +25,7 @@ pub(super) struct Legacy<'a> {
     user_id: &'a str,
     session_id: &'a str,
     ip_address: String,
-    /// The event's own, in the order of the alphabet.
+    /// The fields of this event, in alphabetical order.
     #[serde(flatten)]
     own: BTreeMap<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +56,7 @@ impl<'a> Legacy<'a> {
                 }
             };
             own.insert(thing.to_owned(), json!({ "id": value }));
-            // Mattermost writes the id of these beside the thing.
+            // In these cases, Mattermost writes the id both in the object and beside it.
             if thing == "file" || thing == "post" && entry.event == "deletePost" {
                 own.insert((*name).to_owned(), json!(value));
             }
@@ -80,7 +81,7 @@ impl<'a> Legacy<'a> {
     }
 }
 
-/// Puts a value in the place that a name with dots says; one that has a value keeps it.
+/// Inserts a value at a dotted path, unless there is a value already.
 fn put(map: &mut BTreeMap<String, Value>, name: &str, value: &str) {
     let mut parts = name.split('.').rev();
     let Some(mut key) = parts.next() else { return };
@@ -110,7 +111,7 @@ fn merge(known: &mut Value, more: Value) {
     }
 }
 
-/// A record of the standardized schema. Mattermost writes every key of it but the error's.
+/// A record in the standardized schema. Mattermost always writes all keys but those of `error`.
 #[derive(Serialize)]
 pub(super) struct Standard<'a> {
     timestamp: String,
@@ -128,14 +129,14 @@ struct Actor<'a> {
     session_id: &'a str,
     client: &'a str,
     ip_address: String,
-    /// Not captured: `ip_address` is the client's already.
+    /// Not captured, because `ip_address` is already the client's.
     x_forwarded_for: &'static str,
 }
 
 #[derive(Serialize)]
 struct Event {
     parameters: BTreeMap<String, Value>,
-    /// What things were and have become: only bodies know.
+    /// The states before and after the request, which are only in bodies.
     prior_state: Nothing,
     resulting_state: Nothing,
     object_type: &'static str,

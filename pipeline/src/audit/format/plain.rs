@@ -1,23 +1,23 @@
-//! The format `plain`: a line to read, `2021-12-04T23:19:32.051Z audit-api login success event=login …`.
+//! The format `plain`: a readable line, `2021-12-04T23:19:32.051Z audit-api login success event=login …`.
 
 use std::fmt::Write as _;
 
 use super::entry::{Entry, Outcome};
 use super::{Mistake, escape, flag, is_unseen, json};
 
-/// Its options.
+/// The format's options.
 #[derive(Clone, Debug)]
 pub(super) struct Options {
     parts: json::Options,
     delim: String,
     min_level_len: usize,
     min_msg_len: usize,
-    /// What ends a record.
+    /// The end of a record.
     pub(super) line_end: String,
     enable_color: bool,
 }
 
-/// The names of those that only it has.
+/// The names of the options that only `plain` has.
 pub(super) const OPTIONS: [&str; 5] =
     ["delim", "min_level_len", "min_msg_len", "line_end", "enable_color"];
 
@@ -34,7 +34,7 @@ impl Default for Options {
     }
 }
 
-/// The longest padding.
+/// The maximum of `min_level_len` and `min_msg_len`.
 const MAX_LEN: usize = 200;
 
 fn length(value: &str) -> Result<usize, Mistake> {
@@ -57,7 +57,7 @@ impl Options {
             "min_level_len" => self.min_level_len = length(value)?,
             "min_msg_len" => self.min_msg_len = length(value)?,
             "line_end" => {
-                // No value holds a newline: with it, none can hold the end of a line.
+                // No value contains a newline, so no value can contain a line end that ends with one.
                 if !value.ends_with('\n') {
                     return Err("a text with a newline at its end, like \"\\r\\n\"".into());
                 }
@@ -111,7 +111,7 @@ impl Options {
         };
     }
 
-    /// A value in quotes, unless it is a plain word.
+    /// Appends a value, in quotes unless it is a plain word.
     fn quote(&self, value: &str, line: &mut String) {
         let sets_off = |c: char| {
             c.is_whitespace() || "\"\\=".contains(c) || self.delim.contains(c) || is_unseen(c)

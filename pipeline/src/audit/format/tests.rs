@@ -1,4 +1,4 @@
-//! Each format on its own, and under hostile values. [`elastic`] reads `mattermost` as Elastic does.
+//! Tests each format, also with hostile values. [`elastic`] reads `mattermost` as Elastic does.
 
 mod elastic;
 
@@ -15,7 +15,7 @@ use crate::record::{Capture, Extra, Record, push_segment};
 const TIME: i64 = 1_638_659_972_051;
 const CHROME: &str = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/96.0";
 
-/// A request as its capture has it.
+/// The captured facts of a request.
 struct Request<'a> {
     kind: EventType,
     audit: &'a str,
@@ -89,17 +89,17 @@ impl Request<'_> {
     }
 }
 
-/// A format with a known key.
+/// A formatter with a known hash key.
 fn formatter(name: &str, options: &[(&str, &str)]) -> Formatter {
     let mut config = FormatConfig::parse(name, options).unwrap();
     config.set_hash_key(b"key");
     Formatter::new(&config)
 }
 
-/// As `printf t0ken | openssl dgst -sha256 -binary | openssl dgst -sha256 -hmac key` has it.
+/// The output of `printf t0ken | openssl dgst -sha256 -binary | openssl dgst -sha256 -hmac key`.
 const SESSION: &str = "5f857543dd7a3247a8ae167c2ed1eaad60665572cf0d2c798b84057ef5523210";
 
-/// A post's change.
+/// A request that changes a post.
 fn patch() -> Request<'static> {
     Request {
         kind: EventType::PageEdit,
@@ -154,7 +154,7 @@ fn json_is_one_flat_object() {
         "full_name": "Ann Example",
         "cluster_id": "c1",
     });
-    // As text: the order counts, too.
+    // Compared as text, because the order of keys matters.
     assert_eq!(patch().written(&formatter), expected.to_string());
     assert_eq!(formatter.terminator(), b"\n");
     let expected = json!({
@@ -258,7 +258,7 @@ fn gelf_is_version_1_1() {
         ("_audit_level", json!("audit-content")),
         ("_code", json!(200)),
         ("_user_id", json!("u1")),
-        // A field `_id` is not allowed.
+        // GELF does not allow a field `_id`.
         ("_target_id", json!("7")),
         ("_target_host", json!("x")),
     ] {
@@ -443,7 +443,7 @@ fn how_a_request_ended() {
         let record = record.json(&formatter("mattermost", &[]));
         assert_eq!(record.get("code").is_some(), name == "fail", "{kind:?} {status}");
     }
-    // What `tirreno_param httpCode` gives outranks the status.
+    // `tirreno_param httpCode` overrides the status.
     let given =
         Request { params: vec![(Param::HttpCode, b"403")], status: 0, ..Request::default() };
     assert_eq!(given.json(&formatter("json", &[]))["code"], 403);
@@ -580,7 +580,7 @@ fn sessions_are_hashed_with_a_key() {
     assert_eq!(session(&keyed, "t0ken").as_deref(), Some(SESSION));
     assert_eq!(session(&keyed, ""), None);
     assert_ne!(session(&keyed, "other"), session(&keyed, "t0ken"));
-    // Without a key, it is this process's own: the same for every target.
+    // Without a key file, the process makes a key, which is the same for every target.
     let [a, b] =
         ["json", "ecs"].map(|name| Formatter::new(&FormatConfig::parse(name, &[]).unwrap()));
     let of_b = Request { token: "t0ken", ..Request::default() }.json(&b);
@@ -732,14 +732,14 @@ fn hostile_values_stay_values() {
     }
 }
 
-/// Nothing that ends a line for any reader, or moves a terminal's cursor.
+/// Fails if the text has a character that ends a line for any reader, or moves a terminal's cursor.
 fn check_line(text: &str) {
     let unseen = text.chars().find(|c| is_unseen(*c));
     assert_eq!(unseen, None, "{text}");
     assert!(!text.is_empty());
 }
 
-/// Where the values are in a document.
+/// The paths of all values in a document.
 fn paths(json: &Value, at: String) -> Vec<String> {
     match json {
         Value::Object(map) => {
@@ -749,7 +749,7 @@ fn paths(json: &Value, at: String) -> Vec<String> {
     }
 }
 
-/// The names in a plain line, whose values are in quotes where they are no words.
+/// The names in a line of `plain`, in which values are in quotes unless they are plain words.
 fn plain_names(line: &str, delim: &str) -> Vec<String> {
     let (mut names, mut word, mut rest) = (Vec::new(), String::new(), line);
     while let Some(char) = rest.chars().next() {

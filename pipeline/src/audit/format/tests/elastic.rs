@@ -1,9 +1,9 @@
-//! What Elastic's Mattermost integration makes of the format `mattermost`: the steps of its ingest
-//! pipeline that say more than a look-up, over many kinds of requests.
+//! Runs Elastic's Mattermost integration on the format `mattermost`: the steps of its ingest pipeline that
+//! are more than look-ups, for many kinds of requests.
 
 use super::*;
 
-/// The document that the pipeline makes of a line, or why it fails.
+/// The document that the pipeline makes of a line, or the pipeline's error.
 fn ingest(line: &str) -> Result<Value, String> {
     let json: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
     let json = json.as_object().cloned().ok_or("Missing JSON object")?;
@@ -79,7 +79,7 @@ fn ingest(line: &str) -> Result<Value, String> {
     Ok(Value::Object(ctx.0))
 }
 
-/// `yyyy-MM-dd HH:mm:ss.SSS 'Z'` as a time of UTC.
+/// Parses `yyyy-MM-dd HH:mm:ss.SSS 'Z'` as a time in UTC.
 fn date(text: &str) -> Option<String> {
     let pattern = "dddd-dd-dd dd:dd:dd.ddd Z";
     let fits = |(c, p): (char, char)| if p == 'd' { c.is_ascii_digit() } else { c == p };
@@ -87,7 +87,7 @@ fn date(text: &str) -> Option<String> {
     whole.then(|| text.replacen(' ', "T", 1).replace(" Z", "Z"))
 }
 
-/// A document under way, its fields named with dots.
+/// A document inside the pipeline, with dotted field names.
 struct Document(Map<String, Value>);
 
 impl Document {
@@ -122,7 +122,7 @@ impl Document {
         Ok(())
     }
 
-    /// With `ignore_missing`; like the real one it fails where the target is there.
+    /// Like the pipeline's `rename` with `ignore_missing`: fails if the target exists.
     fn rename(&mut self, from: &str, to: &str) -> Result<(), String> {
         if self.get(from).is_none() {
             return Ok(());
@@ -136,7 +136,7 @@ impl Document {
     }
 }
 
-/// Method, path, status, event, its type, the user, the pattern of the rule, and what comes out.
+/// Method, path, status, event, type, user, the rule's pattern, and the expected document.
 type Case = (
     &'static str,
     &'static str,
