@@ -1,7 +1,6 @@
-//! One connection: the thread that sends the events of its share of the users, each user's in order.
+//! One connection: a thread that sends the events of its share of the users, in order for each user.
 //!
-//! An event that has to wait for another attempt keeps back its user's later events, and nobody
-//! else's.
+//! An event that waits for another attempt delays only the later events of its user.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,45 +14,45 @@ use crate::tirreno::http::Outbound;
 use crate::tirreno::policy::{Attempt, CONFIRM, Pause, Permit, Verdict};
 use crate::tirreno::target::{Closed, Connect, Event, Shared};
 
-/// The longest time without a look at the state, while nothing is kept: an event wakes it …
+/// The longest wait for an event if no event is kept: a new event ends it …
 const IDLE: Duration = Duration::from_secs(3600);
-/// … and while something is: it may be due earlier than it was.
+/// … and the longest if events are kept: they may become due earlier.
 const KEPT: Duration = Duration::from_millis(100);
 
-/// The pause after a failure of this thread.
+/// The pause before this thread restarts after a panic.
 const RESTART: Duration = Duration::from_millis(100);
 
-/// A user whose first event has to wait for another attempt.
+/// The events of a user whose first event waits for another attempt.
 struct Kept {
     events: VecDeque<Event>,
     due: Instant,
-    /// It is due at once when the policy counts another number of recoveries.
+    /// The event is due at once if the policy's number of recoveries is no longer this one.
     recoveries: Option<u64>,
 }
 
 /// One connection's thread.
 pub struct Connection {
     shared: Arc<Shared>,
-    /// Its number among the target's.
+    /// The connection's index in the target.
     number: usize,
     connect: Arc<Connect>,
     log: LogQueue,
-    /// The event to be sent now.
+    /// The event that is being sent.
     head: Option<Event>,
     kept: HashMap<u64, Kept>,
-    /// Kept and new events take turns, so that neither can hold up the other for ever.
+    /// Kept and new events take turns, so that neither delays the other for ever.
     kept_turn: bool,
-    /// Events that were accepted within [`CONFIRM`], and when; with `resend` only.
+    /// Events accepted within the last [`CONFIRM`], and when; only with `resend`.
     accepted: VecDeque<(Instant, Event)>,
-    /// Events that were, and are to be sent again before all others.
+    /// Accepted events that are sent again, before all others.
     again: VecDeque<Event>,
-    /// How often the server has failed when that was last looked at.
+    /// The policy's number of failures when it was last read.
     failures: u64,
     ended: bool,
 }
 
 impl Connection {
-    /// The connection of that number.
+    /// The connection with that index.
     pub fn new(shared: Arc<Shared>, number: usize, connect: Arc<Connect>, log: LogQueue) -> Self {
         Self {
             shared,
@@ -70,7 +69,7 @@ impl Connection {
         }
     }
 
-    /// Sends until the queue's other end is gone and all is settled, or the target is closed.
+    /// Sends until the queue is closed and empty, or the target is closed.
     pub fn run(mut self) {
         while !self.ended && !self.shared.is_closed() {
             let outbound = (self.connect)();
@@ -154,14 +153,15 @@ impl Connection {
         }
     }
 
-    /// It counts when it stays accepted.
+    /// Holds the event until its acceptance counts as lasting.
     fn accepted(&mut self) {
         if let Some(event) = self.done() {
             self.accepted.push_back((Instant::now(), event));
         }
     }
 
-    /// Counts what stays accepted, and takes back what was accepted just before the server failed.
+    /// Confirms events whose acceptance is lasting, and takes back those that were accepted just before the
+    /// server failed.
     fn confirm(&mut self, now: Instant) {
         let (failures, failed) = self.shared.policy().failures();
         if failures != std::mem::replace(&mut self.failures, failures) {
@@ -184,7 +184,7 @@ impl Connection {
         }
     }
 
-    /// Takes the event that was sent; its user's next one may follow.
+    /// Removes the sent event, so that the next event of its user may follow.
     fn done(&mut self) -> Option<Event> {
         let event = self.head.take()?;
         if let Some(kept) = self.kept.get_mut(&event.user) {
@@ -212,7 +212,7 @@ impl Connection {
         kept.events.push_front(event);
     }
 
-    /// The next event to send, if there is one now.
+    /// The next event that may be sent now, if any.
     fn next(&mut self, now: Instant) -> Option<Event> {
         if let Some(event) = self.again.pop_front() {
             return Some(event);
@@ -252,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Waits for an event, or for the time of one that is kept.
+    /// Waits for a new event, or until a kept one is due.
     fn idle(&mut self, now: Instant) {
         let kept = self.kept.values().map(|k| k.due.saturating_duration_since(now));
         let due = kept.chain(self.shared.policy().key_due_in(now)).min();

@@ -1,21 +1,21 @@
-//! Failed logins that may be the first half of a good one, while they wait in memory.
+//! Holds failed logins in memory that may be the first step of a login with two.
 //!
-//! Good logins go before failed ones: a good one may come here before the failure that it withdraws, so it is
-//! remembered for a while. What was captured first tells which is which.
+//! Successful logins are sent with priority, so one may arrive here before the failure that it withdraws.
+//! It is remembered for a while, and the stamps tell which was captured first.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How many good logins are remembered.
+/// How many successful logins are remembered.
 const MOST_GOOD: usize = 1024;
 
-/// Failed logins that wait, and good ones that have withdrawn nothing yet.
+/// The failed logins that wait, and the successful ones that have not withdrawn any.
 #[derive(Debug)]
 pub(super) struct FirstSteps<E> {
     delay: Duration,
     waiting: VecDeque<Waiting<E>>,
     bytes: usize,
-    /// The attempt and its stamp, of the latest good logins.
+    /// The attempt and the stamp of the latest successful logins.
     good: VecDeque<(u64, u64)>,
 }
 
@@ -29,12 +29,12 @@ struct Waiting<E> {
 }
 
 impl<E> FirstSteps<E> {
-    /// A failure waits for `delay`; with none, nothing waits.
+    /// Failed logins wait for `delay`; if it is zero, they do not wait.
     pub(super) fn new(delay: Duration) -> Self {
         Self { delay, waiting: VecDeque::new(), bytes: 0, good: VecDeque::new() }
     }
 
-    /// A login failed at that stamp. Returns it where a good one has followed.
+    /// Adds a failed login with that stamp. Returns it if a successful one has followed.
     pub(super) fn failed(&mut self, attempt: u64, stamp: u64, bytes: usize, event: E) -> Option<E> {
         let next = self.good.iter().enumerate().filter(|(_, (known, good))| {
             *known == attempt && stamp < *good && u128::from(*good - stamp) < self.delay.as_nanos()
@@ -49,8 +49,8 @@ impl<E> FirstSteps<E> {
         None
     }
 
-    /// A login was good at that stamp: the failed one directly before it was only its first half, and is
-    /// returned.
+    /// Adds a successful login with that stamp. Returns the failed login directly before it, which was only
+    /// its first step.
     pub(super) fn good(&mut self, attempt: u64, stamp: u64) -> Option<E> {
         if self.delay.is_zero() {
             return None;
@@ -68,8 +68,8 @@ impl<E> FirstSteps<E> {
         Some(failed.event)
     }
 
-    /// The next failure that has waited until `now`, or that more than `most`, or more than `most_bytes`,
-    /// wait with.
+    /// The next failed login that has waited until `now`, or that has to go because more than `most` of
+    /// them, or more than `most_bytes`, wait.
     pub(super) fn next(&mut self, now: Instant, most: usize, most_bytes: usize) -> Option<E> {
         let first = self.waiting.front()?;
         if first.due > now && self.waiting.len() <= most && self.bytes <= most_bytes {
@@ -80,7 +80,7 @@ impl<E> FirstSteps<E> {
         Some(failed.event)
     }
 
-    /// When the next one has waited.
+    /// When the next failed login has waited long enough.
     pub(super) fn due(&self) -> Option<Instant> {
         self.waiting.front().map(|failed| failed.due)
     }
@@ -117,9 +117,9 @@ mod tests {
         assert_eq!(steps.failed(7, 4, 1, "after"), None);
         assert_eq!(steps.failed(8, 2, 1, "another's"), None);
         assert_eq!(steps.failed(7, 2, 1, "before"), Some("before"));
-        // Once.
+        // A successful login withdraws only one failure.
         assert_eq!(steps.failed(7, 1, 1, "long before"), None);
-        // Not where the failure had waited before.
+        // A failure that had already waited long enough is not withdrawn.
         let late = DELAY.as_nanos() as u64;
         assert_eq!(steps.good(9, late + 5), None);
         assert_eq!(steps.failed(9, 5, 1, "too early"), None);

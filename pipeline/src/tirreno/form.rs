@@ -1,7 +1,7 @@
-//! The body of `POST /sensor/`: a record's values made fit for Tirreno, then form-encoded.
+//! Encodes the form for `POST /sensor/`, with values that Tirreno can store.
 //!
-//! Tirreno answers 204 and loses the event when a value is not valid UTF-8 after its own cutting and
-//! decoding. So values are made valid here, and cut here, on a character's boundary.
+//! Tirreno cuts and decodes values. If the result is not valid UTF-8, Tirreno answers 204 and loses the
+//! event. So values are made valid here, and are cut here at character boundaries.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -15,22 +15,22 @@ use crate::privacy::View;
 use crate::record::{NO_ADDRESS, Record};
 use crate::text::cut_before;
 
-/// How Tirreno writes a time, always in UTC.
+/// The format in which Tirreno writes times, always in UTC.
 pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
-/// The times that Tirreno reads; anything else it replaces with the time of arrival.
+/// The format of times that Tirreno reads. Any other time it replaces by the time of arrival.
 pub(crate) const TIME_INPUT: &str = "%Y-%m-%d %H:%M:%S%.f";
-/// From this `httpCode` on every event is a `page_error` to Tirreno.
+/// From this `httpCode` on, Tirreno stores every event as `page_error`.
 const FIRST_ERROR: u16 = 400;
 /// The largest `httpCode` that Tirreno's database takes.
 const MAX_CODE: u16 = 32767;
 
-/// The form of an event, as its target sees it.
+/// The form of an event, with the values for its target.
 pub fn encode(view: &View<'_>) -> String {
     let mut pairs: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(Param::COUNT);
     let has_user = view.get(Param::UserName).is_some();
     for param in Param::ALL {
-        // Tirreno names an account that comes with an address alone by the address's hash, and all with an
-        // invalid one are one to it.
+        // For an event with an address but no user, Tirreno takes the address's hash as the user's name,
+        // and treats all invalid addresses as one user.
         if param == Param::EmailAddress && !has_user {
             continue;
         }
@@ -45,7 +45,7 @@ pub fn encode(view: &View<'_>) -> String {
     }
 }
 
-/// The form, saying in its URL for how many events it stands.
+/// The form with `repeated=` in its URL, which says how many events it stands for.
 pub fn with_repeated(form: &str, count: u32) -> String {
     let start = match form.starts_with("url=") {
         true => 4,
@@ -57,7 +57,7 @@ pub fn with_repeated(form: &str, count: u32) -> String {
     let end = form[start..].find('&').map_or(form.len(), |len| start + len);
     let mut url = &form[start..end];
     let argument = format!("repeated%3D{count}");
-    // Each `%` begins three bytes that are one.
+    // Each `%` begins three bytes of the form for one byte of the URL.
     let len = |text: &str| text.len() - 2 * text.matches('%').count();
     if len(url) + 1 + len(&argument) > Param::Url.limit() {
         url = url.split_once("%3F").map_or(url, |(path, _)| path);
@@ -66,8 +66,8 @@ pub fn with_repeated(form: &str, count: u32) -> String {
     format!("{}{url}{before}{argument}{}", &form[..start], &form[end..])
 }
 
-/// The form without what a firewall may dislike: without User-Agent and Referer, without the query, and without
-/// what was searched; `stripped=1` in the URL says so. For how many events it stands remains.
+/// The form without the parts to which a firewall may object: User-Agent, Referer, the query, and the
+/// search term. `stripped=1` in the URL marks it. `repeated=` stays in the URL.
 pub fn stripped(form: &str) -> String {
     let pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> =
         serde_urlencoded::from_str(form).unwrap_or_default();
@@ -91,7 +91,7 @@ pub fn stripped(form: &str) -> String {
     serde_urlencoded::to_string(stripped.collect::<Vec<_>>()).unwrap_or_default()
 }
 
-/// The user as the form has it.
+/// The user's name in the form.
 pub fn user(view: &View<'_>) -> Option<String> {
     value(view, Param::UserName).map(Cow::into_owned)
 }
@@ -115,7 +115,7 @@ fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
         Param::HttpReferer => bytes.map(|v| uri(v, param.limit(), true).into()),
         Param::EventTime => Some(bytes.and_then(time).unwrap_or_else(|| start(view)).into()),
         Param::UserCreated => bytes.and_then(|v| time(v).or_else(|| other_time(v))).map(Into::into),
-        // A code of 400 and above would make it a `page_error`, whatever its type.
+        // With a code of 400 or above, Tirreno would store the event as `page_error`, whatever its type.
         Param::HttpCode if view.record().kind() == EventType::AccountLoginFail => None,
         Param::HttpCode => code(bytes, view.record()),
         Param::EventType => Some(kind(view.record()).name().into()),
@@ -139,7 +139,7 @@ fn time(given: &[u8]) -> Option<String> {
     Some(time.format(TIME_FORMAT).to_string())
 }
 
-/// The times that applications write otherwise: by RFC 3339, or as seconds or milliseconds since the epoch.
+/// Parses other formats of applications: RFC 3339, and seconds or milliseconds since the epoch.
 fn other_time(given: &[u8]) -> Option<String> {
     let given = str::from_utf8(given).ok()?;
     let is_number = given.bytes().all(|b| b.is_ascii_digit());
@@ -154,8 +154,8 @@ fn other_time(given: &[u8]) -> Option<String> {
 /// The longest value in a payload, in bytes.
 const MAX_PAYLOAD_VALUE: usize = 1000;
 
-/// The payload as Tirreno wants it of the event's type: what is given is the value in it, unless it is a JSON
-/// object already. A search without one would be stored with a warning each time.
+/// The payload in Tirreno's format for the event's type, with the given value in it. A JSON object is sent
+/// as it is. Tirreno would store a search without payload, but with a warning each time.
 fn payload(view: &View<'_>) -> Option<String> {
     let given = match view.omits(Param::Payload) {
         true => None,
@@ -180,7 +180,8 @@ fn payload(view: &View<'_>) -> Option<String> {
     }
 }
 
-/// Tirreno knows no attempt: a login of which nobody knows how it ended is no login, and no failure.
+/// The event's type for Tirreno, which has no attempts: a login with an unknown outcome is sent as
+/// `page_view`, because it is neither a login nor a failure.
 fn kind(record: &Record<'_>) -> EventType {
     let is_unanswered = matches!(record.status(), 0 | FIRST_ERROR..);
     match record.kind() {
@@ -200,8 +201,8 @@ fn code(given: Option<&[u8]>, record: &Record<'_>) -> Option<Cow<'static, str>> 
     (1..=MAX_CODE).contains(&code).then(|| code.to_string().into())
 }
 
-/// Whether it is an address of mail as Tirreno takes it (PHP's `FILTER_VALIDATE_EMAIL`), without the forms
-/// that nobody uses: quotes and literal addresses.
+/// Whether it is an email address that Tirreno accepts (PHP's `FILTER_VALIDATE_EMAIL`), except for the
+/// forms that nobody uses: quoted local parts and literal addresses.
 pub(crate) fn is_email(text: &[u8]) -> bool {
     let Some(at) = text.iter().rposition(|b| *b == b'@') else { return false };
     let (local, domain) = (&text[..at], &text[at + 1..]);
@@ -222,13 +223,13 @@ pub(crate) fn is_email(text: &[u8]) -> bool {
         && domain.split(|b| *b == b'.').all(is_label)
 }
 
-/// The address in `text`; one that came over an IPv6 socket as `::ffff:192.0.2.1` is IPv4.
+/// The address in `text`; an IPv4 address mapped to IPv6, `::ffff:192.0.2.1`, becomes IPv4.
 pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
     str::from_utf8(text).ok()?.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }
 
-/// Valid UTF-8 of at most `limit` bytes: what is not valid, and NUL, which cuts a value in Tirreno,
-/// becomes U+FFFD.
+/// The value as valid UTF-8 of at most `limit` bytes. U+FFFD replaces invalid bytes, and NUL, at which
+/// Tirreno would cut the value.
 pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
     let mut text = String::from_utf8_lossy(value);
     if text.contains('\0') {
@@ -240,9 +241,8 @@ pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
     text
 }
 
-/// A URI of at most `limit` bytes in which bytes that are not valid UTF-8, and NUL, are
-/// percent-encoded. With `twice`, `%` and `+` are encoded once more, because Tirreno decodes the
-/// Referer once too often.
+/// A URI of at most `limit` bytes, with invalid UTF-8 and NUL percent-encoded. With `twice`, `%` and `+`
+/// are encoded once more, because Tirreno decodes the Referer once too often.
 pub(crate) fn uri(value: &[u8], limit: usize, twice: bool) -> String {
     if !twice && value.len() <= limit && value.iter().all(|b| matches!(b, 1..=0x7f)) {
         return String::from_utf8_lossy(value).into_owned();

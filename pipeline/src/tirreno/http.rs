@@ -1,4 +1,4 @@
-//! HTTP to one target over one connection.
+//! Sends HTTP requests to a target over one connection.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -15,10 +15,10 @@ use crate::delivery::http::{self, Addresses};
 use crate::fault::Fault;
 use crate::tirreno::policy::{Answer, CONFIRM, KeyAnswer};
 
-/// The most bytes of a body that are read, so that the connection can be used again.
+/// How many bytes of an answer's body are read, so that the connection can be reused.
 const MAX_BODY: u64 = 64 * 1024;
 
-/// What servers answer, with 400, who are spoken to without TLS on a port for it: nginx, Apache, Go.
+/// The words of nginx, Apache and Go in an answer with status 400 to plain HTTP on a TLS port.
 const SPEAKS_TLS: [&[u8]; 3] = [
     b"plain HTTP request was sent to HTTPS port",
     b"speaking plain HTTP to an SSL-enabled server port",
@@ -32,11 +32,11 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
         return Some(Duration::from_secs(seconds));
     }
     let until = DateTime::parse_from_rfc2822(value).ok()?.with_timezone(&Utc);
-    // A date that is over asks for nothing.
+    // A date in the past asks for no pause.
     Some((until - DateTime::<Utc>::from(SystemTime::now())).to_std().unwrap_or_default())
 }
 
-/// What is sent for an event.
+/// The request for an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Post<'a> {
     /// The trace id.
@@ -45,32 +45,32 @@ pub struct Post<'a> {
     pub body: Cow<'a, str>,
 }
 
-/// Sends events to a server. One connection's thread owns it.
+/// Sends events to a server. The thread of one connection owns it.
 pub trait Outbound: Send {
     /// Sends one event within `limit`.
     fn post(&mut self, event: &Post<'_>, limit: Duration) -> Answer;
 
-    /// Asks within `limit` whether the API key is good.
+    /// Checks within `limit` whether the server accepts the API key.
     fn check_key(&mut self, limit: Duration) -> KeyAnswer;
 }
 
-/// A connection to a Tirreno server. It is opened when it is needed and kept open.
+/// A connection to a Tirreno server, opened on demand and kept open.
 pub struct Tirreno {
     agent: Agent,
     addresses: Addresses,
     config: Arc<TirrenoConfig>,
-    /// When something was answered last.
+    /// The time of the last answer.
     answered: Cell<Option<Instant>>,
 }
 
 impl Tirreno {
-    /// A connection; `addresses` are shared by all of the target's.
+    /// A connection. All connections of the target share `addresses`.
     pub fn new(config: Arc<TirrenoConfig>, addresses: Addresses) -> Self {
         let agent = http::agent(config.tls.clone(), addresses.clone());
         Self { agent, addresses, config, answered: Cell::default() }
     }
 
-    /// Sends a request, and once more on a fresh connection when the one that was open has died.
+    /// Sends a request. If the open connection turns out to be dead, sends it once more on a new one.
     fn send(
         &self,
         uri: &Uri,
@@ -98,7 +98,7 @@ impl Tirreno {
             let request = request.config().timeout_global(Some(left)).build();
             let sent = http::within(left, || {
                 let mut response = request.send(body)?;
-                // What is left unread would close the connection.
+                // An unread body would close the connection.
                 let body = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
                 Ok((response, body))
             });
@@ -120,7 +120,8 @@ impl Tirreno {
                     let fault = http::fault(&error, self.config.tls.as_ref());
                     self.addresses.forget();
                     let was_open = http::connects() == connects;
-                    // With `resend`, what was accepted just before has to go before this one.
+                    // With `resend`, events that were accepted just before must be sent again before this
+                    // one.
                     let in_use = self.answered.get().is_some_and(|at| at.elapsed() <= CONFIRM);
                     let is_failure = self.config.resend && in_use;
                     if was_open && fault == Fault::ConnectionBroken && !is_failure {

@@ -1,68 +1,68 @@
-//! How fast events may be sent: a configured rate, and what the server's 429s teach.
+//! The sending rate: a configured limit, and a rate learned from the server's 429s.
 //!
-//! Tirreno counts accepted events in a sliding window and answers 429 above its limit, without saying
-//! what the limit is or when to come back; a 429 itself does not count. Several hosts may share one
-//! limit and know nothing of each other.
+//! Tirreno counts accepted events in a sliding window and answers 429 above its limit. It tells neither the
+//! limit nor when to retry; a refused event does not count. Several hosts may share one limit without
+//! knowing of each other.
 //!
-//! So the pacer *starts* faster and faster until the first 429. The window is *full* then, and it probes
-//! until an event is accepted again. What a host got out of that first burst says nothing about its fair
-//! share: hence it *searches* for that. All hosts begin at the same rate and grow alike until the window
-//! is full once more, and what a host has in it then is its share. The rate is *settled* then: a 429
-//! takes a part of it, and when there was none for a while, it grows again by a part of itself. The host
-//! with the higher rate meets more of the 429s, so that unequal shares become equal. The longer there is
-//! no 429, the faster it grows: the share of a host that has stopped, or a limit that was lifted, is
-//! found soon.
+//! A pacer goes through four phases. In the phase *start*, it sends faster and faster until the first 429.
+//! In the phase *full*, the window is full, and the pacer probes until the server accepts an event again.
+//! The size of the first burst says nothing about the host's fair share, so in the phase *search*, all
+//! hosts begin at the same rate and grow alike until the window is full again; the events of a host in the
+//! window are then its share. In the phase *settled*, a 429 lowers the rate by a factor, and after a while
+//! without a 429, the rate grows again by a factor. A host with a higher rate gets more of the 429s, so
+//! unequal shares become equal. Growth accelerates while no 429 comes, so that the share of a host that has
+//! stopped, or a limit that was lifted, is found soon.
 //!
-//! How many 429s there are in all follows from how long the rate stays calm: about one for each host in
+//! The number of 429s depends on how long the rate stays constant after one: about one 429 for each host in
 //! that time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// So many events are sent at once at the start, …
+/// The number of events that may be sent at once at the start, …
 const START_BURST: f64 = 5.0;
-/// … then so many a second, …
+/// … then the rate in events a second, …
 const START: f64 = 8.0;
-/// … and each second adds this many times as many: hosts that start within the same moment get like
-/// shares of what the window takes, and a server without a limit has a large burst within two seconds.
+/// … and its growth a second, as a multiple of the rate. Hosts that start at about the same time get
+/// similar shares of the window, and a server without a limit gets a large burst within two seconds.
 const START_GROWTH: f64 = 3.0;
-/// The rate with which a search for the share begins, …
+/// The rate at the beginning of a search, in events a second, …
 const SEARCH: f64 = 1.0;
-/// … and what each second adds to it, as a share of it.
+/// … and its growth a second, as a fraction of the rate.
 const SEARCH_GROWTH: f64 = 0.55;
-/// So many accepted events are remembered in a search.
+/// How many accepted events a search remembers.
 const MEMORY: usize = 1024;
-/// What of a share that was found is used.
+/// The fraction of a found share that is used.
 const MARGIN: f64 = 0.94;
-/// What a 429 leaves of the rate.
+/// The factor by which a 429 lowers the rate.
 const DECREASE: f64 = 0.88;
-/// So long after a 429 the rate stays as it is; …
+/// The time after a 429 in which the rate stays constant; …
 const CALM: Duration = Duration::from_secs(22);
-/// … from then on each second adds a share of it that is greater by this each second, …
+/// … after it, the growth a second, as a fraction of the rate, increases by this every second, …
 const GROWTH_INCREASE: f64 = 0.001;
-/// … up to this one, so that the limit is not left far behind when it is reached.
+/// … up to this, so that the rate does not overshoot the limit by far.
 const GROWTH_MAX: f64 = 0.1;
-/// A rate that was not used was not tried: a longer pause adds no more than this one.
+/// A rate counts as tested only while it is used, so one step of growth covers at most this time.
 const TRIED: Duration = Duration::from_secs(2);
-/// 429s that come together are one.
+/// 429s within this time count as one.
 const TOGETHER: Duration = Duration::from_secs(2);
-/// The pause between attempts while the window is full. Hosts that share a limit shall notice at nearly
-/// the same time that there is room again.
+/// The pause between attempts while the window is full. Hosts that share a limit should notice at about the
+/// same time that there is room.
 const PROBE: Duration = Duration::from_millis(900);
-/// The shortest window: below it a burst looks like a rate.
+/// The shortest window that is assumed: over a shorter time, a burst looks like a rate.
 const WINDOW: Duration = Duration::from_secs(4);
-/// Below and above this, in events a second, a learned rate means nothing.
+/// The bounds of a learned rate, in events a second.
 const SLOWEST: f64 = 0.1;
 const FASTEST: f64 = 2000.0;
-/// How much the pauses between events differ, as a share of them. Hosts that send in step would always
-/// meet in the same order at a full window, and the same one would always be refused.
+/// The random variation of the pauses between events, as a fraction of a pause. Without it, hosts that send
+/// in step would always reach a full window in the same order, and the same host would always be refused.
 const JITTER: f64 = 0.1;
-/// A sender that woke up late may catch up on this much.
+/// How much time a sender that woke up late may catch up on.
 const LATE: Duration = Duration::from_millis(50);
-/// The longest `Retry-After` that is followed.
+/// The longest `Retry-After` that is obeyed.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// Tells when the next event may be sent to one target, over all its connections.
+/// Determines when the next event may be sent to a target, over all its connections.
 #[derive(Debug)]
 pub struct Pacer {
     ceiling: Option<f64>,
@@ -71,32 +71,32 @@ pub struct Pacer {
     refused_in_a_row: u32,
 }
 
-/// What is known of this host's share in the server's limit; see the module.
+/// The state of the search for this host's share of the server's limit; see the module.
 #[derive(Debug)]
 enum Phase {
-    /// There was no 429 yet. The rate grows fast, and only while it is used.
+    /// No 429 has come. The rate grows fast, but only while it is used.
     Start { rate: Rate },
-    /// The limit, if there is one, is too high to matter.
+    /// There is no limit, or it is too high to matter.
     Free,
-    /// The server answers 429: the first and the last of them.
+    /// The server answers 429. These are the times of the first and the last 429.
     Full { since: Instant, last: Instant },
-    /// `window` is how long the server remembers, at the least, and `accepted` are the last events that
-    /// it took.
+    /// `window` is a lower bound for the length of the server's window, and `accepted` are the last
+    /// accepted events.
     Search { rate: Rate, since: Instant, window: Duration, accepted: VecDeque<Instant> },
-    /// The last 429 that counted came at `decreased`; others count only from `deaf_until` on.
+    /// The last 429 that lowered the rate came at `decreased`; further ones are ignored until `deaf_until`.
     Settled { rate: Rate, decreased: Instant, deaf_until: Instant },
 }
 
-/// What a pacer has learned, for that of the process that follows. Times are ages, or still to come.
+/// A pacer's knowledge, for the pacer of the next process. Times are relative to now.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
-    /// In what time the next event may be sent.
+    /// The time until the next event may be sent.
     pub wait: Duration,
-    /// What is known of the limit.
+    /// The knowledge about the limit.
     pub limit: Limit,
 }
 
-/// What is known of the server's limit, and of this host's share in it; see the module.
+/// The knowledge about the server's limit, and this host's share of it; see the module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Limit {
@@ -104,7 +104,7 @@ pub enum Limit {
         since: Duration,
         last: Duration,
     },
-    /// `accepted` events within the last `window`.
+    /// `accepted` counts the events accepted within the last `window`.
     Search {
         rate: f64,
         since: Duration,
@@ -122,7 +122,7 @@ pub enum Limit {
 struct Rate {
     /// Events a second.
     value: f64,
-    /// Until when it has grown; nothing before the first event.
+    /// The time of the last growth; `None` before the first event.
     grown: Option<Instant>,
 }
 
@@ -131,7 +131,7 @@ impl Rate {
         Self { value: value.max(SLOWEST), grown: Some(now) }
     }
 
-    /// Grows by this share of itself a second.
+    /// Lets the rate grow for the time since the last growth, by `share` of the rate a second.
     fn grow(&mut self, share: f64, now: Instant) {
         let tried = self.grown.map_or(Duration::ZERO, |grown| now.saturating_duration_since(grown));
         self.value *= 1.0 + share * tried.min(TRIED).as_secs_f64();
@@ -139,28 +139,28 @@ impl Rate {
     }
 }
 
-/// The pause before the next attempt, so long after the window was found full.
+/// The pause before the next attempt, if the window has been full for that time.
 fn probe(full: Duration) -> Duration {
     match full {
-        // The window may be a short one: it is tried twice.
+        // The window may be short, so there are two early attempts.
         _ if full < 2 * PROBE => PROBE,
         _ if full < WINDOW => WINDOW - full,
         _ => PROBE,
     }
 }
 
-/// How many of these events fall into a second of the last `window`.
+/// The average rate of the events in the last `window`, in events a second.
 fn rate_of(events: &VecDeque<Instant>, window: Duration, now: Instant) -> f64 {
     let age = |event: &Instant| now.saturating_duration_since(*event);
     let recent = events.iter().filter(|event| age(event) < window).count();
-    // Older ones may be forgotten.
+    // The events before the first remembered one are unknown.
     let known = events.front().map_or(window, age);
     let span = if events.len() == MEMORY { known.min(window) } else { window };
     recent as f64 / span.as_secs_f64().max(0.001)
 }
 
 impl Pacer {
-    /// A pacer that never exceeds `ceiling` events a second.
+    /// A pacer with a limit of `ceiling` events a second.
     pub fn new(ceiling: Option<f64>) -> Self {
         let phase = match ceiling {
             Some(_) => Phase::Free,
@@ -169,7 +169,8 @@ impl Pacer {
         Self { ceiling, phase, next: None, refused_in_a_row: 0 }
     }
 
-    /// A pacer that goes on with what another one has learned: that one's events are in the server's window.
+    /// A pacer that continues with another pacer's knowledge. The other pacer's events are still in the
+    /// server's window.
     pub fn resume(ceiling: Option<f64>, learned: Option<Pace>, now: Instant) -> Self {
         let mut pacer = Self::new(ceiling);
         let Some(Pace { wait, limit }) = learned else { return pacer };
@@ -178,14 +179,14 @@ impl Pacer {
         pacer.phase = match limit {
             Limit::Full { since, last } => Phase::Full { since: ago(since), last: ago(last) },
             Limit::Search { rate: value, since, window, accepted } => {
-                // When each was accepted is not known: they are spread over the time.
+                // The single times are unknown, so the events are spread evenly.
                 let count = accepted.min(MEMORY as u32);
                 let between = window.min(since) / count.max(1);
                 let accepted = (0..count).rev().map(|nth| ago(between * nth)).collect();
                 Phase::Search { rate: rate(value), since: ago(since), window, accepted }
             }
             Limit::Settled { rate: value, decreased } => {
-                // What the other one had under way may be refused.
+                // The other pacer's requests that are under way may still be refused.
                 let deaf_until = now + TOGETHER;
                 Phase::Settled { rate: rate(value), decreased: ago(decreased), deaf_until }
             }
@@ -194,7 +195,7 @@ impl Pacer {
         pacer
     }
 
-    /// What it has learned; nothing while it knows of no limit.
+    /// The pacer's knowledge; `None` while it knows of no limit.
     pub fn learned(&self, now: Instant) -> Option<Pace> {
         let age = |at: &Instant| now.saturating_duration_since(*at);
         let limit = match &self.phase {
@@ -211,7 +212,7 @@ impl Pacer {
         Some(Pace { wait: self.wait(now), limit })
     }
 
-    /// The rate in force in events a second, where the configuration or the server limits it.
+    /// The current rate in events a second; `None` if neither the configuration nor the server limits it.
     pub fn rate(&self) -> Option<f64> {
         match self.phase {
             Phase::Start { .. } => None,
@@ -219,7 +220,7 @@ impl Pacer {
         }
     }
 
-    /// How many events are sent a second at the most.
+    /// The current maximum rate, in events a second.
     fn pace(&self) -> Option<f64> {
         match (self.ceiling, self.learned_rate()) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -236,7 +237,8 @@ impl Pacer {
         }
     }
 
-    /// There is no time to start slowly: a server that has refused nothing yet gets all at once.
+    /// Skips the slow start, because the process stops soon: a server that has refused nothing yet gets all
+    /// events at once.
     pub fn hurry(&mut self) {
         if let Phase::Start { .. } = self.phase {
             self.phase = Phase::Free;
@@ -244,20 +246,20 @@ impl Pacer {
         }
     }
 
-    /// Whether the server answered 429 more than once in a row.
+    /// Whether the server has answered 429 more than once in a row.
     pub fn is_probing(&self) -> bool {
         self.refused_in_a_row > 1
     }
 
-    /// How long to wait before the next event; zero: send now.
+    /// The time until the next event may be sent; zero for now.
     pub fn wait(&self, now: Instant) -> Duration {
         self.next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
     }
 
-    /// An event is sent now.
+    /// Records that an event is sent now.
     pub fn sent(&mut self, now: Instant) {
         if let Phase::Full { .. } = self.phase {
-            // One attempt tells enough.
+            // One attempt is enough to learn whether there is room.
             self.next = Some(now + PROBE);
             return;
         }
@@ -272,18 +274,20 @@ impl Pacer {
         });
     }
 
-    /// The server took an event that was sent at `sent`; `waiting` tells whether more wait to be sent.
+    /// Records that the server accepted an event sent at `sent`; `waiting` says whether more events wait to
+    /// be sent.
     pub fn accepted(&mut self, sent: Instant, now: Instant, waiting: bool) {
         self.refused_in_a_row = 0;
         let may_grow = waiting && self.ceiling.is_none_or(|c| self.pace().is_none_or(|r| r < c));
         match &mut self.phase {
-            // Nothing is known of a limit yet: what is not tried is never found.
+            // The rate grows even if no events wait, because a limit is found only by reaching it.
             Phase::Start { rate } => rate.grow(START_GROWTH, now),
             Phase::Free => {}
-            // It was under way on another connection when that one met the limit.
+            // The event was under way on another connection when the first 429 came.
             Phase::Full { since, .. } if sent < *since => {}
             Phase::Full { since, last } => {
-                // Nothing may have waited to be sent when there was room again.
+                // There may have been room since the pause after the last 429, while no event waited to be
+                // sent.
                 let room = now.min(*last + PROBE);
                 let window = room.saturating_duration_since(*since).max(WINDOW);
                 let rate = Rate::new(SEARCH, now);
@@ -312,7 +316,7 @@ impl Pacer {
         }
     }
 
-    /// The server answered 429; `retry_after` is what its header of that name says.
+    /// Records that the server answered 429, with its `Retry-After`.
     pub fn refused(&mut self, now: Instant, retry_after: Option<Duration>) {
         self.refused_in_a_row += 1;
         match &mut self.phase {
@@ -320,7 +324,7 @@ impl Pacer {
                 self.phase = Phase::Full { since: now, last: now };
             }
             Phase::Full { last, .. } => *last = now,
-            // Others had filled the window before: what was found in a moment is no share.
+            // Other hosts had filled the window before: so short a search has found no share.
             Phase::Search { since, window, .. } if now < *since + *window / 2 => {}
             Phase::Search { accepted, window, .. } => {
                 let rate = Rate::new(rate_of(accepted, *window, now) * MARGIN, now);
@@ -353,7 +357,7 @@ mod tests {
 
     use super::*;
 
-    /// A sensor that takes `most` events in any `window`.
+    /// A server that accepts at most `most` events in any `window`.
     struct Window {
         most: usize,
         window: Duration,
@@ -384,7 +388,7 @@ mod tests {
     /// A host with a backlog, on one connection.
     struct Host {
         pacer: Pacer,
-        /// When it begins and ends, in seconds.
+        /// The times when it starts and stops, in seconds.
         active: Range<u64>,
         backlog: usize,
         at: Duration,
@@ -408,7 +412,7 @@ mod tests {
         times.iter().filter(|t| span.contains(&t.as_secs())).count() as f64
     }
 
-    /// Plays hosts against one sensor until all are done. The time is the simulation's own.
+    /// Simulates hosts and one server until all hosts have stopped. The simulation has its own clock.
     fn play(hosts: &mut [Host], sensor: &mut Window, seed: u64) {
         play_from(Instant::now(), hosts, sensor, seed);
     }
@@ -419,7 +423,7 @@ mod tests {
             let now = start + host.at;
             let wait = host.pacer.wait(now);
             if !wait.is_zero() {
-                // A thread wakes up a little late.
+                // Threads wake up a little late.
                 host.at += wait + Duration::from_micros(fastrand::u64(0..1500));
                 continue;
             }
@@ -438,11 +442,11 @@ mod tests {
 
     #[derive(Debug)]
     struct Outcome {
-        /// Of what the limit allows.
+        /// As a fraction of the limit.
         used: f64,
-        /// Of all attempts.
+        /// As a fraction of all attempts.
         refused: f64,
-        /// The largest share over the smallest.
+        /// The largest share divided by the smallest.
         unfair: f64,
     }
 
@@ -525,7 +529,7 @@ mod tests {
 
     #[test]
     fn who_follows_another_into_a_full_window_is_not_left_with_little() {
-        // As after a reload: the other one stops a second later.
+        // As after a reload: the old process stops a second after the new one starts.
         for (most, window) in [(20, 2), (25, 5), (100, 10)] {
             for seed in 0..5 {
                 let mut hosts = [Host::new(0..101, usize::MAX), Host::new(100..200, usize::MAX)];
@@ -541,7 +545,7 @@ mod tests {
 
     #[test]
     fn who_goes_on_with_what_another_learned_meets_no_limit_anew() {
-        /// What is refused, and of the limit used, in 30 s from `at` on, where another pacer follows then.
+        /// The outcome of the 30 s from `at` on, when another pacer takes over.
         fn follow(at: u64, seed: u64, follow: impl Fn(&mut Pacer, Instant)) -> Outcome {
             let (most, window) = (100, 10);
             let mut sensor = Window::new(most, window);
@@ -554,7 +558,7 @@ mod tests {
             play_from(start, &mut host, &mut sensor, seed + 1);
             measure(&host, most as f64 / window as f64, at..at + 30)
         }
-        // In a full window, while its share is searched for, and long after that.
+        // While the window is full, during the search, and long after it.
         for at in [5, 15, 25, 60, 300, 303] {
             for seed in 0..3 {
                 let resumed = follow(at, seed, |pacer, now| {
@@ -583,7 +587,7 @@ mod tests {
     #[test]
     fn hosts_that_come_and_go_use_the_limit() {
         for seed in 0..5 {
-            // One is always there; each of the others for three of every five minutes.
+            // One host is always active, and each of the others in three of every five minutes.
             let mut hosts = vec![Host::new(0..1800, usize::MAX)];
             for start in (60..1500).step_by(300) {
                 hosts.push(Host::new(start..start + 180, usize::MAX));
@@ -603,7 +607,7 @@ mod tests {
         host[0].active = 120..400;
         play(&mut host, &mut Window::without_limit(), 2);
         assert_eq!(count(&host[0].refused, &(120..400)), 0.0);
-        // Two minutes later.
+        // Two minutes after the limit was lifted.
         let late = count(&host[0].accepted, &(240..250));
         assert!(late > 500.0, "{late} accepted");
     }
@@ -652,7 +656,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs_f64(seconds);
         let mut pacer = Pacer::new(None);
         pacer.refused(at(0.0), None);
-        // Nothing waits: an event a minute for an hour, then four a second.
+        // Events come one at a time: one a minute for an hour, then four a second.
         (1..=60)
             .for_each(|n| pacer.accepted(at(60.0 * f64::from(n)), at(60.0 * f64::from(n)), false));
         for n in 0..80 {
@@ -673,7 +677,7 @@ mod tests {
         pacer.accepted(at(5), at(15), true);
         assert!(pacer.wait(at(15)) > Duration::from_millis(500) && pacer.rate().is_none());
         pacer.sent(at(5000));
-        // One attempt, whatever other connections have to send.
+        // One attempt, however many events wait on other connections.
         assert!(!pacer.wait(at(5000)).is_zero());
         pacer.accepted(at(5000), at(5010), true);
         assert!(pacer.wait(at(5010)).is_zero() && pacer.rate().is_some());
