@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the commands in this directory share; each sources it first.
+# Functions that the commands in this directory share; each command sources this file first.
 # Progress goes to stderr, results to stdout.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
 export CARGO_TARGET_DIR LC_ALL=C
 
-# The suites of Debian that there are packages for, the oldest first.
+# The suites of Debian for which packages are built, the oldest first.
 # shellcheck disable=SC2034
 PACKAGE_SUITES=(bookworm trixie forky)
 
@@ -20,13 +20,14 @@ die() {
 # Prints the comment at the top of the calling script.
 usage() { sed -n '2,/^[^#]*$/s/^# \{0,1\}//p' "$0"; }
 
-# step WHAT COMMAND...: runs the command and says every 15 seconds that it still does. The time that it took
-# is added to the file $STEP_TIMES, if that is set.
+# step WHAT COMMAND...: runs the command, and reports every 15 seconds that it is still running. If $STEP_TIMES
+# is set, the time that the command took is added to that file.
 step() {
     local what=$1 start=$SECONDS status=0 result=finished
     shift
     say "==> $what"
-    # The heartbeat ends with its pipe, however this script ends; the command must not hold it open.
+    # The heartbeat ends when its pipe is closed, however this script ends. So the command must not inherit the
+    # pipe.
     exec 9> >(heartbeat "$what")
     "$@" 9>&- || status=$?
     exec 9>&-
@@ -61,7 +62,7 @@ apt_update() {
     return 1
 }
 
-# The number by which a suite's packages come after those of the suites before it.
+# A number for the version of a suite's package, which orders it after the packages of older suites.
 release_of() {
     case $1 in
         bookworm) echo deb12 ;;
@@ -76,8 +77,8 @@ workspace_version() { sed -n 's/^version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | h
 # The oldest Rust that builds the module.
 rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml"; }
 
-# need PACKAGE...: installs what is missing, or says how to. On other systems than Debian's the
-# compiler will say what it misses.
+# need PACKAGE...: installs missing packages, or prints the command for it. On a system other than Debian, the
+# compiler's errors will show what is missing.
 need() {
     is_debian || return 0
     local package installed missing=()
@@ -94,7 +95,7 @@ need() {
     step "apt-get ${install[*]}" apt_get "${install[@]}" || die "apt-get failed"
 }
 
-# What every build needs.
+# The packages that every build needs.
 need_toolchain() {
     need gcc libc6-dev make libclang-dev libpcre2-dev zlib1g-dev libssl-dev ca-certificates
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
@@ -106,7 +107,7 @@ need_toolchain() {
         die "Rust $version is too old, $(rust_version) is needed. $cure"
 }
 
-# use_build [ARGUMENT...]: runs ci/build; what it built is in $nginx and $module.
+# use_build [ARGUMENT...]: runs ci/build, and sets $nginx and $module to what it built.
 use_build() {
     local output
     output=$("$ROOT/ci/build" "$@") || return
@@ -115,8 +116,8 @@ use_build() {
     [[ $nginx && $module ]]
 }
 
-# unpack DIRECTORY PACKAGE...: downloads Debian packages and unpacks them; nothing is installed.
-# Others may do the same at once: each fills a directory of its own, and the first one stays.
+# unpack DIRECTORY PACKAGE...: downloads Debian packages and unpacks them; nothing is installed. Several
+# processes may do so at once: each fills a directory of its own, and the first one to finish wins.
 unpack() {
     local directory=$1 part=$1.part.$BASHPID
     [[ ! -d $directory ]] || return 0
@@ -136,7 +137,7 @@ download() {
     done
 }
 
-# This system's package sources, one line each: not those of others that were added to it.
+# The package sources of this system's own distribution, one line each, without third-party sources.
 system_sources() {
     local ID
     # shellcheck source=/dev/null
@@ -146,8 +147,8 @@ system_sources() {
         'Created-By: Packages' "Origin: ${ID^}" | sort -u
 }
 
-# apt_of SUITE get|cache ARGUMENT...: apt with the package lists of a suite of Debian, whichever this
-# system is. Nothing is installed, so nothing is upgraded or conflicts.
+# apt_of SUITE get|cache ARGUMENT...: runs apt with the package lists of a suite of Debian, on any Debian or
+# Ubuntu. It installs nothing, so nothing is upgraded or conflicts.
 apt_of() {
     local directory=$CARGO_TARGET_DIR/apt/$1
     "apt-$2" -qq -o APT::Sandbox::User=root -o Acquire::Retries=3 -o Dir::State::status=/dev/null \
@@ -156,7 +157,7 @@ apt_of() {
         -o Dir::Etc::preferencesparts=/dev/null -o Dir::Etc::preferences=/dev/null "${@:3}"
 }
 
-# suite_sources SUITE [--without-updates]: a suite's package sources, from where this system has its own.
+# suite_sources SUITE [--without-updates]: the package sources of a suite, on this system's mirror.
 suite_sources() {
     local sources mirror security=''
     sources=$(system_sources)
@@ -169,7 +170,7 @@ suite_sources() {
     [[ ! $security ]] || echo "deb $security $1-security main"
 }
 
-# Fetches the package lists of a suite. Those of an earlier run will do where no mirror answers.
+# Fetches the package lists of a suite. If no mirror answers, the lists of an earlier run are used.
 update_suite() {
     local directory=$CARGO_TARGET_DIR/apt/$1 sources
     mkdir -p "$directory"/{lists,cache/archives}/partial || return
@@ -183,8 +184,8 @@ candidate() {
     apt_of "$1" cache policy "$2" | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p'
 }
 
-# Prints the path of the nginx of a suite of Debian, unpacked together with its nginx-dev. It runs here:
-# where it needs newer libraries than this system has, they lie beside it, and only it uses them.
+# Prints the path of the nginx of a suite of Debian, unpacked together with its nginx-dev. If it needs newer
+# libraries than this system has, they are unpacked beside it, and only this nginx uses them.
 suite_nginx() {
     local suite=$1 version directory libraries
     version=$(candidate "$suite" nginx-dev)
@@ -223,14 +224,14 @@ suite_libraries() {
     apt_of "$1" cache depends --important --recurse libgcc-s1 "${direct[@]}" | grep -E '^(lib|zlib)' | sort -u
 }
 
-# add_libraries SUITE DIRECTORY PLACE PACKAGE...: to DIRECTORY, which will be moved to PLACE.
+# add_libraries SUITE DIRECTORY PLACE PACKAGE...: adds the libraries to DIRECTORY, which will be moved to PLACE.
 add_libraries() {
     local loader
     need patchelf
     download_of "$1" "$2/libraries" "${@:4}" || return
     loader=$(cd "$2" && find libraries -name 'ld-linux*' ! -type d | head -n 1)
     [[ $loader ]] || return
-    # The older kind of search path, which holds for the module, too.
+    # RPATH, not RUNPATH, because it also applies to the libraries of the module.
     patchelf --set-interpreter "$3/$loader" --force-rpath --set-rpath "$(cd "$2" &&
         find libraries -name '*.so.*' -printf "$3/%h\n" | sort -u | paste -s -d :)" "$2/usr/sbin/nginx"
 }
@@ -250,7 +251,7 @@ debian_nginx() {
 
 unpack_debian_nginx() {
     local version directory
-    # The version of nginx-dev: nginx itself may have a newer one, from an archive without nginx-dev.
+    # The version of nginx-dev, because nginx itself may have a newer one from an archive without nginx-dev.
     version=$(apt-cache policy nginx-dev | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p')
     [[ $version ]] || return
     directory=$CARGO_TARGET_DIR/debian-nginx-$version
@@ -258,7 +259,7 @@ unpack_debian_nginx() {
     echo "$directory/usr/sbin/nginx"
 }
 
-# debian_tools NAME PACKAGE...: prints a directory with what the tests use of these packages, unpacked.
+# debian_tools NAME PACKAGE...: prints a directory with these packages, unpacked for the tests.
 debian_tools() {
     local directory=$CARGO_TARGET_DIR/debian-$1
     if ! unpack "$directory" "${@:2}"; then
@@ -276,8 +277,8 @@ debian_wordpress() {
         mariadb-server-core mariadb-client-core
 }
 
-# debian_missing NAME PACKAGE...: prints a directory with these packages and what they depend on, unpacked,
-# as far as this machine lacks it. Apache is left out: it cannot be run from a directory.
+# debian_missing NAME PACKAGE...: prints a directory with these packages and their dependencies, unpacked,
+# without what this machine already has. Apache is left out, because it does not run from a directory.
 debian_missing() {
     local directory=$CARGO_TARGET_DIR/debian-$1
     if ! unpack_missing "$directory" "${@:2}"; then

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# What the commands in this directory share: programs of Debian's packages that run from a directory, and
-# PostgreSQL and Mattermost in a directory of their own. Each sources ci/lib.sh first. $golang and $postgresql are
-# directories of debian_missing.
+# Functions that the commands in this directory share: they run programs of Debian's packages, PostgreSQL and
+# Mattermost from directories. Each command sources ci/lib.sh first. $golang and $postgresql are directories of
+# debian_missing.
 
 built=$CARGO_TARGET_DIR/applications
 
-# offline COMMAND...: runs a command with processes of its own, which end with it, and no network but its own
+# offline COMMAND...: runs a command whose child processes end with it, and that has no network but its own
 # loopback.
 offline() {
     # shellcheck disable=SC2016
@@ -18,13 +18,14 @@ offline() {
     fi
 }
 
-# begin WHAT COMMAND...: as step, for what starts servers: they would keep its heartbeat alive.
+# begin WHAT COMMAND...: like step, but without a heartbeat, which servers that the command starts would keep
+# alive.
 begin() {
     say "==> $1"
     "${@:2}"
 }
 
-# As root, servers run as somebody else: PostgreSQL insists on that.
+# If root runs this, servers run as nobody, because PostgreSQL refuses root.
 as_nobody() {
     if ((EUID == 0)); then
         setpriv --reuid=nobody --regid=nogroup --clear-groups -- "$@"
@@ -33,7 +34,7 @@ as_nobody() {
     fi
 }
 
-# program DIRECTORY PATTERN: prints the path of a program that was unpacked, or that this machine has.
+# program DIRECTORY PATTERN: prints the path of a program that was unpacked, or is installed on this machine.
 program() {
     local path
     for path in "$1"/$2 /$2; do
@@ -42,7 +43,7 @@ program() {
     die "there is no $2"
 }
 
-# use_libraries DIRECTORY: programs find the libraries that were unpacked.
+# use_libraries DIRECTORY: lets programs find the unpacked libraries.
 use_libraries() {
     local directory
     for directory in "$1"/usr/lib/*-linux-gnu*; do
@@ -51,7 +52,8 @@ use_libraries() {
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH-}
 }
 
-# wait_until WHAT LOG COMMAND...: for two minutes; then it shows the end of the log.
+# wait_until WHAT LOG COMMAND...: waits until the command succeeds; after two minutes, it fails with the end of
+# the log.
 wait_until() {
     local start=$SECONDS
     until "${@:3}" &>/dev/null; do
@@ -63,11 +65,11 @@ wait_until() {
     done
 }
 
-# show_log FILE: its last errors and warnings.
+# show_log FILE: prints its last errors and warnings.
 show_log() { grep -E '"level":"(error|warn)"' "$1" | tail -n 20 >&2 || true; }
 
-# start_postgres DIRECTORY [ADDRESS]: with a socket in that directory, and on that address if there is one; $PGHOST
-# names it.
+# start_postgres DIRECTORY [ADDRESS]: listens on a socket in that directory, and on the address if given. Sets
+# $PGHOST.
 start_postgres() {
     local directory=$1 postgres
     postgres=$(program "${postgresql:?}" 'usr/lib/postgresql/*/bin/postgres') || return
@@ -83,7 +85,7 @@ start_postgres() {
 # sql DATABASE STATEMENT: prints the rows, with tabs between the columns.
 sql() { "$psql" --no-psqlrc --quiet --tuples-only --no-align --field-separator=$'\t' --dbname="$1" -c "$2"; }
 
-# build_mattermost CHECKOUT: sets $mattermost to the server that was built of it. What Go has compiled is kept.
+# build_mattermost CHECKOUT: builds the server and sets $mattermost to it. Go's compiled packages are kept.
 build_mattermost() {
     local go
     [[ -e $1/cmd/mattermost/main.go && -d $1/vendor ]] ||
@@ -95,7 +97,8 @@ build_mattermost() {
         GOTOOLCHAIN=local nice -n 5 "$go" build -mod=vendor -p 2 -trimpath -buildvcs=false -o "$mattermost" ./cmd/mattermost)
 }
 
-# start_mattermost CHECKOUT DIRECTORY: on 127.0.0.1:8065, with the database "mattermost" of start_postgres.
+# start_mattermost CHECKOUT DIRECTORY: listens on 127.0.0.1:8065, with the database "mattermost" of
+# start_postgres.
 start_mattermost() {
     local directory=$2 part
     sql postgres 'CREATE DATABASE mattermost' || return
