@@ -67,6 +67,8 @@ pub(crate) struct MainConf {
     unrealmed: Vec<(*const ngx_http_core_srv_conf_t, Rc<Place>, bool)>,
     /// Whether any rule has `bind=`, or any location `tirreno_lookup`.
     learns_sessions: bool,
+    /// Whether any rule has `session=required`.
+    requires_sessions: bool,
     /// Rules that were read.
     pub(crate) known: Known,
     /// `tirreno_state`, and where it stands.
@@ -109,6 +111,7 @@ impl Default for MainConf {
             users: Vec::new(),
             unrealmed: Vec::new(),
             learns_sessions: false,
+            requires_sessions: false,
             known: Known::default(),
             redacting: Vec::new(),
             secret_segments: None,
@@ -130,6 +133,12 @@ impl MainConf {
     /// Whether the module can learn the user of a session: by `bind=` or by a lookup.
     pub(crate) fn learns_sessions(&self) -> bool {
         self.learns_sessions
+    }
+
+    /// Whether sessions can identify users: the module learns their users, or a session that it does not know
+    /// stands for its user.
+    pub(crate) fn uses_sessions(&self) -> bool {
+        self.learns_sessions || self.requires_sessions
     }
 
     /// Size of the shared memory in bytes, if it was set.
@@ -414,6 +423,7 @@ impl LocationConf {
             );
         }
         main.learns_sessions |= self.lookup.is_some() || self.rules().is_some_and(RuleSet::binds);
+        main.requires_sessions |= self.rules().is_some_and(RuleSet::requires_sessions);
         if let Some((Verify::Session, _, place)) = &self.verify {
             note(&mut main.verified, place, !self.sessions().is_empty());
         }

@@ -81,10 +81,10 @@ fn place<'r>(request: Request<'r>) -> Option<(&'r LocationConf, &'r MainConf)> {
     counts.then_some((location, main))
 }
 
-/// Whether sessions can identify users here: the module learns their users, or claims are not believed, so that
-/// the session itself stands for its user.
+/// Whether sessions can identify users here: the module uses them anywhere, or claims are not believed here, so
+/// that the session itself stands for its user.
 pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
-    !location.sessions().is_empty() && (main.learns_sessions() || location.verifies())
+    !location.sessions().is_empty() && (main.uses_sessions() || location.verifies())
 }
 
 /// The session that the request belongs to.

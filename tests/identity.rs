@@ -1133,6 +1133,28 @@ fn an_event_waits_no_longer_than_its_answer_can_come() {
 }
 
 #[test]
+fn a_session_stands_for_its_user_where_no_rule_binds_any() {
+    let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
+    let nginx = Nginx::builder()
+        .sensor(&sensor.url())
+        .var("BACKEND", &backend.address())
+        .http("tirreno_target { url %SENSOR%; api_key test-key; interval 50ms; }")
+        .server(
+            "tirreno on; tirreno_default_event off; tirreno_session cookie:PHPSESSID;
+             tirreno_event page_view GET /profile session=required;
+             location / { proxy_pass http://%BACKEND%; }",
+        )
+        .start();
+    for _ in 0..2 {
+        let cookie = [("Cookie", "PHPSESSID=abcdefghijklm")];
+        client::get(nginx.port(), "/profile", &cookie).unwrap();
+    }
+    let stored = sensor.wait_stored(2, SOON).unwrap();
+    let [first, second] = [0, 1].map(|n| &stored[n].user_name);
+    assert!(first.starts_with("session-") && first == second, "{first} {second}");
+}
+
+#[test]
 fn what_cannot_work_is_an_error_of_the_configuration() {
     let server = |text: &str| format!("server {{ listen 127.0.0.1:%PORT8%; {text} }}");
     let on = "tirreno_target { url http://127.0.0.1:1/sensor/; api_key k; } ";

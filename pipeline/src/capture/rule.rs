@@ -951,6 +951,11 @@ impl<T: Text> RuleSet<T> {
     pub fn binds(&self) -> bool {
         self.iter().any(|(.., rule)| rule.bind.is_some())
     }
+
+    /// Whether any rule says which requests need a session.
+    pub fn requires_sessions(&self) -> bool {
+        self.iter().any(|(.., rule)| rule.session.is_some())
+    }
 }
 
 /// Whether frameworks let the body of a request with this method override the method.

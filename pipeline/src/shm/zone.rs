@@ -236,6 +236,8 @@ struct TargetCounters {
     dropped: [AtomicU64; DropReason::ALL.len()],
     /// How many of the dropped events the log has mentioned.
     said: [AtomicU64; DropReason::ALL.len()],
+    /// When the deliverer began that shows the state, by the monotonic clock, in nanoseconds.
+    shown_by: AtomicU64,
     state: AtomicU32,
     /// If not 0: shown instead of `state`, except instead of [`State::Waiting`].
     degraded: AtomicU32,
@@ -719,7 +721,7 @@ impl Zone {
             .couriers
             .iter()
             .position(|c| c.pid.compare_exchange(0, pid, AcqRel, Relaxed).is_ok())?;
-        Some(Ledger { zone: *self, courier })
+        Some(Ledger { zone: *self, courier, since_ns: monotonic_ns() })
     }
 
     /// Counts what dead deliverers held as dropped. Only the deliverer calls it.
@@ -852,6 +854,8 @@ impl Totals {
 pub struct Ledger {
     zone: Zone,
     courier: usize,
+    /// When the deliverer began, by the monotonic clock, in nanoseconds.
+    since_ns: u64,
 }
 
 impl Ledger {
@@ -1050,19 +1054,25 @@ impl Ledger {
 
     /// Shows how delivery goes.
     pub fn show(&self, slot: usize, state: State, fault: Option<Fault>) {
-        let account = self.account(slot);
-        account.state.store(state as u32, Relaxed);
-        if let Some(fault) = fault {
-            account.fault.store(fault.pack(), Relaxed);
-            account.fault_ms.store(wall_ms() as u64, Relaxed);
+        if self.is_newest(slot) {
+            self.account(slot).state.store(state as u32, Relaxed);
+            fault.into_iter().for_each(|fault| self.show_fault(slot, fault));
         }
+    }
+
+    /// Whether no deliverer that began later has shown the state. After a reload, one with the old configuration
+    /// may still try to send: its failures say nothing of the new one.
+    fn is_newest(&self, slot: usize) -> bool {
+        self.account(slot).shown_by.fetch_max(self.since_ns, Relaxed) <= self.since_ns
     }
 
     /// Shows what went wrong, whatever else the state is.
     pub fn show_fault(&self, slot: usize, fault: Fault) {
-        let account = self.account(slot);
-        account.fault.store(fault.pack(), Relaxed);
-        account.fault_ms.store(wall_ms() as u64, Relaxed);
+        if self.is_newest(slot) {
+            let account = self.account(slot);
+            account.fault.store(fault.pack(), Relaxed);
+            account.fault_ms.store(wall_ms() as u64, Relaxed);
+        }
     }
 
     /// Shows when the oldest held event was captured, in milliseconds since the epoch; 0: there is none.
@@ -1204,6 +1214,20 @@ mod tests {
             let zone = anonymous(Zone::min_size(workers)).unwrap();
             assert!(zone.segments().len() >= 2 * workers + 2, "{workers}");
         }
+    }
+
+    #[test]
+    fn a_deliverer_that_stops_does_not_show_over_the_next() {
+        let zone = anonymous(1 << 20).unwrap();
+        zone.target_slot("t", 0).unwrap();
+        let [old, new] = [(); 2].map(|()| zone.enlist(std::process::id()).unwrap());
+        let shown = || (zone.totals(0).state, zone.totals(0).last_fault.map(|(fault, _)| fault));
+        old.show(0, State::Retrying, Some(Fault::Answered(404)));
+        assert_eq!(shown(), (State::Retrying, Some(Fault::Answered(404))));
+        new.show(0, State::Ok, None);
+        old.show(0, State::Retrying, Some(Fault::Answered(500)));
+        old.show_fault(0, Fault::Stalled);
+        assert_eq!(shown(), (State::Ok, Some(Fault::Answered(404))));
     }
 
     #[test]
