@@ -25,10 +25,10 @@ use tirreno_tests::tls::Authority;
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
-/// The name of the thread that each deliverer with a file has.
+/// The name of the thread that each deliverer with a file target has.
 const FILE_THREAD: &str = "tirreno-file";
 
-/// nginx and a directory that its workers may write in.
+/// nginx, and a directory in which its workers may write.
 struct Bench {
     nginx: Nginx,
     dir: TempDir,
@@ -59,7 +59,7 @@ impl Bench {
         bench
     }
 
-    /// Not started yet.
+    /// Builds it without starting it.
     fn build(targets: &str, change: impl FnOnce(Builder) -> Builder) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let builder = Nginx::builder()
@@ -122,14 +122,14 @@ impl Bench {
         })
     }
 
-    /// The worker that delivers, once there is one.
+    /// The worker that delivers, once one does.
     fn deliverer(&self) -> u32 {
         let delivers = |pid: &u32| self.nginx.thread_names(*pid).iter().any(|n| n == FILE_THREAD);
         let find = || self.nginx.workers().into_iter().find(delivers).ok_or_else(String::new);
         wait_for(SOON, "a deliverer", find)
     }
 
-    /// The names in the directory that start so, sorted.
+    /// The sorted names in the directory that begin with `start`.
     fn names(&self, start: &str) -> Vec<String> {
         let names = fs::read_dir(self.dir.path()).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -172,7 +172,7 @@ fn number(record: &Value) -> Option<usize> {
     record["url"].as_str()?.trim_start_matches('/').split('?').next()?.parse().ok()
 }
 
-/// How many events a record says were dropped.
+/// How many dropped events a record reports.
 fn dropped_in(record: &Value) -> u64 {
     record["dropped"].as_u64().unwrap_or_else(|| panic!("{record}"))
 }
@@ -306,7 +306,7 @@ fn the_real_logrotate_works() {
     bench.settled("audit");
     let config = bench.path("logrotate.conf");
     let log = bench.path("audit.log");
-    // The workers are root here. Debian's logrotate.conf begins so, too.
+    // The workers are root here, and the file begins like Debian's logrotate.conf.
     let shipped = include_str!("../nginx-conf/monitoring/logrotate/tirreno");
     let directory = format!("{}/", log.parent().unwrap().display());
     let ours =
@@ -334,13 +334,13 @@ fn what_a_kill_left_torn_is_cut_off() {
     bench.nginx.wait_log("10 bytes of a torn line were cut off");
 }
 
-/// Limits the size of the files that the deliverer writes.
+/// Limits the size of the files that the deliverer may write.
 fn limit_files(pid: u32, bytes: &str) {
     let (pid, limit) = (format!("--pid={pid}"), format!("--fsize={bytes}:"));
     assert!(Command::new("prlimit").args([pid, limit]).status().unwrap().success());
 }
 
-/// Fills a file with whole lines, beyond what nginx's own log takes.
+/// Appends whole lines to a file, more than nginx's own log accepts.
 fn fill(path: &Path) -> u64 {
     fs::write(path, "{\"url\":\"/0\"}\n".repeat(100_000)).unwrap();
     fs::metadata(path).unwrap().len()
@@ -351,7 +351,7 @@ fn a_full_disk_tears_nothing_and_loses_nothing() {
     let mut bench = Bench::build(FILE, |builder| builder);
     let size = fill(&bench.path("audit.log"));
     bench.nginx.start();
-    // Half of the batch would fit.
+    // There is only room for about half of the batch.
     limit_files(bench.deliverer(), &(size + 700).to_string());
     bench.requests(1..=20);
     let row = bench.wait_row("audit", "the full disk", |row| {
@@ -398,7 +398,7 @@ fn what_the_queue_has_no_room_for_is_reported_in_the_file() {
     let deliverer = bench.deliverer();
     limit_files(deliverer, &(size + 10).to_string());
     bench.requests(1..=30);
-    // Up to 80 % of the queue is for page views.
+    // Page views fill at most 80 % of the queue.
     let row = bench.wait_row("audit", "drops", |row| row.dropped == 22);
     assert_eq!((row.captured, row.pending), (30, 8));
     limit_files(deliverer, "unlimited");
@@ -436,7 +436,7 @@ impl Load {
         Self { clients: (0..Self::CLIENTS).map(client).collect(), answered, ended }
     }
 
-    /// The numbers that are certainly captured, and how many were tried.
+    /// The numbers that were surely captured, and how many requests were tried.
     fn finish(self) -> (BTreeSet<usize>, usize) {
         let clients = self.clients.into_iter().map(|client| client.join().unwrap());
         let all = clients.reduce(|(mut a, n), (b, m)| {
@@ -454,8 +454,8 @@ impl Load {
         ended: &AtomicBool,
     ) -> (BTreeSet<usize>, usize) {
         let mut certain = BTreeSet::new();
-        // A connection, and the last request that it answered: that one is certainly captured when
-        // the next one is answered.
+        // A connection, and the last request that it answered. That request is surely captured once the
+        // next one is answered.
         let mut connection: Option<(Connection, Option<usize>)> = None;
         let mut tried = 0;
         while certain.len() < least || !ended.load(SeqCst) {
@@ -499,7 +499,7 @@ fn no_fault_tears_or_loses_a_line() {
     let load = Load::start(bench.nginx.port(), count);
     let (mut reloads, mut reopens, mut kills) = (0, 0, 0);
     let mut moved = Vec::new();
-    // Over the whole of the load, in turn: R reloads, U moves the file and reopens, K kills.
+    // Spread over the load, in this order: R reloads, U moves the file and reopens, K kills.
     for (step, fault) in "RURKRURKRURRURKRUR".chars().enumerate() {
         let due = count * (step + 1) / 20;
         wait_until(SOON * 5, "the load", || load.answered.load(SeqCst) >= due);
@@ -550,7 +550,7 @@ fn no_fault_tears_or_loses_a_line() {
     let lost: Vec<_> = certain.iter().filter(|number| !found.contains_key(number)).collect();
     assert!(lost.is_empty(), "{} of {tried} are lost: {lost:?}", lost.len());
     assert!(found.len() <= tried);
-    // A kill can fall between writing a batch and freeing it.
+    // A kill may come after a batch was written and before its events are released.
     let repeats: usize = found.values().map(|times| times - 1).sum();
     println!("{tried} requests, {repeats} repeats");
     assert!(repeats <= kills * 512, "{repeats} repeats");
@@ -571,7 +571,7 @@ fn backups_are_kept_as_configured() {
         names if names.len() == 3 && are_compressed(&names) => Ok(()),
         names => Err(format!("{names:?}")),
     });
-    // They are the newest ones.
+    // The newest records are kept.
     let names = bench.names("audit-");
     let mut found: Vec<_> =
         names.iter().flat_map(|name| numbers(&read_backup(&bench.path(name)))).collect();
@@ -640,7 +640,7 @@ fn workers_of_another_user_must_be_able_to_rotate() {
     fs::set_permissions(&log, Permissions::from_mode(0o644)).unwrap();
     let (ok, output) = say(0o777, "root:root");
     assert!(!ok && output.contains("cannot read and write"), "{output}");
-    // Left by workers of another user.
+    // The files belong to another user, under whom workers ran before.
     fs::rename(&log, bench.path(".audit.log.lock")).unwrap();
     let (ok, output) = say(0o777, "root:root");
     assert!(!ok && output.contains(".audit.log.lock"), "{output}");
@@ -663,7 +663,7 @@ fn no_thread_of_the_master_is_ever_another_user() {
         let watcher = scope.spawn(|| {
             while !ended.load(SeqCst) {
                 for task in fs::read_dir(&tasks).unwrap().flatten() {
-                    // It may have ended meanwhile.
+                    // The thread may have ended meanwhile.
                     let about = fs::read_to_string(task.path().join("status")).unwrap_or_default();
                     let users = about.lines().find_map(|line| line.strip_prefix("Uid:"));
                     if users.is_some_and(|users| users.split_whitespace().any(|id| id != "0")) {
@@ -805,10 +805,10 @@ fn a_server_with_another_certificate_gets_nothing() {
     assert_eq!(messages[0].header["app-name"], "trusting");
 }
 
-/// What an authentication log would show.
+/// A line that would appear in an authentication log.
 const FORGED: &str = "<86>1 2026-01-01T00:00:00Z host sshd 999 - - Accepted password for root ";
 
-/// Requests that get longer than what rsyslog takes for one message, with FORGED at every place.
+/// Requests whose records exceed rsyslog's limit for a message, with FORGED at all offsets.
 fn request_forged_lines(port: u16, count: usize) {
     let mut connection = open(port).unwrap();
     let repeated = FORGED.repeat(40);
@@ -820,7 +820,7 @@ fn request_forged_lines(port: u16, count: usize) {
     }
 }
 
-/// Whether a message is one of ours and whole; its record.
+/// The record of a complete message of ours.
 fn own_record(message: &Message) -> Option<Value> {
     let record: Value = serde_json::from_str(message.text.trim_start()).ok()?;
     let data = &message.data["tirreno@32473"];
@@ -856,13 +856,13 @@ fn no_request_forges_a_message_of_its_own() {
             let url = record["url"].as_str().unwrap();
             assert!(url.starts_with(&format!("/{n}/xxx")), "{record}");
             assert_eq!(record["truncated"], true, "{record}");
-            // No more is cut than has to be.
+            // The value is cut no shorter than necessary.
             assert!(record["referer"].as_str().unwrap().len() > 1000, "{record}");
         }
     }
 }
 
-/// What the test above would see if messages were not shortened.
+/// Shows that longer messages would make the forgery of the previous test possible.
 #[test]
 fn longer_messages_than_the_receiver_takes_could_be_forged() {
     let rsyslog = Rsyslog::as_shipped(&Input::Tcp);
@@ -889,7 +889,7 @@ fn a_message_is_as_long_as_it_may_be() {
         listener.port()
     ));
     let mut connection = open(bench.nginx.port()).unwrap();
-    // Characters of two bytes, and such as are escaped.
+    // Also with characters of two bytes, and with characters that are escaped.
     for (n, fill) in ["x", "\u{e4}", "\"", "\u{9b}"].into_iter().enumerate() {
         for length in [10, 200, 255] {
             let agent = fill.repeat(length);
@@ -952,7 +952,7 @@ fn syslog_ng_understands_lines_and_counted_messages() {
 
 // Connections.
 
-/// What a syslog target with this `framing` writes for two requests.
+/// The bytes that a syslog target with this `framing` writes for two requests.
 fn syslog_stream(framing: &str, end: u8) -> Vec<String> {
     let listener = Listener::default();
     let bench = Bench::start(&format!(
@@ -1001,7 +1001,7 @@ fn gelf_ends_with_nul_and_json_with_a_line() {
     assert_eq!(numbers(&[lines, b"\n".to_vec()].concat()), [1, 2, 3]);
 }
 
-/// The numbers in what a connection brings until it ends, and whether its end is torn.
+/// The numbers that a connection brings until it ends, and whether the last record is incomplete.
 fn drain(mut stream: TcpStream) -> Vec<usize> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).unwrap();
@@ -1017,7 +1017,7 @@ fn what_was_in_flight_when_the_receiver_closed_is_sent_again() {
         listener.port()
     ));
     bench.requests(0..5);
-    // It closes in the middle of a record, with the rest unread.
+    // The receiver closes in the middle of a record, without reading the rest.
     let mut first = listener.accept();
     first.read_exact(&mut [0; 10]).unwrap();
     drop(first);
@@ -1041,7 +1041,7 @@ fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
         listener.port()
     ));
     bench.requests(0..100);
-    // It takes nothing any more, until all buffers and the queue are full.
+    // The receiver stops reading, until all buffers and the queue are full.
     let mut stream = listener.accept();
     let mut next = 100;
     let row = loop {
@@ -1056,7 +1056,8 @@ fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
     assert!(row.pending <= 2000 + row.captured - row.delivered - row.dropped, "{row:?}");
     let memory = bench.nginx.rss_anon(bench.nginx.workers()[0]);
     assert!(memory < 64 << 20, "{memory}");
-    // It reads again: what was not dropped is there, in order, and a record tells of the rest.
+    // The receiver reads again: it gets all events that were not dropped, in order, and a record with the
+    // number of drops.
     let reader = thread::spawn(move || {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
@@ -1079,7 +1080,7 @@ fn a_stopped_receiver_costs_requests_nothing_and_memory_a_bound() {
     assert_eq!(found.last(), Some(&next));
 }
 
-/// What its system takes for it counts as delivered; what that has no room for does not.
+/// Bytes that the receiver's system accepts count as delivered; bytes for which it has no room do not.
 #[test]
 fn a_receiver_that_never_reads_is_left_after_a_minute_and_another_gets_the_rest() {
     if std::env::var_os("TEST_FULL").is_none() {
@@ -1092,7 +1093,7 @@ fn a_receiver_that_never_reads_is_left_after_a_minute_and_another_gets_the_rest(
          }}",
         listener.port()
     ));
-    // More than the buffers of both ends hold.
+    // More than the buffers on both sides can store.
     bench.requests(0..30_000);
     let _never_read = listener.accept();
     let row = wait_for(Duration::from_secs(150), "the end of patience", || {
@@ -1131,14 +1132,14 @@ fn a_slow_receiver_gets_everything_in_order() {
                     0 => return bytes,
                     read => bytes.extend(&part[..read]),
                 }
-                // Much slower than the events come, as long as they do.
+                // Reads much more slowly than the events come, while they come.
                 if !ended.load(SeqCst) {
                     thread::sleep(Duration::from_millis(20));
                 }
             }
         }
     });
-    // More than the sockets' buffers hold.
+    // More than the sockets' buffers can store.
     bench.requests(1..15_000);
     let row = bench.row("audit");
     assert!(row.pending > 0 && row.dropped == 0, "{row:?}");
@@ -1171,7 +1172,7 @@ fn a_server_that_comes_late_gets_everything_over_tls() {
         let session = rustls::ServerConnection::new(config).unwrap();
         let mut stream = rustls::StreamOwned::new(session, listener.accept());
         let lines = read_records(&mut stream, b'\n', 500).unwrap();
-        // Closed now, all of it would be sent again.
+        // If the connection closed now, all records would be sent again.
         (lines, stream)
     });
     bench.wait_row("audit", "all events", |row| row.delivered == 500);
@@ -1204,7 +1205,7 @@ fn the_console_is_standard_output_or_standard_error() {
     let mut bench = Bench::start_with(
         "tirreno_target out { type console; interval 20ms; }
          tirreno_target err { type console; out stderr; interval 20ms; events account_*; }",
-        // Otherwise standard error is the error log.
+        // By default, standard error is the error log.
         |builder| builder.main("error_log stderr;"),
     );
     bench.requests(0..5);

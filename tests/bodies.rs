@@ -1,4 +1,4 @@
-//! Bodies and answers as they pass: what rules read of them, however they come.
+//! Rules that read bodies and answers as they pass, in all ways in which these may arrive.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -18,10 +18,11 @@ use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What stands for an account whose name cannot be read.
+/// The name for an account whose name cannot be read.
 const UNREADABLE: &str = "unknown-unreadable";
 
-/// Each padding is longer than another bound: nginx's buffers, what 0.1.0 read, what is searched for texts.
+/// Each padding exceeds another limit: nginx's buffers, the bytes that 0.1.0 read, the bytes that are
+/// searched for texts.
 const PADDINGS: [usize; 4] = [4_200, 63 << 10, 65 << 10, 900 << 10];
 
 /// nginx, the application behind it and the sensor.
@@ -56,7 +57,7 @@ impl Site {
         events[0].user_name.clone()
     }
 
-    /// The user of a POST, and that its body has passed unchanged.
+    /// The user of a POST; asserts that its body has passed unchanged.
     #[track_caller]
     fn posted(&self, path: &str, headers: RequestHeaders<'_>, body: &[u8]) -> String {
         client::post(self.nginx.port(), path, headers, body).unwrap();
@@ -167,13 +168,13 @@ fn padding_and_pieces_hide_nobody() {
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
-/// The answer names the user, and the text marks it.
+/// The user is a field of the answer.
 const ANSWERS: &str = "
     tirreno_event page_view * \"/{*path}\" user=answer:user.id user=none anonymous=on;";
 
 const BODY: &str = r#"{"user":{"id":"u1","name":"ann"},"pad":"<!-- ssi -->"}"#;
 
-/// What a request's event says where the answer is not read.
+/// The user of a request whose answer is not read.
 const UNREAD: &str = "none";
 
 #[test]
@@ -231,12 +232,12 @@ fn answers_are_read_as_they_are_sent() {
         assert_eq!(get(&format!("{path}?{body}"), &[]).text(), BODY);
         assert_eq!(site.user(), "u1", "{path}");
     }
-    // In a file from the first byte on, and out of the cache by sendfile.
+    // Answers that nginx writes to a file from the first byte on, and sends from the cache with sendfile.
     for from in ["MISS", "HIT"] {
         let answer = get(&format!("/cache?{body}&header=ETag:%22e%22"), &[]);
         assert_eq!((answer.text(), site.user()), (BODY.to_owned(), "u1".to_owned()), "{from}");
     }
-    // 304 and HEAD have no body; a part of one says nothing.
+    // Answers to HEAD and with 304 have no body; a partial answer is not read.
     let answer = get(&format!("/cache?{body}&header=ETag:%22e%22"), &[("If-None-Match", "\"e\"")]);
     assert_eq!((answer.status, &*site.user()), (304, UNREAD));
     assert_eq!(get(&format!("/plain?status=304&{body}"), &[]).status, 304);
@@ -246,7 +247,7 @@ fn answers_are_read_as_they_are_sent() {
     assert_eq!(site.user(), UNREAD);
     let answer = get("/static.json", &[("Range", "bytes=0-30")]);
     assert_eq!((answer.status, &*site.user()), (206, UNREAD));
-    // Compressed by the application, by nginx itself for the client, and in another way.
+    // Compressed by the application, by nginx itself for the client, and with another encoding.
     let answer = get(&format!("/gzip?{body}"), &[("Accept-Encoding", "gzip")]);
     assert_eq!(answer.header("Content-Encoding").as_deref(), Some("gzip"));
     assert_eq!(site.user(), "u1");
@@ -255,7 +256,7 @@ fn answers_are_read_as_they_are_sent() {
     assert_eq!(site.user(), "u1");
     get(&format!("/plain?header=Content-Encoding:br&{body}"), &[]);
     assert_eq!(site.user(), UNREAD);
-    // What nginx adds is not of the application.
+    // Text that nginx adds is not the application's answer.
     let included = BODY
         .replace("u1", "")
         .replace("<!-- ssi -->", "<!--# include virtual=\\\"/included\\\" -->");
@@ -271,7 +272,7 @@ fn answers_are_read_as_they_are_sent() {
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
-/// Serves one long answer, and ends before it is whole if told so.
+/// Serves one long answer, and breaks off in the middle if told so.
 fn serve_once(body: Vec<u8>, announced: usize) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -290,7 +291,7 @@ fn long_answers_spill_and_cut_ones_say_nothing() {
     let body = format!(r#"{{"pad":"{pad}","user":{{"id":"u1"}}}}"#);
     let whole = serve_once(body.clone().into_bytes(), body.len());
     let cut = serve_once(br#"{"user":{"id":"victim"}"#.to_vec(), 1000);
-    // The kernel takes less than the answer while the client reads nothing.
+    // The kernel does not accept the whole answer while the client reads nothing.
     let server = format!(
         "server {{
              listen 127.0.0.1:%PORT1% sndbuf=16k;
@@ -306,7 +307,7 @@ fn long_answers_spill_and_cut_ones_say_nothing() {
     let port = site.nginx.port_n(1);
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.write_all(b"GET /whole HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
-    // As long as the client reads nothing, the rest of the answer goes to a file.
+    // While the client reads nothing, nginx writes the rest of the answer to a file.
     site.nginx.wait_log("an upstream response is buffered to a temporary file");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
@@ -334,11 +335,11 @@ fn texts_in_answers_decide_on_rules() {
     assert_eq!(post(&format!("{}faultCode", " ".repeat(2000))), "fault");
 }
 
-/// PHP's own web server, with the router that says what it reads.
+/// PHP's own web server, with a script that returns what PHP has read.
 struct Php(Child, u16);
 
 impl Php {
-    /// Nothing where there is no PHP.
+    /// `None` if PHP is not installed.
     fn start() -> Option<Self> {
         let router = Path::new(env!("CARGO_MANIFEST_DIR")).join("bodies/php.php");
         let port = free_port();

@@ -1,7 +1,6 @@
-//! What is captured of a request, and which requests are captured, through the directives that an
-//! administrator writes.
+//! Which requests are captured, and with which data, through the directives that an administrator writes.
 //!
-//! That something is not captured is known when the status says that nothing waits any more.
+//! A request is known not to be captured once the status says that no event is pending.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

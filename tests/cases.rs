@@ -1,8 +1,8 @@
-//! Replays what real applications were asked and answered, and compares what is recorded with what an
-//! administrator expects to find.
+//! Replays recorded requests to real applications with their answers, and compares the events with the ones
+//! that an administrator expects.
 //!
-//! `tests/data/cases` has the requests of real servers, with their answers; its README tells how to read
-//! them. nginx with the preset stands before an application that answers as recorded.
+//! `tests/data/cases` has the requests of real servers, with their answers; its README describes the
+//! format. nginx with the preset runs before an application that answers as recorded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -21,7 +21,7 @@ use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Marks what must stay where it is: tokens, passwords, message texts, contents of files.
+/// Marks data that must not leave the request: tokens, passwords, message texts, contents of files.
 const SECRET: &str = "5ecret";
 
 fn data(name: &str) -> String {
@@ -38,7 +38,7 @@ fn preset(name: &str) -> String {
     fs::read_to_string(presets().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The lines of a table that are no comments, as columns.
+/// The columns of a table's lines, without comments.
 fn rows(table: &str) -> impl Iterator<Item = Vec<&str>> {
     table
         .lines()
@@ -46,7 +46,7 @@ fn rows(table: &str) -> impl Iterator<Item = Vec<&str>> {
         .map(|line| line.split('\t').collect())
 }
 
-/// nginx before an application that answers whatever it is told next, and the sensor behind nginx.
+/// nginx before an application whose next answer can be set, and the sensor behind nginx.
 struct Replay {
     sensor: Sensor,
     nginx: Nginx,
@@ -55,7 +55,7 @@ struct Replay {
     connection: Option<Connection>,
 }
 
-/// A request to be made.
+/// A request to send.
 struct Request {
     method: String,
     target: String,
@@ -64,7 +64,7 @@ struct Request {
 }
 
 impl Replay {
-    /// With `server` in the server, and the module's targets as `targets` has them.
+    /// With `server` in the server, and the directives of `targets`.
     fn start(targets: &str, server: &str) -> Self {
         let sensor = Sensor::start(SensorOptions::default());
         let next: Arc<Mutex<Answer>> = Arc::default();
@@ -103,7 +103,7 @@ impl Replay {
         Self { sensor, nginx, next, _backend: backend, connection: None }
     }
 
-    /// Makes a request that the application answers so.
+    /// Makes a request to which the application gives this answer.
     #[track_caller]
     fn send(&mut self, case: &str, request: &Request, answer: Answer) {
         let status = if answer.status == 0 { 502 } else { answer.status };
@@ -132,8 +132,8 @@ impl Replay {
         cases::events(&self.nginx, &self.sensor, names.iter().map(String::as_str))
     }
 
-    /// All bytes that may be looked at for secrets, each with its name: what the sensor received, and
-    /// nginx's files but for its configuration.
+    /// All bytes that are searched for secrets, each with its name: the data that the sensor received, and
+    /// nginx's files except its configuration.
     fn remains(&self) -> Vec<(String, Vec<u8>)> {
         let mut all: Vec<_> = self
             .sensor
@@ -157,7 +157,7 @@ impl Replay {
         all
     }
 
-    /// No secret has left a request.
+    /// Asserts that no secret has left its request.
     #[track_caller]
     fn no_secret_is_left(&self) {
         for (name, bytes) in self.remains() {
@@ -183,16 +183,16 @@ impl Case {
     }
 }
 
-/// Who the recorded clients are, and which tokens they have.
+/// The users of the recorded clients, and their tokens.
 #[derive(Default)]
 struct World {
     made: u32,
-    /// The tokens of each user's browser and telephone, the latest session's last, and each named token.
+    /// The tokens of each user's browser and telephone, the latest session's last, and all named tokens.
     tokens: HashMap<String, Vec<String>>,
 }
 
 impl World {
-    /// The id of a name: 26 characters, as Mattermost has them.
+    /// The id of a name: 26 characters, as in Mattermost.
     fn id(name: &str) -> String {
         format!("{name:0<26}")
     }
@@ -204,7 +204,7 @@ impl World {
         token
     }
 
-    /// The holder's latest session has ended.
+    /// Ends the holder's latest session.
     fn end(&mut self, holder: &str) {
         self.tokens.get_mut(holder).and_then(Vec::pop);
     }
@@ -216,7 +216,7 @@ impl World {
         }
     }
 
-    /// Fills in placeholders: `{name}`, and `<…>` with `token`, which is `own` for the client's own.
+    /// Replaces placeholders: `{name}`, and `<…>` by `token`; `own` is the client's own token.
     fn fill(text: &str, mut token: impl FnMut(&str) -> String) -> String {
         let mut filled = String::new();
         let mut rest = text;
@@ -231,14 +231,14 @@ impl World {
         filled + rest
     }
 
-    /// Fills in a shape: `name` is the member's, `value` what stands for it.
+    /// Replaces a shape by a value: `name` is the member's name, `value` its placeholder.
     fn body(value: &Value, name: &str, own: &HashMap<&str, Value>) -> Value {
         match value {
             Value::Object(members) => members
                 .iter()
                 .map(|(name, value)| (name.clone(), Self::body(value, name, own)))
                 .collect(),
-            // "…2" tells how many there were.
+            // An item like "…2" only says how many more there were.
             Value::Array(items) => items
                 .iter()
                 .filter(|item| !item.as_str().is_some_and(|text| text.starts_with('…')))
@@ -266,7 +266,7 @@ impl World {
     }
 }
 
-/// What `mattermost.jsonl` leaves to the replay.
+/// Facts that the replay adds to a case of `mattermost.jsonl`.
 struct Accounts {
     actor: Option<String>,
     typed: Option<String>,
@@ -285,7 +285,7 @@ fn accounts() -> HashMap<u64, Accounts> {
     rows(&table).map(read).collect()
 }
 
-/// The request and the answer of a case.
+/// Makes the request and the answer of a case.
 fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request, Answer) {
     let braces = |text: &str| text.trim_matches(['{', '}']).to_owned();
     let named = |text: &str| {
@@ -305,7 +305,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
         .or_else(|| actor.clone())
         .unwrap_or_else(|| "somebody".into());
     let is_bearer = request.contains_key("Authorization");
-    // The client's own token: the browser's or the telephone's.
+    // The client's own token, of its browser or telephone.
     let client = format!("{} {whose}", if is_bearer { "mobile" } else { "web" });
 
     let mut headers = Vec::new();
@@ -353,7 +353,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     own.insert("device_id", "android:1234".into());
     let body = match &case.0["request_body"] {
         Value::Null => Vec::new(),
-        // 343: the body that a stream had.
+        // In case 343, the recording has a stream instead of the body.
         Value::String(kind) if kind.starts_with("application/json") => {
             let typed = typed.unwrap_or_default();
             format!(r#"{{"login_id": "{typed}", "password": "{SECRET}"}}"#).into_bytes()
@@ -370,7 +370,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
         shape => World::body(shape, "", &own).to_string().into_bytes(),
     };
 
-    // Who is named in the answer.
+    // The user in the answer.
     let path = case.text("path");
     let subject = path
         .strip_prefix("/api/v4/users/{")
@@ -383,7 +383,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     let signs_up = case.text("method") == "POST" && path.split('?').next() == Some("/api/v4/users");
     let who = match () {
         () if is_login => actor.clone().unwrap_or(whose.clone()),
-        // The new account: the administrator's own where the administrator signs up first.
+        // The new account: the administrator's own if it is the first one.
         () if signs_up => match case.number() {
             5 => "dave".into(),
             215 => "newcomer".into(),
@@ -406,7 +406,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     let status = case.0["status"].as_u64().expect("a status") as u16;
     let mut answer = Answer { status, ..Answer::default() };
     for (name, value) in response {
-        // The token of a sign-in is new.
+        // A sign-in gets a new token.
         let holder = match (is_login || path.contains("/complete"), &**name) {
             (true, "Set-Cookie") => Some(format!("web {who}")),
             (true, "Token") if response.contains_key("Set-Cookie") && is_login => None,
@@ -436,7 +436,7 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     answer.body = match &case.0["response_body"] {
         Value::Null => Vec::new(),
         Value::String(kind) => match kind.starts_with("text/html") && status == 502 {
-            // nginx's own page: Mattermost was down.
+            // nginx answered itself, because Mattermost was down.
             true => {
                 answer.status = 0;
                 Vec::new()
@@ -450,19 +450,19 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     (Request { method, target, headers, body }, answer)
 }
 
-/// An event's type and user, in the words of the tables.
+/// An event's type and user, as the tables write them.
 fn told(event: &StoredEvent) -> (String, String) {
     let user = match &*event.user_name {
         "N/A" => "nobody".to_owned(),
         name if is_alias(name) => "unknown".to_owned(),
-        // An id of a name, see `World::id`.
+        // See `World::id`.
         name if name.len() == 26 => format!("{{{}}}", name.trim_end_matches('0')),
         name => name.to_owned(),
     };
     (event.event_type.clone(), user)
 }
 
-/// Whether an event of the type `kind` is what is expected of a request answered with `status`.
+/// Whether an event of the type `kind` is expected for a request answered with `status`.
 fn is_expected(expected: &str, kind: &str, status: u16) -> bool {
     match expected {
         "event" => true,
@@ -472,7 +472,7 @@ fn is_expected(expected: &str, kind: &str, status: u16) -> bool {
     }
 }
 
-/// The known exceptions of a table: the case, what is recorded instead, and why.
+/// The known exceptions of a table: the case, the actual record, and the reason.
 fn exceptions(name: &str) -> HashMap<String, String> {
     let table = data(name);
     let read = |row: Vec<&str>| {
@@ -482,8 +482,7 @@ fn exceptions(name: &str) -> HashMap<String, String> {
     rows(&table).map(read).collect()
 }
 
-/// Each request to Mattermost is the event that its administrator expects, and no other, of the user whose
-/// it is.
+/// Each request to Mattermost is exactly the event that its administrator expects, of the right user.
 #[test]
 fn mattermost() {
     let server = format!(
@@ -507,7 +506,7 @@ fn mattermost() {
     for case in &cases {
         let number = case.number();
         let (request, answer) = play(&mut world, case, accounts.get(&number));
-        // What was learned outlives the processes that learned it.
+        // The learned sessions outlive the processes that learned them.
         match number {
             400 => {
                 replay.nginx.reload();
@@ -568,7 +567,8 @@ fn mattermost() {
     replay.no_secret_is_left();
 }
 
-/// The audit records fill what Elastic's integration reads, but for what has a reason.
+/// The audit records fill all fields that Elastic's integration reads, except those with a documented
+/// reason.
 #[track_caller]
 fn elastics_fields(replay: &Replay) {
     let log = replay.nginx.prefix().join("audit.log");
@@ -595,8 +595,8 @@ fn elastics_fields(replay: &Replay) {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Plays a table of actions with the exchanges beside it: `name.tsv` says what is expected of each,
-/// `name-exchanges.jsonl` what is sent and answered.
+/// Plays a table of actions with its exchanges: `name.tsv` has the expected event of each action,
+/// `name-exchanges.jsonl` the requests and answers.
 fn play_table(name: &str, before: &[(&str, &str, Value)]) {
     let server = format!("tirreno on; {}", preset(&format!("{name}.conf")));
     let mut replay = Replay::start("", &server);
@@ -672,13 +672,13 @@ fn exchange_of(method: &str, target: &str, exchange: &Value) -> (Request, Answer
     (request, Answer { status, headers: pairs("answer_headers"), body: text("answer") })
 }
 
-/// Each action on WordPress is the event that its administrator expects, and no other.
+/// Each action on WordPress is exactly the event that its administrator expects.
 #[test]
 fn wordpress() {
     play_table("wordpress", &[]);
 }
 
-/// Each action on Nextcloud is the event that its administrator expects, and no other.
+/// Each action on Nextcloud is exactly the event that its administrator expects.
 #[test]
 fn nextcloud() {
     let admin = serde_json::json!({
@@ -696,7 +696,7 @@ fn nextcloud() {
     play_table("nextcloud", &[("POST", "/login", admin)]);
 }
 
-/// A rule of a preset, as far as its text tells.
+/// The parts of a preset's rule that its text shows.
 struct PresetRule {
     methods: String,
     path: String,
@@ -720,7 +720,7 @@ fn preset_rules(name: &str) -> Vec<PresetRule> {
         .collect()
 }
 
-/// Whether a rule is for a request of that route, whose segments are `{name}`.
+/// Whether a rule matches requests of a route, whose segments are `{name}`.
 fn is_for(rule: &PresetRule, method: &str, route: &str) -> bool {
     let is_method = rule.methods == "*" || rule.methods.split(',').any(|own| own == method);
     let (mut own, mut asked) = (rule.path.split('/'), route.split('/'));
@@ -735,8 +735,8 @@ fn is_for(rule: &PresetRule, method: &str, route: &str) -> bool {
         }
 }
 
-/// Each route that Mattermost audits itself has a rule of its own that names the event as Mattermost does,
-/// or a reason why not.
+/// Each route that Mattermost itself audits has a rule of its own with Mattermost's name of the event, or a
+/// reason why not.
 #[test]
 fn mattermost_routes() {
     let rules = preset_rules("mattermost.conf");
@@ -758,10 +758,11 @@ fn mattermost_routes() {
             None if reason.is_none() => wrong += &format!("\n{method} {route} {event}: no rule"),
             None => {}
             Some(_) if reason.is_some() => {
-                // Another name, and the reason for it.
+                // The name differs for a known reason.
             }
             Some(rule) => {
-                // What needs a session says so: then an unknown session is seen.
+                // A rule for a route that requires a session must say so, so that the module notices
+                // unknown sessions.
                 let says = rule.text.contains("session=required");
                 if guard.starts_with("ApiSessionRequired") && !says {
                     wrong += &format!("\n{method} {route}: no session=required");
@@ -772,7 +773,7 @@ fn mattermost_routes() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// No page of any preset has what Tirreno's rule B06 takes for an attack, and each rule names its page.
+/// No page of a preset contains text that Tirreno's rule B06 takes for an attack, and each rule has a page.
 #[test]
 fn pages_are_harmless() {
     let substrings = data("b06.txt");

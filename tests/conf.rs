@@ -1,7 +1,7 @@
-//! What `nginx -t` says about a configuration.
+//! The messages of `nginx -t` about a configuration.
 //!
-//! Each row is a configuration and the complete list of what nginx says about it. A message ends
-//! with the file and the line that it is about: the one that ends with [`HERE`].
+//! Each row is a configuration and the complete list of nginx's messages about it. A message ends with the
+//! file and the line that it is about: the line that ends with [`HERE`].
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,7 +15,7 @@ use tirreno_tests::tls::Authority;
 /// Marks a line that a message names.
 const HERE: &str = "# here";
 
-/// The key in the rows: no message may hold it.
+/// The key in the rows, which no message may contain.
 const KEY: &str = "5ecr3tK3y";
 
 /// A complete target.
@@ -49,14 +49,14 @@ fn configuration(http: &str) -> Builder {
         .http(http)
 }
 
-/// A target that is complete but for `lines`.
+/// A target that is complete except for `lines`.
 fn target(lines: &str) -> String {
     format!("tirreno_target {{\nurl http://127.0.0.1:9/;\napi_key %KEY%;\n{lines}\n}}")
 }
 
-/// Asserts that nginx says `messages` about the configuration, in this order and nothing else, and
-/// that it is refused if one of them is an error. With marks, each message is about the line of its
-/// own mark; without any, a message ends as it is.
+/// Asserts that nginx logs exactly `messages` about the configuration, in this order, and refuses it if one
+/// of them is an error. With marks, each message is about the line of its own mark; without marks, a
+/// message is compared as it is.
 #[track_caller]
 fn assert_says(builder: Builder, messages: &[&str]) {
     let nginx = builder.build();
@@ -90,7 +90,7 @@ fn assert_nginx_says(nginx: &Nginx, messages: &[&str]) {
     assert!(!output.contains(KEY) && !log.contains(KEY), "the key is told: {output}{log}");
 }
 
-/// What nginx said, without what it always says at the end.
+/// nginx's messages, without the last ones, which it always prints.
 fn said(output: &str) -> Vec<&str> {
     let end = |line: &&str| line.starts_with("nginx: configuration file ") || is_syntax_ok(line);
     output
@@ -118,7 +118,7 @@ fn marks(prefix: &Path) -> Vec<String> {
         .collect()
 }
 
-/// `nginx -t` with a configuration that stands on its own, and nothing else.
+/// Runs only `nginx -t`, with a complete configuration.
 fn nginx_t(prefix: &Path, conf: &Path) -> (bool, String) {
     let output = Command::new(from_env("TEST_NGINX_BINARY"))
         .arg("-t")
@@ -452,7 +452,7 @@ fn a_wrong_line_in_a_stream_target_is_refused_with_what_it_must_be() {
         ),
         (
             "file",
-            // It may be a key in the wrong place.
+            // An OPTION without a value may be a key in the wrong place.
             "format json %KEY%;",
             "invalid parameter in \"format\" directive, it must be OPTION=VALUE".into(),
         ),
@@ -545,7 +545,7 @@ fn a_prefix_may_be_relative() {
                 tirreno_target b { type file; path %PREFIX%/a.log; }";
     let nginx = configuration(http).build();
     nginx.test();
-    // From wherever this runs: the root is its own parent.
+    // A relative prefix that is valid in any working directory: the root is its own parent.
     let prefix = Path::new(&"../".repeat(64)).join(nginx.prefix().strip_prefix("/").unwrap());
     let (ok, output) = nginx_t(&prefix, &nginx.prefix().join("nginx.conf"));
     assert!(!ok && output.contains("has the same \"path\" as target \"a\""), "{output}");
@@ -651,7 +651,7 @@ fn a_key_that_is_none_is_refused_and_not_repeated() {
             "[emerg] \"%PREFIX%/none.key\" cannot be read: No such file or directory (os error 2)"
                 .into(),
         ),
-        // The key itself, where its file belongs.
+        // The key itself in the place of its file's name.
         ("api_key_file %KEY%", no_file.into()),
         ("api_key_file sub/%KEY%==", no_file.into()),
         (
@@ -676,7 +676,7 @@ fn a_key_that_is_none_is_refused_and_not_repeated() {
     for (key, message) in rows {
         let http = format!("tirreno_target {{\nurl http://127.0.0.1:9/;\n{key}; {HERE}\n}}");
         let nginx = configuration(&http).build();
-        // As some editors of another system would save it.
+        // In UTF-16, as some editors on other systems save it.
         let wide: Vec<u8> = KEY.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let file = nginx.prefix().join("wide.key");
         fs::write(&file, [&[0xff, 0xfe], &*wide].concat()).unwrap();
@@ -772,10 +772,10 @@ fn a_status_for_everybody_is_warned_about() {
         ("listen [::]:%PORT%;", ""),
         ("listen 127.0.0.1:%PORT%; listen *:%PORT1%;", ""),
         ("listen %PORT%; auth_basic x; auth_basic_user_file key;", "auth_basic off;"),
-        // Whoever has no certificate comes in, over the other address or altogether.
+        // Clients without a certificate get in, by the other address, or because it is optional.
         (&*format!("{TLS} ssl_verify_client on; listen %PORT1%;"), ""),
         (&*format!("{TLS} ssl_verify_client optional;"), ""),
-        // It asks the requests of another location.
+        // The condition applies to the requests of another location.
         ("listen %PORT%; location /a { if ($arg_key != x) { return 403; } }", ""),
     ] {
         let builder = with_certificate(configuration(&status(server, location)));
@@ -833,7 +833,7 @@ fn a_user_without_tirreno_on_is_warned_about() {
     for http in [
         "tirreno_user verified $remote_user; server { location / { tirreno on; } location /a { } }",
         "server { tirreno_user verified $remote_user; location / { tirreno $arg_a; } }",
-        // Who writes that knows.
+        // An administrator who writes this knows the consequence.
         "server { tirreno off; tirreno_user verified $remote_user; location / { } }",
         "tirreno off; tirreno_user verified $remote_user; server { location / { } }",
     ] {
@@ -903,7 +903,7 @@ fn a_target_that_lacks_something_is_refused_where_it_begins() {
 
 #[test]
 fn https_needs_certificates_of_authorities() {
-    // A system without any.
+    // On a system without certificates of authorities.
     let nginx = |head: &str, line: &str| {
         configuration(&format!(
             "tirreno_target {{ {head}\nurl https://127.0.0.1:9/;\napi_key %KEY%;\n{line}\n}}"
@@ -1295,7 +1295,7 @@ fn an_unknown_variable_is_refused_as_everywhere_in_nginx() {
             configuration(&format!("%TARGET%\nserver {{ {off} {line} tirreno_anonymous on; }}"));
         assert_says(builder, &["[emerg] unknown \"nothing\" variable"]);
     }
-    // Variables that come after their use.
+    // Variables that are defined after their use.
     let http =
         "server { tirreno $late; tirreno_user $late; } map $uri $late { default 1; } %TARGET%";
     assert_says(configuration(http), &[]);
@@ -1399,7 +1399,7 @@ fn a_zone_must_have_room_for_all_workers() {
     };
     let least = |output: &str| least_of(output, "at least ");
 
-    // Too small for any number of workers: known where it stands.
+    // Too small for any number of workers, which is known when the directive is read.
     let (ok, output) = nginx(1, "tirreno_zone 64k;").test();
     let one = least(&output);
     let message = format!(
@@ -1410,7 +1410,7 @@ fn a_zone_must_have_room_for_all_workers() {
     assert_nginx_says(&nginx(1, &format!("tirreno_zone 64k; {HERE}")), &[&message]);
     assert_nginx_says(&nginx(1, &format!("tirreno_zone {one}k;")), &[]);
 
-    // Known when the number of workers is.
+    // Too small for this number of workers, which is known only at the end.
     let (ok, output) = nginx(64, &format!("tirreno_zone {one}k;")).test();
     let many = least(&output);
     let message = format!(
@@ -1421,7 +1421,7 @@ fn a_zone_must_have_room_for_all_workers() {
     assert_nginx_says(&nginx(64, &format!("tirreno_zone {one}k; {HERE}")), &[&message]);
     assert_nginx_says(&nginx(64, &format!("tirreno_zone {many}k;")), &[]);
 
-    // Without the directive it is as large as the workers need, if their number is known by then.
+    // Without the directive, the zone is as large as the workers need, if their number is known by then.
     let (ok, output) = nginx(1000, "").test();
     assert!(ok && said(&output).is_empty(), "{output}");
     let late = |more: &str| {
@@ -1454,9 +1454,9 @@ fn the_configurations_that_people_include_pass() {
         let text = fs::read_to_string(&file).unwrap();
         match file.file_name().and_then(|name| name.to_str()) {
             Some("demo.conf") => demo_conf_passes(&text),
-            // nginx does not read those.
+            // These are not nginx's configurations.
             _ if file.components().any(|part| part.as_os_str() == "monitoring") => {}
-            // Those have their own suite.
+            // The presets have their own tests.
             _ if file.parent().is_some_and(|directory| directory.ends_with("presets")) => {}
             Some(name @ ("mattermost.conf" | "mattermost-audit.conf")) => {
                 let preset = fs::read_to_string(file.with_file_name("presets/mattermost.conf"));
@@ -1483,7 +1483,7 @@ fn configurations(directory: &Path) -> Vec<PathBuf> {
 
 fn demo_conf_passes(text: &str) {
     let nginx = configuration("").file("tirreno.key", "%KEY%").build();
-    // As the demo makes it: the workers are another user's.
+    // As in the demo, the workers are another user.
     let audit = nginx.prefix().join("audit");
     fs::create_dir(&audit).unwrap();
     fs::set_permissions(&audit, Permissions::from_mode(0o777)).unwrap();
@@ -1537,7 +1537,7 @@ fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
         .build();
     let (ok, output) = nginx.test();
     let mut said = said(&output);
-    // It is for both ways to say this, and says so.
+    // The configuration supports old and new versions of nginx, so this warning is expected.
     said.retain(|line| {
         !line.starts_with("[warn] the \"listen ... http2\" directive is deprecated")
     });

@@ -1,9 +1,9 @@
-//! How captured events reach the server: each one once and in its user's order, whatever the server
-//! does, without any client noticing, and with nothing of theirs that Tirreno has no business to know.
+//! How captured events reach the server: each one once and in its user's order, whatever the server does,
+//! without effect on clients, and without data that Tirreno must not get.
 //!
-//! Clients go through nginx over kept-alive connections and learn each request's trace id from its
-//! response, so that the events which the sensor stored can be told one by one. With `TEST_FULL` in
-//! the environment, tests that need a minute or more run as well.
+//! Clients send requests through nginx over kept-alive connections, and read each request's trace id in its
+//! response, so that each stored event can be identified. With `TEST_FULL` in the environment, tests that
+//! need a minute or more also run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -22,7 +22,7 @@ use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// As many users visit in turn.
+/// So many users take turns.
 const USERS: usize = 10;
 
 /// nginx with the target `tirreno`, and `target` added to its block.
@@ -134,7 +134,7 @@ fn wait_account(nginx: &Nginx, wanted: impl Fn(&Account) -> bool) -> Account {
     })
 }
 
-/// Waits until `captured` events are captured and none is pending; the account adds up then.
+/// Waits until `captured` events are captured and none is pending, and asserts that the account adds up.
 #[track_caller]
 fn wait_settled(nginx: &Nginx, captured: usize) -> Account {
     let account = wait_account(nginx, |a| a.captured == captured as u64 && a.pending == 0);
@@ -146,7 +146,7 @@ fn wait_settled(nginx: &Nginx, captured: usize) -> Account {
     account
 }
 
-/// Waits until all `sent` events are delivered, and nothing is wrong any more.
+/// Waits until all `sent` events are delivered, and the target has no error.
 #[track_caller]
 fn wait_delivered(nginx: &Nginx, sent: &[Visit]) -> Account {
     let account = wait_settled(nginx, sent.len());
@@ -165,7 +165,8 @@ fn unanswered(sensor: &Sensor) -> usize {
     posts(sensor).iter().filter(|post| post.answer.is_none()).count()
 }
 
-/// The POSTs of the event at `path`, in groups between which other events were accepted.
+/// How many groups of POSTs there were for the event at `path`: between two groups, other events were
+/// accepted.
 fn rounds(sensor: &Sensor, path: &str) -> usize {
     let mut rounds = 0;
     let mut others_accepted = true;
@@ -180,8 +181,8 @@ fn rounds(sensor: &Sensor, path: &str) -> usize {
     rounds
 }
 
-/// The sensor has stored all of `sent` and nothing else: each once, but for one repeat for each POST
-/// that ended without an answer, and each user's in order.
+/// Asserts that the sensor has stored all of `sent` and nothing else: each event once, except for one
+/// repeat for each POST without an answer, and each user's in order.
 #[track_caller]
 fn assert_arrived(sensor: &Sensor, sent: &[Visit]) {
     let stored = sensor.stored();
@@ -204,7 +205,8 @@ fn assert_arrived(sensor: &Sensor, sent: &[Visit]) {
     assert!(sensor.lost().is_empty(), "{:?}", sensor.lost());
 }
 
-/// The same as [`visit`]; and each takes as long as without the module, which is measured in between.
+/// Like [`visit`], but asserts that requests take no longer than without the module, which is measured in
+/// between.
 #[track_caller]
 fn visit_unaffected(nginx: &Nginx, path: &str, count: usize) -> Vec<Visit> {
     let bare = Nginx::builder()
@@ -256,13 +258,13 @@ fn is_full() -> bool {
 
 // While the server is in trouble.
 
-/// The server is in trouble and recovers: clients notice nothing, the status and the log tell, and
-/// everything arrives.
+/// The server is in trouble and recovers: clients notice nothing, the status and the log show the trouble,
+/// and all events arrive.
 #[track_caller]
 fn outage(target: &str, trouble: impl Fn(&Sensor), recover: impl Fn(&Sensor), error: &str) {
     let sensor = Sensor::start(SensorOptions::default());
     let nginx = site(&sensor, target).start();
-    // Enough for a 429 to teach a rate that the rest does not take long at.
+    // Enough events that the rate learned from a 429 is high enough for the rest of the test.
     let mut sent = visit(&nginx, "before", 40);
     wait_delivered(&nginx, &sent);
 
@@ -286,7 +288,7 @@ fn outage(target: &str, trouble: impl Fn(&Sensor), recover: impl Fn(&Sensor), er
 #[track_caller]
 fn outage_answering(answer: Answer, error: &str) {
     outage(
-        // Long enough for a loaded machine to answer what it is to answer.
+        // Long enough that a loaded machine can still send this answer in time.
         "timeout 2s;",
         |sensor| sensor.set_default(answer.clone()),
         |sensor| sensor.set_default(Answer::normal()),
@@ -389,7 +391,7 @@ fn an_event_that_failed_in_an_outage_does_not_wait_after_it() {
     wait_delivered(&nginx, &sent);
     sensor.set_default(Answer::code(503));
     sent.push(visit_as(&nginx, "early", "/early"));
-    // After four failures it would wait two seconds by itself.
+    // After four failures, the next attempt would be two seconds later.
     wait_account(&nginx, |a| a.retries == 4);
     sensor.set_default(Answer::normal());
     sent.push(visit_as(&nginx, "late", "/late"));
@@ -446,7 +448,8 @@ fn visit_beside_refused(nginx: &Nginx, sensor: &Sensor, rejected: u64) -> Vec<Vi
     others
 }
 
-/// After all attempts with all of it, the event of this URL goes without what a firewall may dislike.
+/// Asserts that the event with this URL was sent whole in all attempts but the last, and then without the
+/// parts to which a firewall may object.
 #[track_caller]
 fn assert_stripped(sensor: &Sensor, path: &str) {
     let url = |post: &RequestRecord| post.param("url").unwrap_or_default();
@@ -486,7 +489,7 @@ fn a_firewall_does_not_erase_who_uses_a_user_agent_that_it_dislikes() {
             urls.sort();
             urls
         };
-        // A refusal counts when others are accepted meanwhile.
+        // A refusal counts against the event only if other events are accepted meanwhile.
         wait_for(3 * SOON, "the attacks", || {
             let visit = visit_as(&nginx, "another", "/good");
             wait_until(SOON, "another's event", || {
@@ -572,7 +575,7 @@ fn a_400_sets_its_event_aside_at_once() {
         (account.state.as_str(), account.last_error.as_deref()),
         ("ok", Some("answered 400"))
     );
-    // Once more without what a firewall may dislike.
+    // One more attempt, without the parts to which a firewall may object.
     assert_eq!(posts(&sensor).len(), 8);
     assert_stripped(&sensor, "/bad");
     assert_arrived(&sensor, &sent);
@@ -607,7 +610,7 @@ fn a_server_that_says_when_to_come_again_is_left_alone_until_then() {
         wait_delivered(&nginx, &sent);
         sensor.set_default(Answer::code(code).retry_after("4"));
         sent.extend(visit(&nginx, "busy", 10));
-        // Several 503s are the server's own; one 429 is.
+        // One 503 may be the event's fault, so two are needed for a pause; one 429 is enough.
         let asked = if code == 503 { 2 } else { 1 };
         let refused = |sensor: &Sensor| {
             let posts = posts(sensor).into_iter().filter(|post| post.answer == Some(code));
@@ -690,7 +693,8 @@ fn an_answer_without_an_end_is_none() {
     }
 }
 
-/// A server takes 20 events, stores none of them, and breaks the connection at the next one. Returns how often each event
+/// A server that accepts 20 events, stores none of them, and breaks the connection at the next one. Returns
+/// how often each event was sent.
 /// was sent.
 fn sends_over_a_failure(parameters: &str, failure: Answer) -> Vec<usize> {
     let sensor = Sensor::start(SensorOptions::default());
@@ -712,10 +716,10 @@ fn sends_over_a_failure(parameters: &str, failure: Answer) -> Vec<usize> {
         let of_visit =
             |post: &&RequestRecord| post.header("X-Request-Id").as_deref() == Some(&*visit.trace);
         let at = posts.iter().find(of_visit).unwrap().at;
-        // Another's work may have held up the machine.
+        // Another program may have slowed the machine down.
         at + Duration::from_millis(900) >= failed
     };
-    // Those that were stored are in order.
+    // The stored events are in order.
     let order: Vec<_> = sensor.stored().iter().filter_map(|event| event.trace_id.clone()).collect();
     let places = order.iter().map(|trace| sent.iter().position(|visit| visit.trace == *trace));
     let places: Vec<_> = places.flatten().collect();
@@ -827,7 +831,7 @@ fn a_200_is_a_503_while_the_key_check_does_not_answer() {
         let line = nginx.wait_log("the API key could not be checked");
         assert!(line.contains(&format!("key check: answered {closed}: ")), "{line}");
         assert!(lines(&nginx, "key accepted").is_empty());
-        // Nothing is known about the key, and the server takes events.
+        // The key is unchecked, and the server accepts events.
         let mut sent = visit(&nginx, "before", 3);
         wait_delivered(&nginx, &sent);
 
@@ -853,7 +857,7 @@ fn with_a_wrong_key_everything_is_kept_until_it_is_corrected() {
     assert!(line.contains("[error]") && line.contains(&start), "{line}");
     assert!(line.contains("kept in memory; a reload drops those"), "{line}");
     visit_unaffected(&nginx, "wrong", 20);
-    // The oldest event's age is shown by the deliverer: it holds them.
+    // The deliverer, which has the events, publishes the age of the oldest.
     let account = wait_account(&nginx, |a| a.oldest_pending_seconds >= 1);
     assert_eq!(account.state, "paused");
     assert_eq!(account.last_error.as_deref(), Some("API key refused with 401"));
@@ -887,7 +891,8 @@ fn with_a_spool_the_reload_that_corrects_the_key_loses_nothing() {
     assert_arrived(&sensor, &sent);
 }
 
-/// The key is withdrawn after `before` was delivered; the 20 events of the visits that follow are kept.
+/// The key is revoked after the events of `before` were delivered; the events of the 20 visits after that
+/// are kept.
 fn revoke_key(sensor: &Sensor, nginx: &Nginx, sent: &mut Vec<Visit>) {
     sent.extend(visit(nginx, "before", 10));
     wait_delivered(nginx, sent);
@@ -1032,7 +1037,8 @@ fn a_connection_that_dies_under_an_event_is_replaced_at_once() {
     sensor.clear_rules();
     let account = wait_delivered(&nginx, &sent);
     assert_arrived(&sensor, &sent);
-    // The first attempt was over an open connection: it has not failed before a fresh one has too.
+    // The first attempt used an open connection: it counts as failed only if the attempt on a new
+    // connection fails, too.
     assert_eq!(unanswered(&sensor) as u64, account.retries + 1);
 }
 
@@ -1084,7 +1090,7 @@ fn a_certificate_of_a_trusted_authority_is_accepted() {
     assert_eq!(sensor.connections(), 1);
 }
 
-/// The server's certificate is not accepted; everything is kept until it shows a good one.
+/// Asserts that the server's certificate is refused, and that all events are kept until it has a good one.
 #[track_caller]
 fn certificate_not_accepted(authority: &Authority, leaf: &Leaf, why: &str) {
     let (sensor, builder) = tls_site(leaf, authority, TRUST);
@@ -1128,7 +1134,7 @@ fn a_certificate_for_another_name_is_not_accepted() {
 #[test]
 fn a_server_without_tls_has_no_certificate_to_complain_about() {
     let authority = Authority::new("ours");
-    // nginx itself: it answers a handshake with an error page.
+    // nginx answers the handshake with an error page.
     let url = "https://localhost:%PORT%/sensor/";
     let target = format!("api_key test-key; {TRUST}");
     let nginx = site_at(url, &target).file("ca.pem", &authority.pem()).start();
@@ -1161,7 +1167,7 @@ fn the_systems_authorities_are_trusted_unless_others_are_named() {
     let nginx = builder.env("SSL_CERT_FILE", bundle).start();
     let mut sent = visit(&nginx, "page", 10);
     wait_delivered(&nginx, &sent);
-    // The configuration is read by the master then.
+    // On a reload, the master reads the configuration.
     nginx.reload();
     sent.extend(visit(&nginx, "reloaded", 10));
     wait_delivered(&nginx, &sent);
@@ -1251,7 +1257,7 @@ fn no_secret_appears_in_the_log_or_the_status_whatever_goes_wrong() {
         (Answer::code(400), "answered 400"),
         (Answer::hang(), "timed out"),
         (Answer::reset(), "connection broken"),
-        // Last, because it pauses the target.
+        // The last one, because it pauses the target.
         (Answer::code(401), "API key refused with 401"),
     ];
     let mut status = String::new();
@@ -1295,13 +1301,12 @@ fn a_rate_is_kept_evenly_and_used() {
     assert!(total <= Duration::from_secs(4), "60 events took {total:?}");
 }
 
-/// `rate auto` before a sensor with this window, and a backlog of one user: after the rate is found,
-/// the share of refused POSTs and the share of the allowed rate that is used, over at least
-/// `accepted` events.
+/// `rate auto` with a sensor of this window, and a backlog of one user: the share of refused POSTs and the
+/// share of the allowed rate that is used, once the rate is found, over at least `accepted` events.
 fn settled_shares(rate: Rate, accepted: usize) -> (f64, f64) {
     let sensor = Sensor::start(SensorOptions { rate: Some(rate), ..SensorOptions::default() });
     let nginx = site(&sensor, "").start();
-    // The window was filled twice: by the start, and by the search for the limit.
+    // The window is filled twice: by the start, and by the search for the host's share.
     let first = 3 * rate.events;
     visits(&nginx, (0..first + 2 * accepted).map(|n| ("ann".to_owned(), format!("/{n}"))));
     let allowed = rate.events as f64 / rate.window.as_secs_f64();
@@ -1355,7 +1360,7 @@ fn a_reload_goes_on_with_the_rate_that_was_learned() {
     }
     let refused = refused() - before;
     println!("{refused} refused after three reloads");
-    // One that begins anew sends faster and faster until it is refused, each time.
+    // A pacer without this knowledge would start fast and be refused after each reload.
     assert!(refused < 3, "{refused} were refused after three reloads");
 }
 
@@ -1364,7 +1369,7 @@ fn three_hosts_share_a_limit_and_end_together() {
     for round in 0..if is_full() { 5 } else { 1 } {
         let rate = Rate::new(25, 5);
         let sensor = Sensor::start(SensorOptions { rate: Some(rate), ..SensorOptions::default() });
-        // Each collects its events once they are all there, in the same moment.
+        // With this interval, each host collects all of its events at the same moment.
         let target =
             format!("tirreno_target {{ url {}; api_key test-key; interval 2s; }}", sensor.url());
         let hosts = [(); 3].map(|()| site_with(&target).start());
@@ -1515,7 +1520,7 @@ fn rejected_events_are_listed_by_every_worker_and_over_a_reload() {
             (&event["trace_id"], &"mallory".into())
         );
 
-        // Each worker tells the same.
+        // All workers give the same list.
         let mut told = BTreeSet::new();
         wait_until(SOON, "both workers", || {
             let response = client::get(nginx.port_n(1), "/", &[]).expect("an answer");
@@ -1544,7 +1549,8 @@ fn rejected_events_are_listed_by_every_worker_and_over_a_reload() {
         }
 
         if has_spool {
-            // The spool is what tells, also after a restart, and of what was deleted from it.
+            // With a spool, the list comes from the spool: it survives a restart, and lacks events that
+            // were deleted from it.
             nginx.quit();
             nginx.start();
             wait_listed(&nginx, &wanted(&bad));
@@ -1573,7 +1579,7 @@ fn of_many_rejected_events_the_last_are_listed_and_few_are_logged() {
     let last: Vec<_> = bad[10..].iter().rev().map(|visit| visit.trace.clone()).collect();
     assert_eq!(listed(&nginx.status("/status")), last);
     assert_eq!(account(&nginx).rejected, 60);
-    // Ten a minute, and these took less than that, or two on a machine that is very slow.
+    // At most ten lines a minute; the test takes less than a minute, or two on a very slow machine.
     let said = lines(&nginx, " is rejected: ").len();
     assert!((10..=20).contains(&said), "{said} lines");
     assert!(!lines(&nginx, "others are only in the status").is_empty());
@@ -1683,7 +1689,7 @@ fn the_age_of_the_oldest_pending_event_grows_and_ends() {
     let sent = visit(&nginx, "page", 5);
     for age in 1..=2 {
         let account = wait_account(&nginx, |a| a.oldest_pending_seconds >= age);
-        // nginx's clock may be some milliseconds late, and a second more begins there.
+        // nginx's clock may be some milliseconds late, and then another second begins.
         let bound = sent[0].at.elapsed().as_secs() + 1;
         assert!(account.oldest_pending_seconds <= bound, "{account:?} after {bound} s");
     }

@@ -1,5 +1,5 @@
-//! The documentation: its configurations pass `nginx -t`, its links lead somewhere, and the reference names
-//! each directive, parameter and key that there is, and no other.
+//! The documentation: its configurations pass `nginx -t`, its links have targets, and the reference has
+//! each directive, parameter and key, and no other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -77,7 +77,7 @@ fn statements(text: &str) -> Vec<String> {
         if quote.is_none() && depth == 0 && (c == ';' || c == '}') {
             let whole = statement.trim().to_owned();
             statement.clear();
-            // A brace within a word ends nothing.
+            // A brace inside a word does not end a statement.
             if c == ';' || whole.contains('{') {
                 found.push(whole);
             } else {
@@ -101,14 +101,14 @@ const HTTP: [&str; 9] = [
     "server",
     "http",
 ];
-/// Parameters of a target that stand alone in a page.
+/// Parameters of a target that pages show outside of a target.
 const PARAMETERS: [&str; 4] = ["omit", "format", "framing", "max_message_size"];
-/// What makes a target.
+/// The parameters that make a target complete.
 const TIRRENO: &str = "url http://127.0.0.1:1/sensor/; api_key_file tirreno.key;";
-/// Upstreams that pages leave to the reader.
+/// Upstreams that pages use without defining them.
 const UPSTREAMS: [&str; 2] = ["mattermost", "gitlab"];
 
-/// A whole configuration around what a page shows.
+/// A complete configuration with what a page shows.
 fn complete(text: &str) -> (String, String) {
     let (mut http, mut server, mut target) = (String::new(), String::new(), String::new());
     let mut add = |statement: String| {
@@ -136,7 +136,7 @@ fn complete(text: &str) -> (String, String) {
     if text.contains("tirreno") && !http.contains("tirreno_target") && target.is_empty() {
         http += &format!("tirreno_target {{ {TIRRENO} }}\n");
     }
-    // Each is an alternative to the one before.
+    // Each parameter is tested in a target of its own.
     for (number, parameter) in target.lines().enumerate() {
         let kind = match parameter.split(' ').next() {
             Some("omit") => TIRRENO,
@@ -234,7 +234,7 @@ fn slug(heading: &str) -> String {
         .collect()
 }
 
-/// What stands between `before` and the next quote, at each place in a file of the source.
+/// The text between `before` and the next quote, for each occurrence in a source file.
 fn quoted(file: &str, before: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(file)).unwrap();
     let found: BTreeSet<_> = text
@@ -322,7 +322,7 @@ fn the_monitoring_guide_names_each_metric() {
         .collect();
     assert!(names.len() > 10, "{metrics}");
     for name in &names {
-        // The guide shortens names that differ in one word.
+        // The guide abbreviates names that differ in one word.
         let word = name.trim_start_matches("tirreno_").split('_').next().unwrap();
         assert!(
             guide.contains(&format!("`{name}`")) || guide.contains(&format!("…_{word}_…")),

@@ -1,4 +1,4 @@
-//! Bodies that wait in great number, and answers to which nginx adds something.
+//! Many bodies that are kept at the same time, and answers to which nginx adds text.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,14 +14,14 @@ use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What a process keeps of all bodies together, and what one may cost besides that, in bytes.
+/// What a process keeps of all bodies together, and the most that each may cost besides, in bytes.
 const BOUND: u64 = 16 << 20;
 const EACH: u64 = 1 << 10;
 
-/// How long the name is that each of them has sent so far.
+/// The length of the unfinished name that each client has sent.
 const NAME: usize = 6000;
 
-/// How much of it comes at first.
+/// The part of the body before the name.
 const HEAD: &str = "{\"login_id\":\"";
 
 fn start(server: &str, backend: &Backend) -> Nginx {
@@ -35,7 +35,7 @@ fn start(server: &str, backend: &Backend) -> Nginx {
     builder.var("BACKEND", &backend.address()).http(http).server(server).start()
 }
 
-/// Sends a login but for the end of its body.
+/// Sends a login without the end of its body.
 fn log_in_slowly(port: u16, number: usize) -> TcpStream {
     let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -55,7 +55,7 @@ fn users(nginx: &Nginx) -> Vec<(String, String)> {
     log.lines().filter_map(pair).collect()
 }
 
-/// As many at once as the limit of open files lets a process have.
+/// As many clients at once as the limit of open files allows.
 #[test]
 fn slow_logins_have_a_bound_together() {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -78,11 +78,11 @@ fn slow_logins_have_a_bound_together() {
         let before = nginx.rss_anon(worker);
         let mut waiting: Vec<_> =
             (0..count).map(|number| log_in_slowly(nginx.port(), number)).collect();
-        // The worker takes what comes in the order in which it came.
+        // The worker handles events in order, so it has read all bodies before it answers this.
         nginx.status("/status");
         *grown = nginx.rss_anon(worker).saturating_sub(before);
 
-        // The first found room, the last did not.
+        // The first body found room, the last one did not.
         for number in [0, count - 1] {
             let stream = &mut waiting[number];
             stream.write_all(b"\"}").unwrap();
@@ -91,7 +91,7 @@ fn slow_logins_have_a_bound_together() {
             assert!(answer.starts_with(b"HTTP/1.1 401"), "{}", String::from_utf8_lossy(&answer));
         }
         drop(waiting);
-        // All are gone, and there is room again.
+        // After all have ended, there is room again.
         wait_until(SOON, "the end of all", || users(nginx).len() == count);
         client::post(nginx.port(), "/login?new", &[], br#"{"login_id":"ann"}"#).unwrap();
         wait_until(SOON, "the new one", || users(nginx).len() > count);
@@ -105,7 +105,7 @@ fn slow_logins_have_a_bound_together() {
     assert!(first.starts_with("xxx") && first.len() == 100, "{first}");
     assert_eq!(user(on, &format!("/login?{}", count - 1)), "unknown-unreadable");
     assert_eq!(user(on, "/login?new"), "ann");
-    // What nginx itself needs falls out of the difference.
+    // The difference excludes the memory that nginx itself needs.
     let (more, count) = (grown[1].saturating_sub(grown[0]), count as u64);
     println!("{count} logins wait: {grown:?} bytes without and with the module");
     let most = (BOUND + count * EACH).min(count * (8 << 10));
@@ -120,7 +120,7 @@ fn has(module: &str) -> bool {
     String::from_utf8_lossy(&about.stderr).contains(module)
 }
 
-/// Debian's nginx can add to answers; the vendored one only includes.
+/// Debian's nginx can append to answers; the vendored one can only include.
 #[test]
 fn what_nginx_adds_is_not_the_applications() {
     const BODY: &str =

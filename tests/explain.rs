@@ -1,4 +1,4 @@
-//! `ci/explain` says which rule a request would match, and why the ones before it would not.
+//! `ci/explain` says which rule a request would match, and why earlier rules would not match.
 
 use std::fs;
 use std::net::TcpListener;
@@ -99,7 +99,7 @@ impl Site {
         text.replace(&format!("{}/", self.dir.path().display()), "")
     }
 
-    /// Every one of these lines is in the explanation.
+    /// Asserts that the explanation has all of these lines.
     #[track_caller]
     fn assert_says(&self, arguments: &[&str], lines: &[&str]) {
         let text = self.explain(arguments);
@@ -129,7 +129,7 @@ fn the_rule_and_why_not_the_ones_before() {
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 
-    // nginx evaluates what a condition asks for.
+    // nginx evaluates the variables in conditions.
     site.assert_says(
         &["PUT", "http://a.example/things/7", "200", "X-Kind: special", "Cookie: user=ann"],
         &["rules.conf:3: page_edit PUT /things/{id}: yes", "event: page_edit, by rules.conf:3"],
@@ -162,7 +162,7 @@ fn what_the_answer_and_the_body_say() {
         &["POST", "http://a.example/login", "401"],
         &["event: account_login_fail, by rules.conf:2", "user: unknown-unread"],
     );
-    // Nobody knows how it would have ended.
+    // It is unknown whether the login would have failed.
     site.assert_says(&["POST", "http://a.example/login", "499"], &["outcome: attempt"]);
 }
 
@@ -209,7 +209,7 @@ fn servers_and_locations() {
     );
 }
 
-/// As on Debian: `nginx.conf` includes the file that loads the module. Nothing is built then.
+/// As on Debian, `nginx.conf` includes the file that loads the module. Then nothing is built.
 #[test]
 fn a_module_that_an_include_loads() {
     let site = Site::start();
@@ -217,7 +217,7 @@ fn a_module_that_an_include_loads() {
     site.file("modules.conf", &format!("load_module {module};\n"));
     let conf = fs::read_to_string(site.dir.path().join("nginx.conf")).unwrap();
     let conf = site.file("nginx.conf", &format!("include modules.conf;\n{conf}"));
-    // What ci/build would need.
+    // Tools that ci/build would need.
     let cargo = site.file("cargo", "#!/bin/sh\nexit 1\n");
     fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", site.dir.path().display(), std::env::var("PATH").unwrap());
@@ -243,7 +243,7 @@ fn an_nginx_that_was_never_installed_needs_no_prefix() {
     let nginx = std::env::var("TEST_NGINX_BINARY").expect("ci/test sets it");
     let about = Command::new(&nginx).arg("-V").output().unwrap().stderr;
     let about = String::from_utf8(about).unwrap();
-    // A distribution's nginx writes where its package has made directories.
+    // A distribution's nginx writes to directories that its package creates.
     if about.contains("--http-log-path") || Path::new("/usr/local/nginx").exists() {
         return;
     }

@@ -1,5 +1,5 @@
-//! What an attacker sends to make the log quiet: real events are stored soon all the same, in order, and
-//! the attack is there with its true number.
+//! Attacks that try to hide real events in a flood: real events are stored soon and in order all the same,
+//! and the attack is recorded with its true number of events.
 //!
 //! Floods of 20 seconds, or with `TEST_FULL` of two minutes, against a server that takes ten events a
 //! second.
@@ -21,7 +21,7 @@ fn length() -> Duration {
     Duration::from_secs(if is_full() { 120 } else { 20 })
 }
 
-/// How soon a real event is to be stored: ten seconds where nothing else runs on the machine.
+/// How soon a real event must be stored: within ten seconds if nothing else runs on the machine.
 fn stored_within() -> Duration {
     Duration::from_secs(if is_full() { 10 } else { 30 })
 }
@@ -30,14 +30,14 @@ fn is_full() -> bool {
     std::env::var_os("TEST_FULL").is_some()
 }
 
-/// What an attacker does.
+/// The kind of attack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Flood {
-    /// Failed logins, each of another account, from so many addresses.
+    /// Failed logins, each for another account, from this number of addresses.
     Logins { addresses: usize },
     /// Page views of one user with a good session.
     Views,
-    /// Logouts, sign-ups and password changes of nobody.
+    /// Logouts, sign-ups and password changes without a user.
     Nobody,
 }
 
@@ -119,11 +119,11 @@ impl Site {
         target.iter().filter_map(number).collect()
     }
 
-    /// Waits until all events are captured, and what became of them adds up.
+    /// Waits until all events are captured, and the counters add up.
     fn captured(&self, made: &Made) -> HashMap<String, u64> {
         let answered = (made.attack + made.real) as u64;
         let is_all = |captured| match made.with_faults {
-            // A request whose answer was lost was made again.
+            // Requests whose answers were lost have been repeated.
             true => captured >= answered,
             false => captured == answered,
         };
@@ -151,8 +151,8 @@ impl Site {
         wait_for(SOON, "a deliverer", find)
     }
 
-    /// Makes requests at a rate; returns when each was answered, by its number. One that got no answer is
-    /// made again over a new connection.
+    /// Makes requests at a rate. Returns the time of each request's answer, by the request's number. A
+    /// request without an answer is repeated over a new connection.
     fn send(
         &self,
         rate: u32,
@@ -178,7 +178,7 @@ impl Site {
     }
 }
 
-/// The real events: a login, a change of a role and a post a second, of one user after another.
+/// The real events, of one user after another: each second a login, a change of a role and a post.
 fn real(number: usize) -> (&'static str, String) {
     let path = ["login", "role", "post"][number % 3];
     ("POST", format!("/real/{path}?user=real-{}&n={number}", number / 3 % 5))
@@ -189,18 +189,18 @@ fn real_number(event: &StoredEvent) -> Option<usize> {
     event.url.rsplit_once("n=")?.1.parse().ok()
 }
 
-/// For how many events one stands.
+/// How many events an event stands for.
 fn repeated(event: &StoredEvent) -> usize {
     let number = event.url.rsplit_once("repeated=").map(|(_, number)| number.parse().unwrap());
     number.unwrap_or(1)
 }
 
-/// What goes wrong during an attack.
+/// The faults during an attack.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Faults {
     None,
     Reload,
-    /// And a `kill -9` of the worker that delivers.
+    /// Also a `kill -9` of the worker that delivers.
     ReloadAndKill,
 }
 
@@ -211,7 +211,7 @@ struct Made {
     with_faults: bool,
 }
 
-/// Attacks while real events happen; all of these are stored soon and in order.
+/// Attacks while real events happen, and asserts that all of these are stored soon and in order.
 fn attack(site: &Site, flood: Flood, faults: Faults) -> Made {
     let (answered, attacked) = thread::scope(|scope| {
         let real = scope.spawn(|| site.send(3, length(), real));
@@ -231,7 +231,7 @@ fn attack(site: &Site, flood: Flood, faults: Faults) -> Made {
     let stored = wait_for(SOON, "the real events", || {
         let mut stored: Vec<_> =
             site.sensor.stored().into_iter().filter(|event| real_number(event).is_some()).collect();
-        // Those that a kill let come twice.
+        // A kill may have repeated some events.
         let mut seen = std::collections::BTreeSet::new();
         stored.retain(|event| seen.insert(real_number(event)));
         let missing: Vec<_> = (0..answered.len()).filter(|n| !seen.contains(&Some(*n))).collect();
@@ -284,7 +284,7 @@ fn failed_logins_from_one_address_are_one_event_a_minute_with_their_number() {
     let totals = site.captured(&made);
     assert!(totals["merged"] > made.attack as u64 / 2, "{totals:?}");
     assert_eq!(totals["dropped"], 0, "{totals:?}");
-    // What waits for its minute is sent when nginx stops.
+    // nginx sends the merged events when it stops, even before their minute is over.
     assert!(site.nginx.quit().unwrap().success());
     assert_eq!(attack_stored(&site), made.attack);
     let many =
@@ -312,7 +312,7 @@ fn a_spool_merges_in_its_transactions_over_a_reload_and_a_kill() {
     assert_eq!(totals["dropped"], 0, "{totals:?}");
 }
 
-/// Without a spool, what is in the memory of a process that is killed is gone.
+/// Without a spool, a kill would lose the events in the process's memory.
 fn faults(spool: bool) -> Faults {
     if spool { Faults::ReloadAndKill } else { Faults::Reload }
 }

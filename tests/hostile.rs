@@ -1,8 +1,8 @@
-//! What clients send to confuse: the sensor stores what they sent, cut and made valid as documented,
-//! or nginx's refusal; and the next request is not harmed.
+//! Requests that try to confuse: the sensor stores what the clients sent, cut and made valid as documented,
+//! or nginx refuses the request; and the next request is not affected.
 //!
-//! The expectations are made here from the documentation, not with the module's own code. What nginx
-//! refuses is known from its answer.
+//! The tests derive their expectations from the documentation, not with the module's own code. nginx's
+//! answer shows what it refuses.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +20,7 @@ use Place::{Agent, Language, Path, Query, Referer, User};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Where a client's bytes may stand.
+/// The places of a client's bytes in a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
     User,
@@ -34,7 +34,7 @@ enum Place {
 const PLACES: [Place; 6] = [User, Agent, Path, Query, Referer, Language];
 
 impl Place {
-    /// Bytes of it that Tirreno keeps.
+    /// How many of these bytes Tirreno keeps.
     fn limit(self) -> usize {
         match self {
             User => 100,
@@ -54,7 +54,7 @@ impl Place {
     }
 }
 
-/// A request that says nothing special, but for the values in it.
+/// A plain request, except for the values in it.
 #[derive(Clone)]
 struct Request {
     target: Vec<u8>,
@@ -108,7 +108,7 @@ impl Request {
         parts.concat()
     }
 
-    /// What Tirreno stores of it: user, URL, User-Agent, Referer, language.
+    /// The values that Tirreno stores: user, URL, User-Agent, Referer, language.
     fn expected(&self) -> Stored {
         let user = trim(&self.user).split(|byte| *byte == b';').next().unwrap_or_default();
         let spaces = user.iter().take_while(|byte| **byte == b' ').count();
@@ -136,8 +136,9 @@ fn text(value: &[u8], limit: usize) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// A user by a cookie: without quotes, percent-decoded where that gives a text; without blanks and quotes around
-/// that; what is not UTF-8 is Latin-1. Of what is longer than Tirreno keeps, the end is a hash of all of it.
+/// A user in a cookie: without quotes, percent-decoded if the result is text, without blanks and quotes
+/// around that; text that is not UTF-8 is Latin-1. A name longer than Tirreno keeps ends with a hash of the
+/// whole name.
 fn user_name(cookie: &[u8]) -> String {
     let cookie = unquote(cookie);
     let decoded = percent_decode(cookie);
@@ -161,7 +162,7 @@ fn unquote(value: &[u8]) -> &[u8] {
     value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value)
 }
 
-/// Each `%` with two digits is the byte; what is none stays.
+/// Decodes each `%` with two digits; others stay.
 fn percent_decode(value: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut rest = value;
@@ -184,7 +185,7 @@ fn uri(value: &[u8], cost: fn(&str) -> usize) -> String {
     take(pieces, Path.limit(), cost)
 }
 
-/// Tirreno decodes the Referer once too often: the limit holds for what it gets.
+/// Tirreno decodes the Referer once too often, so the limit applies to what it gets.
 fn referer_cost(piece: &str) -> usize {
     piece.chars().map(|c| if matches!(c, '%' | '+') { 3 } else { c.len_utf8() }).sum()
 }
@@ -201,7 +202,7 @@ fn take(pieces: impl Iterator<Item = String>, limit: usize, cost: fn(&str) -> us
     pieces.take_while(fits).collect()
 }
 
-/// What a client has a say in.
+/// The values that a client chooses.
 #[derive(Clone, Debug, PartialEq)]
 struct Stored {
     user: String,
@@ -222,7 +223,8 @@ impl Stored {
         }
     }
 
-    /// Whether each value is the expected one, or absent: nginx had not read it when it refused.
+    /// Whether each value is the expected one, or absent because nginx refused the request before it read
+    /// the value.
     fn is_part_of(&self, whole: &Self) -> bool {
         let absent_or = |have: &Option<String>, all| have.is_none() || have == all;
         (self.user == "N/A" || self.user == whole.user)
@@ -233,8 +235,8 @@ impl Stored {
     }
 }
 
-/// nginx, its sensor, and a connection for the neighbours: well-behaved requests that come after
-/// each of the others.
+/// nginx, its sensor, and a connection for the neighbours: ordinary requests that follow each hostile
+/// request.
 struct Site {
     sensor: Sensor,
     nginx: Nginx,
@@ -243,7 +245,7 @@ struct Site {
 }
 
 impl Site {
-    /// Values are stored as they were sent, secrets as well.
+    /// Values are stored as sent, including secrets.
     fn start() -> Self {
         Self::with("tirreno_redact off;")
     }
@@ -292,7 +294,7 @@ impl Site {
         Self { sensor, nginx, neighbour, neighbours: 0 }
     }
 
-    /// Sends bytes, and a neighbour after them; returns the answer's status, 0 for none.
+    /// Sends bytes, and a neighbour's request after them. Returns the answer's status, 0 for none.
     fn send(&mut self, bytes: &[u8]) -> u16 {
         let answer = client::raw(self.nginx.port(), bytes)
             .unwrap_or_else(|error| panic!("{}: {error}", Shown(bytes)));
@@ -314,8 +316,8 @@ impl Site {
         self.neighbours += 1;
     }
 
-    /// The events of each connection in the order of connections, when all have come; the neighbours are
-    /// intact.
+    /// The events of each connection in the order of connections, once all have come; asserts that the
+    /// neighbours' are intact.
     fn events(&self, count: usize) -> Vec<Vec<Arc<StoredEvent>>> {
         let mut connections: BTreeMap<u64, Vec<Arc<StoredEvent>>> = BTreeMap::new();
         let mut neighbours = 0;
@@ -342,7 +344,7 @@ impl Site {
         connections.into_values().collect()
     }
 
-    /// The `count` events that are all there are.
+    /// Asserts that there are `count` events, and returns them.
     fn wait_stored(&self, count: usize) -> Vec<Arc<StoredEvent>> {
         let stored = self.sensor.wait_stored(count, SOON);
         let stored = stored.unwrap_or_else(|e| panic!("{e}\n{:#?}", self.sensor.lost().first()));
@@ -350,7 +352,7 @@ impl Site {
         stored
     }
 
-    /// Everything that was captured has been delivered, and nginx is well.
+    /// Asserts that everything captured has been delivered, and nginx has no errors.
     fn check_end(&self, captured: usize, invalid: usize) {
         wait_until(SOON, "the end of delivery", || {
             self.nginx.status("/status")["targets"]["tirreno"]["pending"] == 0
@@ -485,7 +487,7 @@ fn every_value_is_stored_as_it_was_sent_in_every_place() {
     site.check_end(2 * cases.len(), 0);
 }
 
-/// Compares what is stored with what was sent, and with nginx's answer.
+/// Compares the stored events with what was sent, and with nginx's answer.
 #[track_caller]
 fn check(request: &Request, answer: u16, event: &StoredEvent, case: &str) {
     let (stored, expected) = (Stored::of(event), request.expected());
@@ -495,7 +497,7 @@ fn check(request: &Request, answer: u16, event: &StoredEvent, case: &str) {
         assert_eq!(stored, expected, "{case}");
     }
     assert_eq!(event.http_code, Some(answer), "{case}");
-    // nginx may refuse it before it knows the method.
+    // nginx may refuse the request before it knows the method.
     let unknown = answer == 400 && event.url.is_empty() && event.http_method.is_none();
     assert!(unknown || event.http_method.as_deref() == Some("GET"), "{case}");
     assert_eq!(event.ip_address, "127.0.0.1", "{case}");
@@ -521,7 +523,7 @@ fn whatever_comes_over_a_connection_is_one_event() {
     let headers = |headers: &str| head("/", headers);
     let raw = |text: &str| format!("{text}\r\nHost: a\r\n\r\n").into_bytes();
     const REFUSED: &str = "url=-|httpCode=400|userName=N/A";
-    // Bytes, and fields that are stored of them; `-` is no value.
+    // The bytes, and the stored fields; `-` is no value.
     let cases: &[(&str, Vec<u8>, &str)] = &[
         ("HTTP/0.9", b"GET /old?a\r\n".into(), "url=/old?a|httpMethod=GET|httpCode=200"),
         ("TLS", client_hello, REFUSED),
@@ -630,7 +632,7 @@ fn a_value_that_must_not_be_cut_is_left_out_counted_and_logged() {
         assert_eq!(site.send(request.as_bytes()), 200);
     }
     let events = site.events(5 + 5);
-    // Without its payload a search has an empty one, which Tirreno stores without a warning.
+    // A search without a payload gets an empty one, which Tirreno stores without a warning.
     let value = |length: usize| ("victim", "x".repeat(length - 32));
     let empty = || ("/payload", String::new());
     let expected = [value(100), value(8192), empty(), empty(), empty()];
@@ -687,7 +689,7 @@ fn random_headers_over_http2_are_stored_as_they_were_sent() {
         request.target = format!("/h2/{number}").into();
         for place in [User, Agent, Referer, Language] {
             let value = request.value(place);
-            // Nothing else can be said in HTTP/2.
+            // HTTP/2 cannot express other values.
             value.retain(|byte| *byte == b'\t' || *byte >= 0x20 && *byte != 0x7f);
             *value = trim(value).to_vec();
         }
@@ -758,7 +760,7 @@ impl Random {
 
     fn request(&mut self, number: usize) -> Request {
         let mut request = Request::good(&format!("/random/{number}"));
-        // One or two hostile values, so that nginx refuses few of the requests.
+        // Only one or two hostile values, so that nginx refuses few requests.
         for _ in 0..=self.below(2) {
             let place = PLACES[self.below(PLACES.len())];
             let value = self.value(place);
@@ -813,14 +815,14 @@ impl Random {
             }
         }
         if length > 0 && self.below(50) == 0 {
-            // nginx refuses the request.
+            // nginx would refuse the request.
             let place = self.below(length);
             value.insert(place, if self.below(2) == 0 { 0 } else { b'\r' });
         }
         value
     }
 
-    /// Any byte but those that end a line, or NUL; in a URL, none that nginx refuses there.
+    /// Any byte except NUL and line ends; in a URL, no byte that nginx refuses there.
     fn byte(&mut self, in_url: bool) -> u8 {
         loop {
             let byte = self.next() as u8;

@@ -1,4 +1,4 @@
-//! Requests over HTTP/3, where the nginx under test has its module; `TEST_HTTP3` says that it must have.
+//! Requests over HTTP/3, if the nginx under test supports it; `TEST_HTTP3` says that it must.
 
 use std::future::poll_fn;
 use std::io::Read;
@@ -35,7 +35,7 @@ const SERVER: &str = "
     location / { proxy_pass http://%BACKEND%; }
     location /posts/slow { proxy_pass http://%SLOW%; }";
 
-/// What signs `ann` in, and what does not.
+/// A login of `ann` that succeeds, and one that fails.
 const LOGIN: &[u8] = br#"{"account": {"name": "ann"}, "password": "right"}"#;
 const WRONG: &[u8] = br#"{"account": {"name": "bob"}, "password": "wrong"}"#;
 
@@ -78,7 +78,7 @@ struct Site {
 }
 
 impl Site {
-    /// Nothing where nginx speaks no HTTP/3.
+    /// `None` if nginx does not support HTTP/3.
     fn start() -> Option<Self> {
         if !has_http3() {
             eprintln!("no HTTP/3 in this nginx: not tested");
@@ -136,7 +136,7 @@ impl Site {
         serde_json::from_str(text.lines().last().expect("a record")).expect("JSON")
     }
 
-    /// The event of a request whose client went away is an attempt of that user.
+    /// Asserts that the request of a client that went away is an attempt of that user.
     #[track_caller]
     fn assert_attempt(&self, url: &str, user: &str, records: usize) {
         let event = self.event();
@@ -154,9 +154,9 @@ impl Site {
     }
 }
 
-/// A connection. What waits gives up after [`TIMEOUT`].
+/// A connection. Waiting ends after [`TIMEOUT`].
 struct Client {
-    /// With a thread, so that what is sent goes also while nobody waits for an answer.
+    /// The runtime has a thread, so that data are sent even while no test waits for an answer.
     runtime: Runtime,
     endpoint: quinn::Endpoint,
     requests: SendRequest<OpenStreams, Bytes>,
@@ -181,10 +181,10 @@ impl Client {
             let connecting = endpoint.connect_with(config, address, "localhost").unwrap();
             let connection = h3_quinn::Connection::new(connecting.await.expect("a connection"));
             let mut http3 = h3::client::builder();
-            // A frame of an unknown type behind a body is an error for nginx.
+            // nginx treats a frame of an unknown type after a body as an error.
             http3.send_grease(false);
             let (mut driver, requests) = http3.build(connection).await.expect("HTTP/3");
-            // Its end, good or bad, ends the requests.
+            // If the connection ends, its requests end, too.
             tokio::spawn(async move { poll_fn(|context| driver.poll_close(context)).await });
             (endpoint, requests)
         });
@@ -208,7 +208,7 @@ impl Client {
         })
     }
 
-    /// A request that may go on.
+    /// A request that may be continued.
     fn begin(
         &mut self,
         method: &str,
@@ -253,7 +253,7 @@ fn a_session_is_its_users_over_http3() {
         let found = (event.http_method.as_deref(), event.http_code, event.user_agent.as_deref());
         assert_eq!(found, (Some(method), Some(status), Some("three")));
     }
-    // Another's cookie is nobody's.
+    // With another user's cookie, there is no user.
     assert_eq!(site.client.request("GET", "/posts/1", &[("cookie", "sid=s2")], b""), 401);
     assert_eq!(site.event().user_name, NOBODY);
     let log = fs::read_to_string(site.nginx.prefix().join("logs/version.log")).unwrap();
@@ -289,10 +289,10 @@ fn a_cancelled_request_is_an_attempt() {
     site.assert_attempt("/posts/slow", "ann-id", 2);
     drop(application);
 
-    // While its body is on the way: nginx refuses what is not whole, and the application never sees it.
+    // While its body is incomplete: nginx refuses the request, and the application never sees it.
     let length = [("cookie", "sid=s1"), ("content-length", "100")];
     let mut stream = site.client.begin("POST", "/posts/2", &length, b"half");
-    // nginx has its beginning when it has what was sent after that.
+    // nginx has the beginning of the body once it has answered what was sent after it.
     assert_eq!(site.client.request("GET", "/posts/3", &session, b""), 201);
     assert_eq!(site.event().url, "/posts/3");
     stream.stop_stream(Code::H3_REQUEST_CANCELLED);

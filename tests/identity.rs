@@ -1,4 +1,4 @@
-//! Whose request it is: sessions, what binds them, and what clients claim.
+//! The user of a request: sessions, how they are bound to users, and what clients claim.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,7 +18,7 @@ use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Nobody may be recorded as this user but by its own session.
+/// No request but those of its own session may be recorded as this user's.
 const VICTIM: &str = "victim-id";
 
 /// A server before the application, with rules as a preset has them.
@@ -53,12 +53,12 @@ const SERVER: &str = r#"
         deny all;
     }"#;
 
-/// The application's sessions: whose each token is.
+/// The application's sessions: the user of each token.
 type Sessions = Arc<Mutex<HashMap<String, String>>>;
 
 static TOKENS: AtomicU64 = AtomicU64::new(0);
 
-/// An application that signs anybody in, and tells who is who as Mattermost does.
+/// An application that signs anybody in, and names the user of a session as Mattermost does.
 fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let cookie = request.header("Cookie").unwrap_or_default();
@@ -101,7 +101,7 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
         }
         ("/open", _) => {}
         ("/csrf", _) => answer.status = 401,
-        // Other pages than nginx takes them for: they tell of another.
+        // The application takes these paths for pages of another user, unlike nginx.
         (path, _) if path != "/users/me" && path.contains("/users/") => {
             header("Etag", &format!("9.5.{VICTIM}.17"));
             answer.body = format!(r#"{{"id":"{VICTIM}","user_id":"{VICTIM}"}}"#).into();
@@ -125,7 +125,7 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
     answer
 }
 
-/// What the access log says of a request.
+/// The access log's line of a request.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     event: String,
@@ -144,7 +144,7 @@ impl Seen {
     }
 }
 
-/// What each nginx has besides the server.
+/// The configuration of each nginx besides the server.
 const HTTP: &str = "
             log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
             access_log %PREFIX%/seen.log seen;
@@ -188,7 +188,7 @@ impl Site {
         text.lines().map(str::to_owned).collect()
     }
 
-    /// Sends a request, and says what became of it.
+    /// Sends a request, and returns its line of the access log.
     #[track_caller]
     fn send(&self, method: &str, path: &str, headers: RequestHeaders<'_>, body: &str) -> Seen {
         self.send_for(method, path, headers, body).1
@@ -211,7 +211,7 @@ impl Site {
         (answer, seen(&self.lines()[before]))
     }
 
-    /// Signs in as a browser; the token.
+    /// Signs in as a browser, and returns the token.
     fn log_in(&self, name: &str) -> String {
         let headers = [("X-Requested-With", "XMLHttpRequest")];
         let (answer, seen) =
@@ -300,14 +300,14 @@ fn nothing_is_ever_put_on_a_victims_record() {
             }
         }
     }
-    // A session is still its user's whatever the others were answered.
+    // The victim's session is still the victim's, after all these answers to others.
     let seen = site.send("GET", "/action/1", &[("Cookie", &cookie(&victims))], "");
     assert!(seen.is("page_view", VICTIM, "session"), "{seen:?}");
     assert!(site.status()["identity"]["mismatched"].as_u64() > Some(0));
     site.nginx.wait_log("claimed to be of another user");
 }
 
-/// The application may have answered as to another method than the rule is for.
+/// The application may have handled another method than the one that the rule matches.
 #[test]
 fn an_overridden_method_proves_nothing() {
     const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded");
@@ -353,8 +353,8 @@ fn an_overridden_method_proves_nothing() {
     }
 }
 
-/// Nginx's own pages, caches and sockets, and other spellings: who has a session is known, and its answers
-/// tell nothing of others.
+/// nginx's own pages, caches, sockets, and other spellings of paths: the session's user is known, but the
+/// answers teach nothing about other sessions.
 #[test]
 fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
     let cached = "
@@ -394,7 +394,7 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
         site.is_down.store(false, Relaxed);
         is_unbound(&token, &status);
         site.is_down.store(true, Relaxed);
-        // Who has a session is known also where the cache answers.
+        // The user of a known session is known even if the cache answers.
         let (status_of_own, seen) = get_cached(&own);
         assert!(seen.is("page_view", "eve-id", "session"), "{status_of_own} {seen:?}");
         from.extend([status, status_of_own]);
@@ -403,7 +403,7 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
     site.is_down.store(false, Relaxed);
     assert!(from.iter().any(|status| status == "HIT"), "{from:?}");
 
-    // Paths that may be another page to the application, and overridden methods.
+    // The application may take these paths for other pages, or have handled an overridden method.
     for path in [
         "/users//me",
         "//users/me",
@@ -427,7 +427,7 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
         let headers = [("Cookie", &*cookie(&token)), (name, "DELETE")];
         site.send("GET", "/users/me", &headers, "");
         is_unbound(&token, name);
-        // What the session does is its user's all the same.
+        // These requests of the session are still its user's.
         let headers = [("Cookie", &*cookie(&own)), (name, "DELETE")];
         let seen = site.send("GET", "/action/1", &headers, "");
         assert!(seen.is("page_view", "eve-id", "session"), "{name}: {seen:?}");
@@ -436,7 +436,7 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
     site.send("GET", "/users/me?_method=DELETE", &[("Cookie", &cookie(&token))], "");
     is_unbound(&token, "_method");
 
-    // A cookie from before, planted or left: neither is the other's afterwards.
+    // With an older cookie, planted or left behind, a login teaches nothing wrong about either session.
     for (planted, name) in [(&victims, "eve"), (&own, "victim")] {
         let cookies = format!("MMUSERID={VICTIM}; {}", cookie(planted));
         let headers = [("Cookie", &*cookies), ("X-Requested-With", "XMLHttpRequest")];
@@ -455,7 +455,7 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
-/// The same cookies in many shapes, and connections that change their protocol.
+/// The same cookies in many forms, and connections that change their protocol.
 #[test]
 fn cookies_count_as_the_application_reads_them() {
     let http2 = if nginx_is_before(25) { "http2;" } else { "; http2 on;" };
@@ -463,14 +463,14 @@ fn cookies_count_as_the_application_reads_them() {
     let site = Site::start(SERVER, |builder| builder.http(&second));
     let (own, garbage) = (site.log_in("eve"), "garbage");
     let victim = format!("MMUSERID={VICTIM}");
-    // The first of two counts, and the known one is not believed where it is the second.
+    // The first of two cookies counts; a known token in the second is not believed.
     for (first, second, user) in [(&*own, garbage, "eve-id"), (garbage, &*own, "")] {
         let cookies = format!("{victim}; {}; {}", cookie(first), cookie(second));
         let seen = site.send("GET", "/action/1", &[("Cookie", &cookies)], "");
         assert_ne!(seen.user, VICTIM, "{cookies}: {seen:?}");
         assert!(user.is_empty() || seen.is("page_view", user, "session"), "{cookies}: {seen:?}");
     }
-    // HTTP/2 splits them into crumbs; every piece may be a header of its own in HTTP/1.1, too.
+    // HTTP/2 splits cookies into several fields, and HTTP/1.1 may have several headers, too.
     let before = site.lines().len();
     for (n, crumbs) in [
         vec![&*victim, &*cookie(&own)],
@@ -491,7 +491,7 @@ fn cookies_count_as_the_application_reads_them() {
             _ => assert_eq!(seen.user, "", "{crumbs:?}"),
         }
     }
-    // A socket opens before the application knows who it is.
+    // The application accepts a WebSocket before it knows the user.
     for (cookies, user) in [
         (&*victim, ""),
         (&*format!("{victim}; {}", cookie(garbage)), ""),
@@ -506,7 +506,7 @@ fn cookies_count_as_the_application_reads_them() {
         let seen = seen(&site.lines()[before]);
         assert_eq!((&*seen.event, &*seen.user), ("page_view", user), "{cookies}: {seen:?}");
     }
-    // By nginx itself, and refused: the session's user, or nobody.
+    // Answered by nginx itself, and refused by the application: the user of the session, or none.
     for (path, event) in [("/mine/1", "page_view"), ("/csrf", "account_edit")] {
         let seen =
             site.send("POST", path, &[("Cookie", &format!("{victim}; {}", cookie(&own)))], "");
@@ -528,18 +528,18 @@ fn a_session_that_is_nobodys_yet_is_its_own_user_until_an_answer_tells() {
     assert!(first.user.strip_prefix("session-").is_some_and(|d| d.len() == 16), "{first:?}");
     assert_eq!((first.event.as_str(), first.identity.as_str()), ("page_view", "none"));
     assert_eq!(site.send("GET", "/action/2", &headers, "").user, first.user);
-    // Who asks who it is, is told.
+    // The answer to "who am I" names the session's user.
     site.send("GET", "/users/me", &headers, "");
     let seen = site.send("GET", "/action/3", &headers, "");
     assert!(seen.is("page_view", "ann-id", "session") && seen.claimed == VICTIM, "{seen:?}");
-    // An answer that names the actor tells it of its own request, too.
+    // An answer that names its user also determines the user of its own request.
     let token = site.unbound("bob-id");
     let headers = [("Authorization", &*format!("Bearer {token}"))];
     let seen = site.send("POST", "/posts", &headers, "{}");
     assert!(seen.is("page_edit", "bob-id", "answer"), "{seen:?}");
     let seen = site.send("GET", "/action/3", &headers, "");
     assert!(seen.is("page_view", "bob-id", "session"), "{seen:?}");
-    // Accepted without a token that can be read.
+    // The application accepts the request without a readable token.
     let seen = site.send("GET", "/action/1", &[("X-Other", "token")], "");
     assert_eq!(seen.captured, "anonymous", "the application has refused it: {seen:?}");
 }
@@ -594,7 +594,8 @@ fn bound_sessions_stay_bound_over_restart_reload_and_kill() {
     site.nginx.wait_gone(worker);
     wait_until(SOON, "a new worker", || !site.nginx.workers().is_empty());
     is_bound(&site);
-    // All at once, as by the kernel when there is no memory: what is in the file comes again.
+    // All processes are killed at once, as by the kernel when memory runs out. The sessions in the file are
+    // restored.
     site.nginx.signal(Signal::STOP);
     for worker in site.nginx.workers() {
         site.nginx.signal_worker(worker, Signal::KILL);
@@ -603,11 +604,11 @@ fn bound_sessions_stay_bound_over_restart_reload_and_kill() {
     site.nginx.start();
     is_bound(&site);
     let bytes = fs::read(&file).unwrap();
-    // Nothing but hashes of tokens.
+    // The file contains only hashes of tokens.
     assert!(!bytes.windows(token.len()).any(|part| part == token.as_bytes()));
     let key = fs::metadata(file.with_extension("key")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&key) & 0o777, 0o600);
-    // Edited: no false user, and nginx runs.
+    // After an edit of the file, no false user appears, and nginx runs.
     site.nginx.quit();
     let edited = bytes.iter().map(|byte| byte ^ 1).collect::<Vec<_>>();
     fs::write(&file, edited).unwrap();
@@ -628,19 +629,19 @@ fn bound_sessions_stay_bound_over_a_binary_upgrade() {
     wait_until(SOON, "the state file", || fs::metadata(&file).is_ok_and(|about| about.len() > 0));
     let old = site.nginx.master_pid();
     site.nginx.usr2();
-    // Workers of both serve.
+    // Old and new workers serve requests.
     assert!(is_bound(&site, &token));
     let other = site.log_in("ann");
     let pid = rustix::process::Pid::from_raw(old as i32).unwrap();
     rustix::process::kill_process(pid, Signal::QUIT).unwrap();
     site.nginx.wait_gone(old);
     assert!(is_bound(&site, &token));
-    // What either has learned meanwhile is the other's soon.
+    // Both soon know what either learns.
     wait_until(SOON, "the other's session", || is_bound(&site, &other));
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
-/// The file is the workers' user's, and the worst that he can do is to take away what was learned.
+/// The workers' user owns the file, and can at worst delete what was learned.
 #[test]
 fn who_writes_the_state_file_forges_nobody() {
     let mut site = Site::start(SERVER, |builder| builder.http(STATE));
@@ -654,7 +655,7 @@ fn who_writes_the_state_file_forges_nobody() {
     wait_until(SOON, "the state file", || fs::read(&file).is_ok_and(|bytes| ids(&bytes) == 6));
     site.nginx.quit();
     let good = fs::read(&file).unwrap();
-    // Right, or nobody's; how many are right.
+    // Each session's user is right, or unknown; returns how many are right.
     let known = |site: &Site| {
         let user = |(token, id): &(String, String)| {
             let seen = site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "");
@@ -696,7 +697,7 @@ fn who_writes_the_state_file_forges_nobody() {
         assert!(wanted.contains(&found), "{what}: {found} of 6 are known");
         site.nginx.quit();
     }
-    // While it runs: what is known stays, what is learned next is kept again.
+    // While nginx runs, it keeps what it knows, and saves what it learns next.
     fs::write(&file, &good).unwrap();
     site.nginx.start();
     for (n, change) in ["truncate", "garbage", "remove", "replace"].into_iter().enumerate() {
@@ -730,7 +731,7 @@ fn who_writes_the_state_file_forges_nobody() {
     assert!(site.nginx.crashes(&[]).is_empty());
 }
 
-/// Asks the application itself whose a token is.
+/// Looks the user of a token up in the application itself.
 const LOOKUP: &str = "
     tirreno_identity chat {
         url http://%BACKEND%/users/me;
@@ -753,13 +754,13 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
         };
         records.map(user).collect::<Vec<_>>()
     };
-    // The event waits until it is known whose it is.
+    // The event waits for the look-up of its user.
     site.send("GET", "/action/1", &headers, "");
     wait_until(SOON, "the event", || users(&site).len() == 1);
     assert_eq!(users(&site), [("ann-id".into(), "lookup".to_owned())]);
     let seen = site.send("GET", "/action/2", &headers, "");
     assert!(seen.is("page_view", "ann-id", "lookup") && seen.claimed == VICTIM, "{seen:?}");
-    // Only tokens that the application has accepted are asked about, and never twice in a row.
+    // Only tokens that the application has accepted are looked up, and never twice in a row.
     for _ in 0..3 {
         site.send("GET", "/action/3", &[("Cookie", &cookie("garbage"))], "");
         site.send("GET", "/action/4", &headers, "");
@@ -770,7 +771,7 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
     assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
 }
 
-/// A port where the first question gets an answer without an end, and all others one that names this user.
+/// A server whose first answer never ends, and whose other answers name this user.
 fn dripping_once(id: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -816,7 +817,7 @@ fn an_application_that_answers_without_an_end_holds_up_no_further_question() {
     assert!(seen.is("page_view", "bob-id", "lookup"), "{seen:?}");
 }
 
-/// What all secrets of clients have in them, and how one is sent in basic authentication.
+/// A text that all secrets of clients contain, and how one of them is sent in basic authentication.
 const MARKS: [&str; 2] = ["5ecr3t", "dXNlcjo1ZWNyM3QtaW4tYmFzaWM="];
 
 /// The secrets, by their kind.
@@ -831,7 +832,7 @@ const SECRETS: [(&str, &str); 8] = [
     ("a password in basic authentication", "dXNlcjo1ZWNyM3QtaW4tYmFzaWM="),
 ];
 
-/// The readable and writable memory of a process, as a core dump has it.
+/// The readable and writable memory of a process, as in a core dump.
 fn core_of(pid: u32) -> Vec<u8> {
     use std::os::unix::fs::FileExt;
     let process = std::path::Path::new("/proc").join(pid.to_string());
@@ -843,7 +844,7 @@ fn core_of(pid: u32) -> Vec<u8> {
         let end = rest.split(' ').next().unwrap();
         let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).unwrap());
         let mut bytes = vec![0; (end - start) as usize];
-        // What cannot be read is not in a core dump either.
+        // A core dump does not contain unreadable memory either.
         if memory.read_exact_at(&mut bytes, start).is_ok() {
             core.extend(bytes);
         }
@@ -851,7 +852,7 @@ fn core_of(pid: u32) -> Vec<u8> {
     core
 }
 
-/// The secrets that are in these bytes, each with what is around it.
+/// The secrets in these bytes, each with the text around it.
 fn found(bytes: &[u8]) -> Vec<String> {
     let places = MARKS.iter().flat_map(|mark| memchr::memmem::find_iter(bytes, mark));
     let around = |at: usize| {
@@ -860,11 +861,10 @@ fn found(bytes: &[u8]) -> Vec<String> {
     places.map(around).collect()
 }
 
-/// No secret of a client is anywhere but in the worker that serves the client, and there no longer than its
-/// request.
+/// The secrets of clients are only in the worker that serves the client, and only during the request.
 #[test]
 fn secrets_are_nowhere_but_in_their_request() {
-    // What is freed is overwritten then: nginx itself leaves it where it was.
+    // With these settings, freed memory is overwritten, which nginx itself does not do.
     let overwritten = "glibc.malloc.tcache_count=0:glibc.malloc.perturb=165";
     for tunables in [overwritten, ""] {
         let server = format!(
@@ -896,7 +896,7 @@ fn secrets_are_nowhere_but_in_their_request() {
                 let found = found(&memory);
                 assert!(found.is_empty(), "the serving worker's memory: {found:#?}");
             }
-            // The client sends this token as a cookie; as a bearer's only the look-up does.
+            // The client sends this token as a cookie; only the look-up sends it as a bearer token.
             true => {
                 let bearer = memchr::memmem::find(&memory, b"Bearer 5ecr3t-token-to-ask");
                 assert_eq!(bearer, None, "the look-up's copy of the token");
@@ -905,7 +905,7 @@ fn secrets_are_nowhere_but_in_their_request() {
     }
 }
 
-/// Sends all secrets to the worker that does not collect. Returns which that is, once it has closed the
+/// Sends all secrets to the worker that is not the collector. Returns that worker once it has closed the
 /// connections and all events are delivered.
 fn send_secrets(site: &Site) -> u32 {
     let collects =
@@ -983,7 +983,7 @@ fn send_secrets(site: &Site) -> u32 {
     serving
 }
 
-/// There is none in the collector's memory, shared memory, what was sent, files, logs and the status.
+/// No secret is in the collector's memory, shared memory, sent events, files, logs and the status.
 fn look_for_secrets(site: &Site) {
     let mut remains = vec![("shared memory".to_owned(), site.nginx.shared_memory())];
     for pid in site.nginx.workers() {
@@ -1021,19 +1021,19 @@ fn look_for_secrets(site: &Site) {
     }
 }
 
-/// Two hosts behind a balancer, each of which learns alone: how many of the events of a working day know their
-/// user, in percent. `docs/identity.md` has the numbers.
+/// Two hosts behind a balancer, each of which learns alone: the percentage of a working day's events with a
+/// known user. `docs/identity.md` has the numbers.
 #[test]
 fn two_hosts_behind_a_balancer_know_most_users() {
-    // Of each person's requests, in a random order behind the sign-in: what a web page sends of those that
-    // are events, and how often it asks who it is.
+    // The requests of each person after the sign-in, in a random order: the events that a web page sends,
+    // and how often it asks for the user.
     let day = [("GET", "/users/me", 2), ("POST", "/posts", 8), ("GET", "/action/1", 33)];
     let share = |lookups: bool| {
         let server = match lookups {
             true => format!("tirreno_lookup chat; {SERVER}"),
             false => SERVER.to_owned(),
         };
-        // The day takes seconds here.
+        // The whole day takes seconds here, so the limits are higher.
         let lookup = LOOKUP.replace("send bearer;", "send bearer; rate 1000r/s; concurrency 16;");
         let lookup = format!("{lookup} keepalive_requests 100000;");
         let one = Site::start(&server, |builder| builder.http(STATE).http(&lookup));
@@ -1045,7 +1045,7 @@ fn two_hosts_behind_a_balancer_know_most_users() {
             .http(&lookup)
             .server(&server)
             .build();
-        // The same key, with the same owner and mode.
+        // The other host has the same key, with the same owner and mode.
         fs::copy(one.nginx.prefix().join("state.key"), other.prefix().join("state.key")).unwrap();
         other.start();
         let hosts = [&one.nginx, &other];
@@ -1064,7 +1064,7 @@ fn two_hosts_behind_a_balancer_know_most_users() {
                 .flat_map(|(method, path, times)| vec![(*method, *path); *times])
                 .collect();
             random.shuffle(&mut requests);
-            // When the page has loaded it asks who it is.
+            // When the page has loaded, it asks for the user.
             requests.sort_by_key(|(_, path)| *path != "/users/me");
             requests[1..].rotate_left(20);
             sent += 1 + requests.iter().filter(|(_, path)| *path != "/users/me").count();
@@ -1075,7 +1075,7 @@ fn two_hosts_behind_a_balancer_know_most_users() {
             }
         }
         if !lookups {
-            // A session that is nobody's yet has the same name on both.
+            // Both hosts give an unknown session the same name.
             let token = one.unbound("p-id");
             for connection in &mut connections {
                 let headers = [("Authorization", &*format!("Bearer {token}"))];
@@ -1107,7 +1107,7 @@ fn two_hosts_behind_a_balancer_know_most_users() {
         }
         let known = records.iter().filter(|record| {
             let user = record["user_id"].as_str().unwrap();
-            // Known, and right; or else nobody's.
+            // Each user is right, or unknown.
             assert!(user.starts_with('p') || user.starts_with("session-"), "{record}");
             user.starts_with('p')
         });
@@ -1170,7 +1170,7 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
             "needs a rule with \"bind=\", or \"tirreno_lookup\"",
         ),
         (
-            // Nothing uses it.
+            // No other directive uses the block.
             format!(
                 "tirreno_identity x {{ url http://a/; map id userName; }} {}",
                 server("tirreno on; tirreno_verify session; tirreno_session cookie:a;")
@@ -1206,7 +1206,7 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
             ),
             "add \"tirreno_realm\"",
         ),
-        // Two presets on one level: the second one's session counts, and the first one's rules, too.
+        // Two presets at one level: the second one's `tirreno_session` applies, but the rules of both do.
         (
             server("tirreno on; tirreno_user x; include %PREFIX%/a.conf; include %PREFIX%/b.conf;"),
             "beside that in %PREFIX%/a.conf:1: if they are of two applications, add \"tirreno_realm\" to \

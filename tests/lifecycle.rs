@@ -1,8 +1,8 @@
-//! Workers that come, go, stop and die: whatever happens to nginx's processes, each request that was
-//! answered is delivered once, or is counted and the error log says how many were not.
+//! Workers that start, stop and die: whatever happens to nginx's processes, each answered request is
+//! delivered once, or is counted as dropped, and the error log has the number of drops.
 //!
-//! The clients of [`Load`] know exactly which requests were answered: number N is asked for until it
-//! is answered, and never again.
+//! The clients of [`Load`] know exactly which requests were answered: they repeat number N until it is
+//! answered, and never request it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,13 +20,12 @@ use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
-/// What a busy machine may add to a time that is promised. What would happen without the promise takes a
-/// minute.
+/// The tolerance for a busy machine. Without the promised limit, the tested wait would take a minute.
 const SLACK: Duration = Duration::from_secs(8);
-/// Clients that run ahead of the sensor by no more than this leave little for the moment of a stop.
+/// Clients that are ahead of the sensor by at most this number leave few events for the moment of a stop.
 const NEAR: usize = 50;
 const FAR: usize = usize::MAX;
-/// Requests that are answered at once, and those of which some are always under way.
+/// Requests that are answered at once, and slow ones, of which some are always in progress.
 const FAST: &str = "";
 const SLOW: &str = "/slow";
 
@@ -84,7 +83,7 @@ impl Bench {
         WebSocket::open(self.port(), "/app/ws", &[("Cookie", "user=ws")]).unwrap()
     }
 
-    /// A WebSocket through the worker `pid`.
+    /// A WebSocket that goes through the worker `pid`.
     fn web_socket_of(&self, pid: u32) -> WebSocket {
         let mut others = Vec::new();
         wait_for(SOON, "a WebSocket through the worker", || {
@@ -93,13 +92,13 @@ impl Bench {
             if last == Some(pid.to_string()) {
                 return Ok(socket);
             }
-            // Kept until one is found: the busier worker is asked less often.
+            // Other connections stay open, because nginx gives a busy worker fewer new ones.
             others.push(socket);
             Err(String::new())
         })
     }
 
-    /// A connection to one of the workers that are `wanted`, which has captured nothing.
+    /// A connection to one of the `wanted` workers, made without an event.
     fn connection_to(&self, wanted: impl Fn(u32) -> bool) -> Connection {
         let port = self.nginx.port_n(1);
         wait_for(SOON, "a connection to the worker", || {
@@ -163,7 +162,8 @@ impl Bench {
         wait_until(limit, "the deliverer's change", || self.deliverers() == [pid]);
     }
 
-    /// Every event arrived once, with a trace id of its own, and they are those of `answered`.
+    /// Asserts that every event arrived once, with a trace id of its own, and that they are those of
+    /// `answered`.
     #[track_caller]
     fn assert_stored(&self, answered: &BTreeSet<u64>) {
         let numbers = self.stored_numbers();
@@ -184,7 +184,7 @@ impl Bench {
         stored.iter().filter_map(|e| e.url.split_once("/r/")?.1.parse().ok()).collect()
     }
 
-    /// How many events the error log says were given up for `reason`.
+    /// How many events were dropped for `reason`, by the error log.
     fn dropped_in_log(&self, reason: &str) -> u64 {
         let log = self.nginx.error_log();
         let lines = log.lines().filter(|line| line.contains(reason));
@@ -194,7 +194,7 @@ impl Bench {
         lines.map(|line| count(line).unwrap_or_else(|| panic!("no number: {line}"))).sum()
     }
 
-    /// Nothing went wrong in any process, but for the workers that the test itself has killed.
+    /// Asserts that nothing went wrong in any process, except in workers that the test has killed.
     #[track_caller]
     fn assert_clean_log(&self, killed: &[u32]) {
         const BAD: [&str; 6] =
@@ -208,7 +208,7 @@ impl Bench {
         assert_eq!(log.lines().filter(bad).collect::<Vec<_>>(), [""; 0]);
     }
 
-    /// Stops nginx, which must end well; returns how long that took.
+    /// Stops nginx, asserts that it ends well, and returns how long that took.
     #[track_caller]
     fn stop(&mut self, signal: Signal, killed: &[u32]) -> Duration {
         let started = Instant::now();
@@ -277,7 +277,7 @@ fn open(port: u16) -> Connection {
     Connection::open(SocketAddr::from(([127, 0, 0, 1], port))).unwrap()
 }
 
-/// A request's answer: the worker that gave it.
+/// The worker that answered a request.
 fn pid_of(connection: &mut Connection, path: &str) -> u32 {
     let answer = connection.request("GET", path, &[("Cookie", "user=u")], b"").unwrap();
     assert_eq!(answer.status, 200);
@@ -294,7 +294,7 @@ struct Shared {
     port: u16,
     path: &'static str,
     sensor: Arc<Sensor>,
-    /// How many more may be answered than are stored.
+    /// How many events may be answered but not yet stored.
     ahead: usize,
     most: u64,
     next: AtomicU64,
@@ -373,8 +373,8 @@ impl Shared {
         }
     }
 
-    /// Asks until there is an answer: nginx may close a kept-alive connection while the request is
-    /// on its way. False when nobody listens any more.
+    /// Repeats the request until there is an answer, because nginx may close a kept-alive connection while
+    /// a request is on its way. Returns false if nobody listens any more.
     fn request(&self, number: u64, connection: &mut Option<Connection>) -> bool {
         let cookie = format!("user=u{}", number % 7);
         loop {
@@ -477,7 +477,7 @@ fn a_reload_that_finds_the_sensor_down_costs_what_was_in_memory_and_nothing_else
     bench.get_many(50);
 
     let totals = bench.settled();
-    // What the old deliverer had not taken from the rings is the new one's.
+    // The new deliverer takes what the old one had left in the rings.
     let lost = bench.dropped_in_log(SHUTDOWN);
     assert!((1..=150).contains(&lost), "{lost} lost");
     let (captured, delivered) = (200, 200 - lost);
@@ -491,7 +491,7 @@ fn stop_with_a_hanging_sensor(signal: Signal, parameters: &str) -> Duration {
     bench.sensor.set_default(Answer::hang());
     bench.get_many(100);
     wait_until(SOON, "an attempt", || bench.sensor.events_received() > 0);
-    // Some of these are still in the rings.
+    // Some of these events are still in the rings.
     bench.get_many(200);
     bench.wait_captured(300);
     let took = bench.stop(signal, &[]);
@@ -531,7 +531,7 @@ fn what_a_worker_that_ends_first_leaves_in_the_rings_is_the_last_ones() {
     let deliverer = bench.deliverer();
     let other = *bench.nginx.workers().iter().find(|pid| **pid != deliverer).unwrap();
     let mut connection = bench.connection_to(|pid| pid == deliverer);
-    // The deliverer still takes this one for one that stays.
+    // The deliverer does not notice that this worker exits, because it is stopped.
     bench.nginx.signal_worker(other, Signal::STOP);
     for n in 0..300 {
         pid_of(&mut connection, &format!("/r/{n}"));
@@ -556,9 +556,9 @@ fn term_cuts_short_what_an_old_worker_still_tries_after_a_reload() {
     let asked = Instant::now();
     assert!(bench.nginx.term().is_some_and(|status| status.success()));
     assert!(asked.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", asked.elapsed());
-    // nginx 1.22 itself alerts of the WebSocket's sockets then.
+    // nginx 1.22 itself logs alerts about the WebSocket's sockets then.
     assert_eq!(bench.nginx.crashes(&[]), [""; 0]);
-    // The WebSocket's own event is one of them.
+    // These include the WebSocket's own event.
     assert_eq!(bench.dropped_in_log(SHUTDOWN), 11);
 }
 
@@ -577,7 +577,7 @@ fn an_old_worker_kept_by_a_websocket_captures_and_the_new_one_delivers() {
     assert_eq!(bench.nginx.thread_names(old), ["nginx", "tirreno"]);
     bench.get("/");
     bench.wait_stored(2);
-    // It stays so: the two do not take turns.
+    // The new worker stays the deliverer: the two do not take turns.
     let connections = bench.sensor.connections();
     for n in 3..20 {
         bench.get("/");
@@ -624,7 +624,7 @@ fn after_quit_the_workers_that_websockets_keep_still_deliver() {
     wait_until(SOON, "the slow request", || bench.backend.requests().len() == 3);
     bench.nginx.signal(Signal::QUIT);
     bench.wait_stored(22);
-    // This one was captured when all of nginx was stopping.
+    // This event was captured after all of nginx had begun to stop.
     assert_eq!(slow.join().unwrap().status, 200);
     bench.wait_stored(23);
     assert!(bench.nginx.is_running());
@@ -648,7 +648,7 @@ fn after_quit_a_worker_that_a_websocket_keeps_does_not_give_up_what_is_in_memory
     bench.get_many(20);
     bench.nginx.signal(Signal::QUIT);
     wait_until(SOON, "the other workers' end", || bench.nginx.children() == [deliverer]);
-    // One may be a last attempt, the next is not.
+    // The first of them may be a last attempt, the second may not.
     let attempts = bench.sensor.events_received();
     wait_until(SOON, "more attempts", || bench.sensor.events_received() >= attempts + 2);
     bench.sensor.set_default(Answer::normal());
@@ -685,7 +685,7 @@ fn killed_workers_under_load_are_replaced_and_the_totals_add_up() {
 
     let totals = bench.settled();
     wait_until(SOON, "the drops to be said", || bench.dropped_in_log(DIED) == totals.dropped);
-    // A kill may fall between an answer and its capture, and between the sensor's and the account.
+    // A kill may come between an answer and its capture, or between the sensor's answer and its count.
     let uncaptured = answered.len() as u64 - totals.captured;
     assert!(uncaptured <= killed.len() as u64, "{uncaptured} answered and not captured");
     let stored = distinct(bench.stored_numbers());
@@ -702,14 +702,14 @@ fn what_killed_workers_had_captured_is_delivered() {
     let workers = bench.nginx.workers();
     let deliverer = bench.deliverer();
     let mut connection = bench.connection_to(|pid| pid != deliverer);
-    // Nobody collects what the other one captures.
+    // Nobody collects the events of the other worker.
     bench.nginx.signal_worker(deliverer, Signal::STOP);
     for n in 0..REQUESTS {
         pid_of(&mut connection, &format!("/r/{n}"));
     }
-    // The last one is captured when the next is answered.
+    // The last request is surely captured once the next one is answered.
     connection.request("GET", "/pid", &[], b"").unwrap();
-    // The deliverer last, so that none of these takes over.
+    // The deliverer is killed last, so that no other worker takes over.
     for worker in workers.iter().filter(|pid| **pid != deliverer).chain([&deliverer]) {
         bench.nginx.signal_worker(*worker, Signal::KILL);
         bench.nginx.wait_gone(*worker);
@@ -728,7 +728,7 @@ fn what_a_killed_deliverer_held_is_counted_and_said() {
     bench.sensor.refuse();
     bench.get_many(40);
     bench.wait_captured(40);
-    // Not all are in shared memory only: the oldest has a time.
+    // Some events are in the deliverer's memory: the oldest has an age.
     wait_until(SOON, "events in memory", || {
         let status = bench.nginx.status("/status");
         status["targets"]["tirreno"]["oldest_pending_seconds"] != 0
@@ -738,7 +738,7 @@ fn what_a_killed_deliverer_held_is_counted_and_said() {
     bench.sensor.listen_again();
     bench.get_many(10);
     let totals = bench.settled();
-    // What it had not taken from the rings yet is delivered.
+    // Events that it had not taken from the rings are delivered.
     let lost = totals.dropped;
     assert!((1..=40).contains(&lost), "{lost} lost");
     assert_eq!((totals.captured, totals.delivered), (50, 50 - lost));
@@ -942,7 +942,7 @@ fn targets_come_and_go_with_reloads() {
     assert_eq!(bench.settled().delivered, 40);
     wait_until(SOON, "the second target's total", || bench.totals_of("two").delivered == 20);
 
-    // None at all, and one again: a new zone counts from 0.
+    // Without a target, and with one again: a new zone counts from 0.
     reload(&mut bench, "");
     for worker in bench.nginx.workers() {
         assert_eq!(bench.nginx.thread_names(worker), ["nginx"]);
@@ -965,7 +965,7 @@ fn what_was_captured_for_a_removed_target_is_counted_and_said() {
     let http = format!("{one}\n{two}\ntirreno on;");
     bench.nginx.reconfigure(|b| with_http(b, &http).var("SECOND", &second.url()));
     bench.nginx.reload();
-    // The old worker captures for both targets, after its successor knows only one.
+    // The old worker captures an event for both targets, after a reload has removed one of them.
     let port = bench.port();
     let slow = thread::spawn(move || {
         client::get(port, "/app/slow?delay=2000", &[("Cookie", "user=u")]).unwrap()
@@ -1012,7 +1012,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
     }
     load.wait_more(300);
     let captured = bench.totals().captured;
-    // nginx answers a request before it is captured, …
+    // nginx captures a request after it has answered it, …
     let fewest = 1200 - Load::CLIENTS as u64;
     assert!(captured >= fewest, "the totals of the same zone go on");
     bench.nginx.reconfigure(|b| b.http("tirreno_zone 2m;"));
@@ -1022,7 +1022,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
     bench.wait_stored(answered.len());
     bench.assert_stored(&answered);
     let totals = bench.settled();
-    // … and what was on its way during the reload may have been an old worker's.
+    // … and an old worker may have captured requests that were in progress during the reload.
     let fewest = 300 - Load::CLIENTS as u64;
     assert!(totals.captured >= fewest && totals.captured < captured, "{totals:?}");
     bench.stop(Signal::QUIT, &[]);
@@ -1034,7 +1034,7 @@ fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
 fn a_full_zone_drops_and_counts_and_never_delays_a_request() {
     let mut bench = Bench::start("", |b| b.workers(2).http("tirreno_zone 1200k;"));
     let deliverer = bench.deliverer();
-    // A connection to the other worker: what the stopped one accepts would wait.
+    // A connection to the other worker, because the stopped worker would not answer.
     let mut connection = bench.connection_to(|pid| pid != deliverer);
     let status = |connection: &mut Connection| {
         let answer = connection.request("GET", "/status", &[], b"").unwrap();
@@ -1097,7 +1097,7 @@ fn a_queue_keeps_its_last_fifth_for_what_is_no_page_view() {
     send(10, "/?type=login", (100, 25));
     send(10, "/page", (100, 35));
 
-    // Said at most once a second, however often there is something to say.
+    // The message is logged at most once a second, however many events are dropped.
     let lines = |bench: &Bench| bench.nginx.error_log().matches(QUEUE_FULL).count();
     let (started, before) = (Instant::now(), lines(&bench));
     let mut dropped = 35;
@@ -1116,7 +1116,7 @@ fn a_queue_keeps_its_last_fifth_for_what_is_no_page_view() {
     for event in bench.sensor.stored() {
         *kinds.entry(event.event_type.clone()).or_insert(0) += 1;
     }
-    // A login takes the place of a view where there is no other.
+    // Each login has displaced a page view.
     assert_eq!(kinds, [("account_login".into(), 25), ("page_view".into(), 75)].into());
     bench.settled();
     bench.stop(Signal::QUIT, &[]);
@@ -1127,7 +1127,7 @@ fn with_the_sensor_down_memory_grows_by_the_queue_and_little_more() {
     const QUEUE: u64 = 4 << 20;
     const MORE: u64 = 8 << 20;
     let requests = if std::env::var_os("TEST_FULL").is_some() { 1_000_000 } else { 20_000 };
-    // The bytes are the bound, not the number of events.
+    // The limit on bytes is reached, not the one on events.
     let http = format!(
         "{}\ntirreno on;\ntirreno_param userAgent {};",
         target("tirreno", "%SENSOR%", "queue 10000 size=4m;"),

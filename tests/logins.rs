@@ -1,5 +1,5 @@
-//! Whose a login is: the account that a body names, what is learned of it, and failed logins that were
-//! only the first half of a good one.
+//! The user of a login: the account that a body names, what the module learns from it, and failed logins
+//! that were only the first step of a good one.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,13 +15,13 @@ use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What must stay where it is.
+/// Must not leave the request.
 const SECRET: &str = "5ecr3t";
 
 /// How Tirreno shows an event without a user.
 const NOBODY: &str = "N/A";
 
-/// Nothing else is an event, and the client says its address.
+/// Only logins are events. The client sets its address.
 const SERVER: &str = "
     tirreno on;
     tirreno_default_event off;
@@ -34,16 +34,16 @@ const SERVER: &str = "
         status=4xx user=body:login_id,id anonymous=on;
     location / { proxy_pass http://%BACKEND%; }";
 
-/// The application takes the password, and says who it is; or does not.
+/// The application accepts the password and names the user, or refuses it.
 const GOOD: &str = "/login?set_cookie=user%3Du1";
 const FAILED: &str = "/login?status=401";
 
-/// The application asks for the second factor.
+/// The application asks for a second factor.
 const STEP: &str = "/login?status=401&header=X-Step:mfa";
 
 const JSON: [(&str, &str); 1] = [("Content-Type", "application/json")];
 
-/// What stands for an account whose name cannot be read.
+/// The name for an account whose name cannot be read.
 const UNREADABLE: &str = "unknown-unreadable";
 
 /// nginx, the application behind it and the sensor.
@@ -54,7 +54,7 @@ struct Site {
 }
 
 impl Site {
-    /// With `target` in the target, `server` in the server, and what `more` adds.
+    /// With `target` in the target, `server` in the server, and the additions of `more`.
     fn start(target: &str, server: &str, more: impl FnOnce(Builder) -> Builder) -> Self {
         let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
         let http = format!(
@@ -71,12 +71,12 @@ impl Site {
         Self { sensor, backend, nginx }
     }
 
-    /// Without a second factor.
+    /// A site without a second factor.
     fn simple() -> Self {
         Self::start("login_fail_delay 0;", SERVER, |builder| builder)
     }
 
-    /// Sends a form, or what looks like JSON.
+    /// Posts a form, or JSON if the body looks like it.
     fn post(&self, path: &str, headers: RequestHeaders<'_>, body: &str) -> u16 {
         let is_json = body.starts_with(['{', '[']);
         let form = if is_json { "application/json" } else { "application/x-www-form-urlencoded" };
@@ -87,7 +87,7 @@ impl Site {
         answer.unwrap_or_else(|error| panic!("{path}: {error}")).status
     }
 
-    /// The events, once there are `count`, in the order of capture.
+    /// The events in the order of capture, once there are `count`.
     #[track_caller]
     fn events(&self, count: usize) -> Vec<Arc<StoredEvent>> {
         self.sensor.wait_stored(count, SOON).unwrap();
@@ -97,14 +97,14 @@ impl Site {
         events
     }
 
-    /// The one event, its type and user.
+    /// The type and user of the one event.
     #[track_caller]
     fn event(&self) -> (String, String) {
         let event = self.events(1).remove(0);
         (event.event_type.clone(), event.user_name.clone())
     }
 
-    /// A failed login with that body is of that user.
+    /// Asserts that a failed login with that body has that user.
     #[track_caller]
     fn assert_failed_as(&self, body: &str, user: &str) {
         self.post(FAILED, &[], body);
@@ -117,7 +117,7 @@ impl Site {
         status["targets"]["tirreno"][name].as_u64().unwrap_or_else(|| panic!("{name}: {status}"))
     }
 
-    /// Waits until a count is so high, and nothing moves.
+    /// Waits until a counter has that value, and nothing is pending.
     #[track_caller]
     fn wait_count(&self, name: &str, count: u64) {
         wait_until(SOON, &format!("{count} {name}"), || self.count(name) == count);
@@ -130,7 +130,8 @@ impl Site {
         });
     }
 
-    /// The secret is neither in what the sensor got, nor in nginx's files, nor in the rings.
+    /// Asserts that the secret is neither in what the sensor received, nor in nginx's files, nor in the
+    /// rings.
     #[track_caller]
     fn assert_no_secret(&self) {
         let is_there =
@@ -157,7 +158,7 @@ fn json(name: &str) -> String {
 #[test]
 fn a_failed_login_is_of_the_account_that_the_body_names() {
     let site = Site::simple();
-    // Not of the cookie.
+    // The user is not the one in the cookie.
     site.post(FAILED, &[("Cookie", "user=victim")], &json("Ann@example.com"));
     let (kind, unknown) = site.event();
     assert!(kind == "account_login_fail" && is_alias(&unknown), "{unknown}");
@@ -177,7 +178,7 @@ fn a_failed_login_is_of_the_account_that_the_body_names() {
     {
         site.assert_failed_as(body, UNREADABLE);
     }
-    // A good login without a cookie in the answer, as a mobile application's.
+    // A good login of a mobile application, with no cookie in the answer.
     site.post("/login", &[("Cookie", "user=victim")], &json("ann@example.com"));
     assert_eq!(site.event(), ("account_login".to_owned(), "u1".to_owned()));
     site.assert_no_secret();
@@ -198,7 +199,7 @@ fn a_password_typed_as_a_name_is_not_sent() {
     }
 }
 
-/// nginx discards the body of a request that it refuses by itself, also where it has come with the head.
+/// nginx discards the body of a request that it refuses itself, even a body that came with the head.
 #[test]
 fn a_body_that_nginx_refused_is_unread() {
     let server = SERVER.replace(
@@ -266,7 +267,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
             format!("server {{ listen 127.0.0.1:{listen} {SERVER} {text} }}")
         };
         builder
-            // One application under several addresses.
+            // One application with several host names.
             .http("client_max_body_size 2m; tirreno_realm app;")
             .http(&server("%PORT1%;", "proxy_request_buffering off; proxy_http_version 1.1;"))
             .http(&server("%PORT2%;", "client_body_in_file_only clean;"))
@@ -290,7 +291,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
             "{port}"
         );
 
-        // In pieces, with a length and without.
+        // In pieces, with and without a length.
         for chunked in [false, true] {
             let mut stream = TcpStream::connect(address).unwrap();
             stream.set_nodelay(true).unwrap();
@@ -311,7 +312,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
                     }
                     false => stream.write_all(piece).unwrap(),
                 }
-                // Pieces that arrive together may be read together: both are right.
+                // The pause usually separates the pieces; pieces that arrive together are correct, too.
                 std::thread::sleep(Duration::from_millis(2));
             }
             if chunked {
@@ -319,7 +320,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
             }
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
-            // nginx logs the request when it has closed the connection on both sides.
+            // nginx logs the request once the connection is closed on both sides.
             drop(stream);
             assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
             let got = (site.event().1, passed());
@@ -330,7 +331,7 @@ fn a_body_may_come_in_any_shape_and_passes_unchanged() {
     let answers = client::h2(site.nginx.port_n(7), &[request]).unwrap();
     assert_eq!((answers[0].status, site.event().1), (401, "u1".to_owned()));
 
-    // Not over 1 MB, whether the client says so before or not.
+    // A body over 1 MB is not read, whether its length is known in advance or not.
     let long = format!(r#"{{"login_id": "ann", "pad": "{}"}}"#, "x".repeat(1 << 20));
     site.assert_failed_as(&long, UNREADABLE);
     assert_eq!(passed(), long.as_bytes());
@@ -407,10 +408,11 @@ fn a_failure_before_a_good_login_is_its_first_half() {
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 1);
         site.wait_count("delivered", 1);
-        // A wrong password goes at once, and no good login takes it back.
+        // A wrong password is sent at once, and no good login withdraws it.
         post(FAILED, "ann", here);
         site.wait_count("delivered", 2);
-        // Only the one directly before; nobody else's, and none from elsewhere.
+        // A good login withdraws only the failure directly before it, of the same account from the same
+        // address.
         for (name, address) in [("ann", here), ("ann", here), ("bob", here), ("ann", there)] {
             post(STEP, name, address);
         }
@@ -418,13 +420,13 @@ fn a_failure_before_a_good_login_is_its_first_half() {
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 2);
         site.wait_count("delivered", 3);
-        // A second one needs another failure.
+        // A second good login would need another failure to withdraw.
         post(GOOD, "ann", there);
         post(GOOD, "ann", there);
         site.wait_count("withdrawn", 3);
         site.wait_count("delivered", 5);
         assert_eq!((site.count("pending"), site.count("captured")), (2, 10), "{target}");
-        // What nothing follows is sent: at once, where nginx stops and would lose it.
+        // Failures without a good login are sent, and at once if nginx stops.
         let kinds = |site: &Site, kind: &str| {
             site.sensor.stored().iter().filter(|event| event.event_type == kind).count()
         };
@@ -447,12 +449,12 @@ fn only_the_accounts_own_user_withdraws_its_failure() {
     };
     assert_eq!(user(GOOD), "u1");
     post(STEP, "ann");
-    // No user in the answer, and another one than before.
+    // Logins whose answer names no user, or another user than before, withdraw nothing.
     assert_eq!(user("/login"), "u1");
     assert_eq!(user("/login?set_cookie=user%3Dmallory"), "mallory");
     site.wait_count("delivered", 3);
     assert_eq!((site.count("withdrawn"), site.count("pending")), (0, 1));
-    // Whose the account is, is in doubt until the next login.
+    // The account's user is in doubt until a login's answer names it again.
     assert!(is_alias(&user("/login")));
     assert_eq!(user(GOOD), "u1");
     assert!(is_alias(&user("/login")));
@@ -478,7 +480,7 @@ fn what_applications_read_in_different_ways_is_nobodys() {
     }
     site.post(FAILED, &[("Content-Type", "application/x-www-form-urlencoded")], &json("victim"));
     assert_eq!(site.event().1, UNREADABLE);
-    // The applications of the presets do not look at it.
+    // The presets' applications ignore this header.
     site.post(FAILED, &[("Content-Encoding", "gzip")], &json("victim"));
     assert_eq!(site.event().1, "u1");
     let part =
@@ -495,7 +497,7 @@ fn failures_that_wait_leave_room_for_other_events() {
     for n in 0..300 {
         site.post(STEP, &[], &json(&format!("u{n}")));
     }
-    // They may take a quarter; the others were sent.
+    // Waiting failures may take a quarter of the queue; the others were sent.
     site.wait_count("delivered", 200);
     site.post(GOOD, &[], &json("ann"));
     site.wait_count("delivered", 201);
@@ -534,7 +536,7 @@ fn a_failure_that_nothing_follows_is_sent_after_the_delay() {
         site.sensor.wait_stored(2, SOON).unwrap();
         let codes: Vec<_> = site.sensor.stored().iter().map(|e| e.url.clone()).collect();
         assert_eq!(codes, ["/login?status=400", STEP], "{target}");
-        // Too late.
+        // The good login comes too late.
         site.post(GOOD, &[("X-Address", "192.0.2.1")], &json("ann"));
         site.wait_count("delivered", 3);
         assert_eq!(site.count("withdrawn"), 0);

@@ -1,7 +1,7 @@
-//! The presets: which requests of an application are events, and whose.
+//! The presets: which requests of an application are events, and of which users.
 //!
-//! Each test has a table of requests. nginx passes them to an application that answers what the table
-//! says; what the sensor has stored at the end is compared line by line.
+//! Each test has a table of requests. nginx passes them to an application that gives the answers in the
+//! table; the stored events are then compared line by line.
 
 use std::cell::Cell;
 use std::fs;
@@ -19,11 +19,11 @@ use tirreno_tests::wait::wait_until;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Marks what must stay where it is.
+/// Marks data that must not leave the request.
 const SECRET: &str = "5ecret";
 
-/// Passes requests on. What the application is to answer comes in a header: in a query argument, which
-/// is how the backend wants it, it would be in the event's URL.
+/// Passes requests on. The instructions for the backend's answer come in a header, because a query
+/// argument, which the backend reads, would be in the event's URL.
 const LOCATION: &str = "location / {
     proxy_http_version 1.1;
     proxy_set_header Upgrade    $http_upgrade;
@@ -31,18 +31,19 @@ const LOCATION: &str = "location / {
     proxy_pass http://%BACKEND%/?$http_x_script;
 }";
 
-/// What there is in an application's table.
+/// An application's table, and the names in it.
 struct App {
-    /// The table: requests, what the application answers, who asks, and the event with its user. Of a page
-    /// that is refused, Tirreno makes a `page_error`.
+    /// The table: requests, the application's answers, the clients, and the events with their users.
+    /// Tirreno stores a refused page as `page_error`.
     name: &'static str,
     /// Clients: a name in the table, and their headers.
     clients: &'static [(&'static str, RequestHeaders<'static>)],
-    /// What an answer has besides its status: a name in the table, and what the backend is told.
+    /// The parts of an answer besides its status: a name in the table, and the instructions for the
+    /// backend.
     answers: &'static [(&'static str, &'static str)],
-    /// Lines that go before a table: sessions begin.
+    /// Lines before the table, in which sessions begin.
     before: &'static str,
-    /// What each request with a body has; a client's own before.
+    /// The body of requests that have one; `bodies` has the exceptions, by client.
     body: &'static str,
     bodies: &'static [(&'static str, &'static str)],
 }
@@ -64,7 +65,7 @@ struct Line<'t> {
     target: &'t str,
     status: u16,
     script: String,
-    /// Whether nginx refuses the request's line, and reads no header behind it.
+    /// Whether nginx refuses the request line, and reads no header after it.
     is_unread: bool,
     client: RequestHeaders<'static>,
     body: &'static str,
@@ -102,14 +103,14 @@ impl Site {
         Self { app, sensor, nginx: builder.start(), checked: Cell::new(0), _backend: backend }
     }
 
-    /// Sends the lines that go before a table, with `prefix` before their paths.
+    /// Sends the lines before the table, with `prefix` before their paths.
     #[track_caller]
     fn begin(&self, port: u16, prefix: &str) {
         self.check(port, prefix, self.app.before);
     }
 
-    /// Sends the requests of a table to the port, with `prefix` before their paths, and compares.
-    /// Returns how many they were.
+    /// Sends the requests of a table to the port, with `prefix` before their paths, compares the events,
+    /// and returns the number of requests.
     #[track_caller]
     fn check(&self, port: u16, prefix: &str, table: &str) -> usize {
         let lines: Vec<_> = lines(table).map(|line| self.app.read(line)).collect();
@@ -136,7 +137,7 @@ impl Site {
             let found: Vec<_> = found
                 .map(|event| {
                     assert!(event.flagged.is_empty(), "{}", event.to_line());
-                    // What stands for an unknown account is another in each run.
+                    // The name for an unknown account differs in each run.
                     let user = match &*event.user_name {
                         user if is_alias(user) => "unknown",
                         user if user.starts_with("session-") => "session",
@@ -153,8 +154,8 @@ impl Site {
         lines.len()
     }
 
-    /// What may be looked at for secrets, each with its name: all that the sensor received, and nginx's
-    /// files and shared memory.
+    /// The bytes that are searched for secrets, each with its name: all that the sensor received, and
+    /// nginx's files and shared memory.
     fn remains(&self) -> Vec<(String, Vec<u8>)> {
         let mut all = Vec::new();
         for request in self.sensor.requests() {
@@ -193,8 +194,8 @@ impl App {
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// Reads `METHOD TARGET STATUS[+ANSWER…] CLIENT TYPE USER`. No event: `- -`. An answer `unread`: nginx
-    /// refuses the request's line.
+    /// Parses `METHOD TARGET STATUS[+ANSWER…] CLIENT TYPE USER`. Without an event, type and user are `- -`.
+    /// With the answer `unread`, nginx refuses the request line.
     fn read<'t>(&self, text: &'t str) -> Line<'t> {
         let words: Vec<_> = text.split_whitespace().collect();
         let [method, target, answer, client, kind, user] = *words else {
@@ -256,7 +257,7 @@ fn lines(table: &str) -> impl Iterator<Item = &str> {
     table.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// The headers that every client of Mattermost sends, and `own`.
+/// The headers that every client of Mattermost sends, followed by `own`.
 macro_rules! mattermost_client {
     ($($own:expr),*) => {
         &[
@@ -283,18 +284,18 @@ const MATTERMOST: App = App {
                 ("X-CSRF-Token", "5ecret")
             ],
         ),
-        // Somebody was signed in here before; the session is not known.
+        // A client with the cookies of an earlier, unknown session.
         ("old", mattermost_client![XHR, ("Cookie", "MMUSERID=old; MMAUTHTOKEN=5ecretold")]),
-        // Signed out: nobody.
+        // Signed out: no user.
         ("nobody", mattermost_client![XHR]),
-        // A bot, mmctl, whose token is not known.
+        // A bot, mmctl, with an unknown token.
         ("token", mattermost_client![("Authorization", "Bearer 5ecrettoken")]),
-        // A mobile application that sends a cookie of another user back.
+        // A mobile application that sends the cookie of another user.
         (
             "phone",
             mattermost_client![("Authorization", "BEARER 5ecretphone"), ("Cookie", "MMUSERID=old")],
         ),
-        // Names a user and has no session.
+        // Names a user without having a session.
         ("forged", mattermost_client![("Cookie", "MMUSERID=victim; MMAUTHTOKEN=forged5ecret")]),
         ("claim", mattermost_client![("Cookie", "MMUSERID=victim")]),
         (
@@ -305,7 +306,7 @@ const MATTERMOST: App = App {
             ],
         ),
         ("alone-basic", mattermost_client![("Authorization", VICTIMS_BASIC)]),
-        // Ann, who says that she is somebody else.
+        // Ann, who claims to be another user.
         (
             "mixed-cookie",
             mattermost_client![XHR, ("Cookie", "MMUSERID=victim; MMAUTHTOKEN=5ecretann")],
@@ -353,7 +354,7 @@ const MATTERMOST: App = App {
              &body={%22id%22:%22ann%22,%22username%22:%22ann%22}",
         ),
         ("token", "header=Token:5ecret&body=5ecret"),
-        // To a mobile application.
+        // An answer to a mobile application.
         (
             "mobile",
             "header=Token:5ecretmobile\
@@ -417,7 +418,7 @@ fn mattermost() {
     let above: String = above.map(|line| request(line) + " - -\n").collect();
     site.check(chat, "", &above);
 
-    // What waits on disk while the sensor is down.
+    // These events wait on disk while the sensor is down.
     site.sensor.refuse();
     let mut wire = Wire { port, connection: None };
     for line in lines(&table).map(|line| MATTERMOST.read(line)) {
@@ -453,7 +454,7 @@ fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
         let headers = [("Content-Type", "application/json"), ("X-Script", script)];
         client::post(nginx.port(), "/api/v4/users/login", &headers, body.as_bytes()).unwrap()
     };
-    // What its web page and its apps take for the question, all versions.
+    // The error ids after which Mattermost's web page and apps ask for the code, in all versions.
     let questions = [
         "mfa.validate_token.authenticate.app_error",
         "ent.mfa.validate_token.authenticate.app_error",
@@ -462,7 +463,7 @@ fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
     let good = "body={%22id%22:%22ann%22}&header=Token:5ecretann";
     for (n, question) in questions.iter().enumerate() {
         let refused = format!("status=401&body={{%22id%22:%22{question}%22}}");
-        // A browser sends no code, an app an empty one.
+        // At first, a browser sends no code, and an app an empty one.
         let code = if n == 0 { "" } else { r#", "token": """# };
         let first = format!(r#"{{"login_id": "ann", "password": "5ecret"{code}}}"#);
         let with =
@@ -479,7 +480,7 @@ fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
     assert_eq!(failures, questions.len(), "a wrong code is a failure");
 }
 
-/// Looks at every byte that is left of the requests.
+/// Searches all bytes that remain of the requests for secrets.
 #[track_caller]
 fn no_secret_is_left(site: &Site) {
     let mut remains = site.remains();
@@ -501,7 +502,7 @@ fn no_secret_is_left(site: &Site) {
     }
 }
 
-/// A person at work: what the web page sends, and how often.
+/// A person at work: the requests of the web page, and how many.
 const WORKING_DAY: &[(usize, &str)] = &[
     (1, "POST /api/v4/users/login 200+ann nobody - -"),
     (1, "GET /team/channels/town-square 200 ann - -"),
@@ -551,7 +552,7 @@ fn mattermost_sends_a_part_of_what_it_would_without() {
     }
     let requests: usize = WORKING_DAY.iter().map(|(times, _)| times).sum();
     println!("{requests} requests, {counts:?} events");
-    // One of the two downloads of the same file; without the preset the login has no user.
+    // The same file is downloaded twice, which is one event; without the preset the login has no user.
     assert_eq!(counts, [34, 44, requests - 1]);
 }
 
@@ -697,7 +698,7 @@ const WORDPRESS: App = App {
                  wordpress_logged_in_0a1b2c3d=ann%7C1700000000%7C5ecret%7C5ecret",
             )],
         ),
-        // Another cookie that has the name in its value.
+        // Another cookie whose value contains the name.
         (
             "other",
             &[("Cookie", "x=wordpress_logged_in_1=eve%7C5ecret; y_wordpress_logged_in_1=eve%7C1")],
@@ -772,7 +773,7 @@ const WORDPRESS: App = App {
              <param><value><i4>1</i4></value></param><param><value>ann</value></param>\
              <param><value>5ecret</value></param></params></methodCall>",
         ),
-        // Others read another parameter than WordPress, and a call that needs no name.
+        // Parsers other than WordPress's would read another parameter here; and a call that needs no user.
         (
             "array",
             "<methodCall><methodName>wp.newPost</methodName><params><param><value><array><data>\
@@ -812,7 +813,7 @@ fn wordpress() {
     check(&WORDPRESS, &preset("wordpress.conf"));
 }
 
-/// Of many calls in one request the event tells the number.
+/// For many calls in one request, the event has their number.
 #[test]
 fn a_multicall_of_wordpress_tells_how_many_calls_it_has() {
     let server = format!("tirreno on; {}", preset("wordpress.conf"));
@@ -835,9 +836,10 @@ fn a_multicall_of_wordpress_tells_how_many_calls_it_has() {
     no_secret_is_left(&site);
 }
 
-/// Whoever names a victim in cookies or by basic authentication puts nothing on the victim's record: what Ann
-/// does in her session is hers, whatever else she sends, and what the application refuses, or does for
-/// everybody, is not the victim's. `refusals`: what it answers who has no session.
+/// A request that names a victim in cookies or by basic authentication is not recorded as the victim's:
+/// requests in Ann's session are Ann's, whatever else she sends, and requests that the application refuses,
+/// or answers to everybody, are not the victim's. `refusals`: the application's answers to clients without
+/// a session.
 #[track_caller]
 fn nobody_can_be_forged(app: &'static App, preset: &str, refusals: &[&str]) {
     let site = Site::start(app, &format!("tirreno on; {preset}"), |builder| builder);
@@ -850,7 +852,7 @@ fn nobody_can_be_forged(app: &'static App, preset: &str, refusals: &[&str]) {
         let names = app.clients.iter().map(|(name, _)| *name);
         names.filter(|name| name.starts_with(prefix)).collect::<Vec<_>>()
     };
-    // Of downloads the second one is the same event.
+    // The second of two downloads is the same event.
     let is_hers = |row: &&Vec<&str>| {
         row[3] == "ann"
             && row[5] == "ann"
@@ -878,7 +880,7 @@ fn nobody_can_be_forged(app: &'static App, preset: &str, refusals: &[&str]) {
     let events = cases::events(&site.nginx, &site.sensor, names.iter().map(String::as_str));
     for (name, text) in names.iter().zip(&sent) {
         for event in events.get(name).into_iter().flatten() {
-            // Whose password is tried is told.
+            // A failed login names the account that was tried.
             let is_tried = text.contains("alone-basic") && event.event_type == "account_login_fail";
             assert!(event.user_name != "victim" || is_tried, "{text}: {}", event.to_line());
         }
@@ -904,7 +906,7 @@ fn nobody_is_forged_in_wordpress() {
     nobody_can_be_forged(&WORDPRESS, &preset("wordpress.conf"), &refusals);
 }
 
-/// Checks an application's table.
+/// Tests an application's table.
 #[track_caller]
 fn check(app: &'static App, preset: &str) {
     let site = Site::start(app, &format!("tirreno on; {preset}"), |builder| builder.http(STATUS));
@@ -913,7 +915,7 @@ fn check(app: &'static App, preset: &str) {
     no_secret_is_left(&site);
 }
 
-/// nginx has no word against a preset, at each level where it may be.
+/// nginx logs nothing about a preset, at any level where it may be included.
 #[test]
 fn presets_pass_without_a_warning() {
     let mut names: Vec<_> = fs::read_dir(presets())
@@ -924,7 +926,7 @@ fn presets_pass_without_a_warning() {
     let known = ["gitlab.conf", "mattermost-quiet.conf", "mattermost.conf", "nextcloud.conf"];
     assert_eq!(names, [&known[..], &["wordpress.conf"]].concat(), "each preset has a test");
     for name in &names {
-        // It stands before the other, as it says.
+        // This preset must be included before the other, as its comment says.
         let is_quiet = name == "mattermost-quiet.conf";
         let own = "tirreno_event off POST \"/api/v4/channels/members/{user_id}/view\";";
         let include = match is_quiet {

@@ -1,4 +1,5 @@
-//! What a target is not to know does not reach it, nor its spool; what another may know reaches that.
+//! Data that a target must not get reach neither the target nor its spool; data that another target may get
+//! do reach that one.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +18,7 @@ const USER: &str = "hedy@example.org";
 /// The user in a URL, as browsers and this client write it.
 const SPELLINGS: [&str; 2] = [USER, "Hedy%40example.org"];
 const ADDRESSES: [&str; 2] = ["203.0.113.77", "2001:db8:1:2fff::77"];
-/// What the masked targets may not know, but for the letters' case.
+/// Data that the masked targets must not get, in any case of letters.
 const PLAIN: [&str; 9] = [
     USER,
     "hedy%40example.org",

@@ -1,5 +1,5 @@
-//! No secret of a URL or a Referer reaches Tirreno, whatever its name and spelling; what is harmless
-//! stays readable.
+//! No secret in a URL or a Referer reaches Tirreno, whatever its name and spelling; harmless values stay
+//! readable.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Which event a request is, who is believed to have made it, and what of it is hidden, through the
+//! Which event a request is, when its user is believed, and which parts of it are hidden, through the
 //! directives that an administrator writes.
 //!
-//! That something is not captured is known when the status says that nothing waits any more. Requests are
-//! numbered, because users and ranks take turns at being delivered.
+//! A request is known not to be captured once the status says that no event is pending. Requests are
+//! numbered, because users and ranks take turns in delivery.
 
 use std::fs;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const ON: &str = "tirreno on; tirreno_user $cookie_user; tirreno_anonymous on;";
 /// The cookie that [`ON`] reads.
 const ANN: (&str, &str) = ("Cookie", "user=ann");
 
-/// What no sensor may get. It needs no encoding, so it can be looked for in what was sent.
+/// A text that no sensor may get. It needs no encoding, so it can be searched for in sent data.
 const SECRET: &str = "5ecr3t";
 
 /// How Tirreno shows an event without a user.
@@ -86,13 +86,13 @@ impl Site {
         serde_json::from_slice(&response.body).expect("JSON")
     }
 
-    /// How many requests were skipped for that reason.
+    /// How many requests were skipped for a reason.
     fn skipped(&self, reason: &str) -> u64 {
         self.status()["skipped"][reason].as_u64().expect("a count")
     }
 
-    /// The events since the last call, and how they were sent, in the order of their numbers; without a
-    /// number, as they came.
+    /// The events since the last call and their POSTs, in the order of their numbers; without numbers, in
+    /// the order of arrival.
     #[track_caller]
     fn take(&self) -> (Vec<Arc<StoredEvent>>, Vec<RequestRecord>) {
         wait_for(SOON, "everything to be delivered", || {
@@ -141,7 +141,7 @@ impl Site {
     /// Asserts that the events since the last call are those of `rows`.
     #[track_caller]
     fn assert_sent_types(&self, rows: &[(&str, &str, &str)]) {
-        // As sent: Tirreno stores other methods and types than it gets.
+        // Compared as sent, because Tirreno changes some methods and types.
         let names = ["httpMethod", "url", "eventType"];
         let sent = |post: &RequestRecord| names.map(|name| post.param(name).unwrap_or_default());
         let got: Vec<(String, String, String)> =
@@ -193,7 +193,7 @@ fn send(port: u16, method: &str, target: &str) -> u16 {
     status_of(&client::raw(port, request.as_bytes()).unwrap_or_else(|e| panic!("{target}: {e}")))
 }
 
-/// The target as events show it: what tells the application which cookie to set is a secret by its name.
+/// The target as events show it: `set_cookie`, which instructs the backend, has a secret's name.
 fn shown(target: &str) -> String {
     let hidden = |part: &str| match part.split_once("set_cookie=") {
         Some((before, _)) => format!("{before}set_cookie=***"),
@@ -229,7 +229,7 @@ fn http2_server(text: &str) -> String {
     format!("server {{ {listen} {text} }}")
 }
 
-/// Encodes what cannot stand in an argument.
+/// Encodes characters that an argument cannot contain.
 fn encode(text: &str) -> String {
     let one = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
@@ -238,7 +238,7 @@ fn encode(text: &str) -> String {
     text.bytes().map(one).collect()
 }
 
-/// Asserts that nothing of the secret was sent, not even in headers.
+/// Asserts that the secret was not sent, not even in headers.
 #[track_caller]
 fn assert_no_secret(posts: &[RequestRecord]) {
     let holds = |bytes: &[u8]| bytes.windows(SECRET.len()).any(|w| w == SECRET.as_bytes());
@@ -479,13 +479,13 @@ fn no_spelling_of_a_path_slips_past_a_rule() {
         .collect();
     site.assert_types(&rows);
 
-    // What follows a slash that is not merged is what the application makes of it.
+    // Without `merge_slashes`, rules still ignore repeated slashes, as the application may.
     for target in ["/api//v4/users/login", "//api/v4/users/login"] {
         send(site.nginx.port_n(1), "POST", target);
         assert_eq!(site.event().event_type, LOGIN, "{target}");
     }
 
-    // A request line may hold a whole URL.
+    // A request line may contain a whole URL.
     for target in
         ["http://localhost/api/v4/users/login", "http://h:1/x/../api/v4/users/%6cogin/?a=/"]
     {
@@ -553,7 +553,7 @@ fn rules_match_what_the_client_asked_for_whatever_it_was_rewritten_to() {
     assert!(site.backend.requests().iter().any(|request| request.target == "/to/backend"));
 }
 
-/// nginx makes a GET of what it redirects internally; the client's request stays what it was.
+/// On an internal redirect, nginx changes the method to GET; the client's method stays the same for rules.
 #[test]
 fn rules_match_the_method_of_the_client_after_an_internal_redirect() {
     let site = Site::start(
@@ -867,7 +867,7 @@ fn a_user_is_believed_when_the_application_answers() {
     off.assert_users(&[("/?status=401", 401, "ann"), ("/deny", 403, "ann")]);
 }
 
-/// What the client gets instead of a refusal does not make its user one who was let in.
+/// A page that replaces a refusal does not make the refused user a believed one.
 #[test]
 fn a_user_who_was_refused_is_not_believed_when_the_refusal_is_answered_with_200() {
     let site = Site::build("tirreno on; tirreno_user $cookie_user;", |builder| {
@@ -918,7 +918,7 @@ fn a_user_whom_the_configuration_names_is_believed() {
     site.assert_users(&[("/", 200, "backup"), ("/?status=401", 401, "backup")]);
 }
 
-/// nginx refuses what it cannot read.
+/// nginx refuses an answer that it cannot parse.
 #[test]
 fn an_answer_that_nginx_cannot_use_is_no_answer() {
     let site = Site::start(
@@ -1018,7 +1018,7 @@ fn secrets_are_hidden_in_urls() {
         }
     }
 
-    // The location of the request says what is hidden in its Referer.
+    // The Referer is redacted by the directives of the request's location, not of its own.
     let referers: Vec<_> = rows
         .iter()
         .filter(|(path, _)| !path.starts_with("/off") && !path.starts_with("/deep"))
@@ -1041,7 +1041,7 @@ fn secrets_are_hidden_in_urls() {
         assert_eq!(event.http_referer.as_ref(), Some(hidden), "{referer}");
     }
 
-    // Whoever lets arguments through still hides segments, users and fragments.
+    // With `off` for arguments, segments, users and fragments are still hidden.
     let referer = format!("https://u:{S}@h/hooks/{S}?token=1#{S}");
     site.get("/off", &[("Referer", &referer)]);
     let (events, posts) = site.take();
@@ -1145,7 +1145,7 @@ fn variables_tell_what_became_of_a_request() {
     assert_eq!(h2.event().url, "/page");
 }
 
-/// Directives that ask for what they help to find out.
+/// Directives whose values depend on the module's own variables.
 #[test]
 fn variables_in_the_modules_own_directives_are_empty() {
     let site = Site::start(
@@ -1205,7 +1205,7 @@ fn variables_without_a_target_that_takes_events_tell_so() {
     }
 }
 
-/// A request that nginx could not read has no path that a rule could be for.
+/// A request that nginx could not parse has no path that a rule could match.
 #[test]
 fn a_request_that_cannot_be_read_matches_no_rule() {
     let site = Site::start(
@@ -1219,14 +1219,14 @@ fn a_request_that_cannot_be_read_matches_no_rule() {
         assert_eq!(status_of(&answer), 400, "{request}");
     }
     let (_, posts) = site.take();
-    // Two workers may log them in another order.
+    // Two workers may log the requests in another order.
     let unread: Vec<_> = posts.iter().filter(|p| p.param("httpMethod").is_none()).collect();
     assert_eq!(unread.len(), 1, "{posts:?}");
     let kind = unread[0].param("eventType");
     assert_eq!(kind.as_deref(), Some("page_view"), "{:?}", unread[0].params);
 }
 
-/// A key that can be written has a meaning.
+/// Each key that a rule accepts has an effect.
 #[test]
 fn a_rule_can_be_stricter_than_its_location() {
     let site = Site::start(
@@ -1371,8 +1371,8 @@ fn who_hangs_up_has_made_an_attempt() {
     assert_eq!(site.events().len(), 0);
 }
 
-/// What `nginx -t` says about `lines` in a server, without what it always says at the end, and the
-/// place of each line.
+/// The messages of `nginx -t` about `lines` in a server, without those that it always prints, and the place
+/// of each line.
 fn nginx_says(lines: &[String]) -> (bool, Vec<String>, Vec<String>) {
     let nginx = Nginx::builder()
         .http("tirreno_target { url http://127.0.0.1:9/; api_key k; } tirreno_anonymous on;")
@@ -1678,7 +1678,7 @@ fn a_rule_that_no_request_reaches_is_warned_of() {
     ] {
         assert!(!warns(first, second), "{first} {second}");
     }
-    // An inner level's rule is meant to come before an outer one.
+    // A rule of an inner level is meant to come before one of an outer level.
     let (ok, said, _) = nginx_says(&[
         "tirreno_event page_view * /a;".to_owned(),
         "location / { tirreno_event page_edit * /a; }".to_owned(),
@@ -1686,7 +1686,7 @@ fn a_rule_that_no_request_reaches_is_warned_of() {
     assert!(ok && said.is_empty(), "{said:#?}");
 }
 
-/// RFC 6265, section 5.2: an age that is none does not count, and a date may have dashes.
+/// RFC 6265, section 5.2: an invalid age is ignored, and a date may have dashes.
 #[test]
 fn a_cookie_expires_as_browsers_have_it() {
     let site = Site::start(
@@ -1730,8 +1730,8 @@ fn nginxs_own_headers_are_headers_of_the_response() {
     site.assert_types(&[("GET", "/moved", "account_login"), ("GET", "/typed", "account_logout")]);
 }
 
-/// The same request of one user, again within the time, is one event with the first and counted with it; what
-/// is refused is another.
+/// Equal requests of one user within the time are one event with their number; a refused request is an
+/// event of its own.
 #[test]
 fn the_same_request_within_a_time_is_one_event() {
     let server = "
@@ -1743,7 +1743,7 @@ fn the_same_request_within_a_time_is_one_event() {
     let site = Site::start("tirreno_target kept { type file; path %PREFIX%/events; }", server);
     let today = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / (24 * 3600);
     let mut asked = 0;
-    // At midnight (UTC) it is another day's event: then once more.
+    // After midnight (UTC), it is an event of another day. Then the test is repeated once.
     let sent = loop {
         let before = today();
         for target in ["u=ann", "u=ann&part=2", "u=ann&status=206", "u=bob", "u=ann&status=403"] {

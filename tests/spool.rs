@@ -1,4 +1,4 @@
-//! What is not delivered, on disk: outages, kills, restarts, upgrades, and a disk that fails.
+//! Undelivered events on disk: outages, kills, restarts, upgrades, and a disk that fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Permissions};
@@ -20,10 +20,10 @@ use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
-/// Of each target here.
+/// The connections of each target in this file.
 const CONNECTIONS: usize = 2;
 const USERS: usize = 7;
-/// What became of so many events is committed together: those that a kill lets come twice.
+/// So many deliveries are committed together; a kill repeats at most these.
 const SETTLE: usize = 64;
 
 fn is_full() -> bool {
@@ -99,7 +99,7 @@ impl Bench {
         self.dir.path().join("spool")
     }
 
-    /// The spool's files whose names end so.
+    /// The spool's files whose names end with `end`.
     fn files(&self, end: &str) -> Vec<PathBuf> {
         files(&self.spool(), |name| name.ends_with(end))
     }
@@ -120,8 +120,8 @@ impl Bench {
         })
     }
 
-    /// Makes the requests `from` to `from + count` one after another, of some users in turn. When it
-    /// returns, the last one is captured.
+    /// Makes the requests `from` to `from + count` one after another, of some users in turn. Returns once
+    /// the last one is captured.
     fn requests(&self, from: usize, count: usize) {
         let mut connection = open(self.nginx.port()).unwrap();
         for number in from..from + count {
@@ -159,33 +159,33 @@ impl Bench {
         self.wait_totals("events in the spool", |t| (t.spooled, t.pending) == (count, count));
     }
 
-    /// Waits until nothing is pending and the totals add up.
+    /// Waits until nothing is pending, and asserts that the totals add up.
     fn settled(&self) -> Totals {
         self.wait_totals("all to be settled", |t| {
             t.pending == 0 && t.captured == t.delivered + t.rejected + t.dropped
         })
     }
 
-    /// The same, where each of `count` events was delivered.
+    /// Also asserts that all of `count` events were delivered.
     #[track_caller]
     fn assert_delivered(&self, count: u64) {
         let totals = self.settled();
         assert_eq!((totals.captured, totals.delivered), (count, count), "{totals:?}");
     }
 
-    /// The requests that are stored, each user's in order; how many events are repeats.
+    /// The stored requests, each user's in order, and how many events are repeats.
     #[track_caller]
     fn stored(&self) -> (BTreeSet<usize>, usize) {
         stored(&self.sensor)
     }
 
-    /// All requests below `count` are stored, in order, each once.
+    /// Asserts that all requests below `count` are stored once, in order.
     #[track_caller]
     fn assert_stored(&self, count: usize) {
         assert_eq!(self.stored(), ((0..count).collect(), 0));
     }
 
-    /// The worker that delivers, once there is one.
+    /// The worker that delivers, once one does.
     fn deliverer(&self) -> u32 {
         let delivers = |pid: &u32| self.nginx.thread_names(*pid).iter().any(|n| n == "tirreno-0");
         let find = || self.nginx.workers().into_iter().find(delivers).ok_or_else(String::new);
@@ -213,8 +213,8 @@ fn open(port: u16) -> std::io::Result<Connection> {
     Connection::open(SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
-/// Ends a connection. nginx closes it after what it served is logged: what another worker gets then comes
-/// after that.
+/// Ends a connection. nginx closes it once its requests are logged, so requests to other workers after that
+/// are captured later.
 fn closed(mut connection: Connection) {
     let close = [("Connection", "close")];
     while connection.request("GET", "/off/", &close, b"").is_ok() {}
@@ -245,9 +245,9 @@ fn stored(sensor: &Sensor) -> (BTreeSet<usize>, usize) {
     (numbers, stored.len() - traces.len())
 }
 
-// Faults at random.
+// Random faults.
 
-/// Clients that make 500 requests a second in all, whatever happens to nginx.
+/// Clients that together make 500 requests a second, whatever happens to nginx.
 struct Load {
     clients: Vec<JoinHandle<BTreeSet<usize>>>,
     ended: Arc<AtomicBool>,
@@ -255,10 +255,10 @@ struct Load {
 
 impl Load {
     const CLIENTS: usize = 4;
-    /// Between two requests of one client.
+    /// The time between two requests of one client.
     const GAP: Duration = Duration::from_millis(8);
 
-    /// After so many requests a client connects again, maybe to another worker.
+    /// After so many requests, a client opens a new connection, perhaps to another worker.
     const MOVES: usize = 4;
 
     fn start(port: u16) -> Self {
@@ -276,7 +276,7 @@ impl Load {
         self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     }
 
-    /// Makes one request after another, none of them twice.
+    /// Makes one request after another, and none twice.
     fn run(port: u16, id: usize, ended: &AtomicBool) -> BTreeSet<usize> {
         let mut answered = BTreeSet::new();
         let mut connection = None;
@@ -326,7 +326,7 @@ fn under_load_no_fault_loses_anything() {
         Ok(seed) => seed.parse().expect("TEST_SEED is a number"),
         Err(_) => fastrand::u64(..),
     };
-    // Shown when the test fails.
+    // The output of a test is shown if it fails.
     println!("TEST_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let (length, times) = if is_full() { (60, 3) } else { (20, 1) };
@@ -351,7 +351,7 @@ fn under_load_no_fault_loses_anything() {
     let load = Load::start(bench.nginx.port());
     let mut kills = 0;
     for (i, fault) in faults.iter().enumerate() {
-        // Spread over the time, with a different distance each.
+        // At random times, one fault in each equal part of the time.
         let at = length.mul_f64((i as f64 + random.f64()) / faults.len() as f64);
         thread::sleep((started + at).saturating_duration_since(Instant::now()));
         let spell = Duration::from_millis(random.u64(50..700));
@@ -384,7 +384,7 @@ fn under_load_no_fault_loses_anything() {
     }
     thread::sleep((started + length).saturating_duration_since(Instant::now()));
     let answered = load.finish();
-    // A new master knows of no rate that the 429s taught.
+    // A new master does not know the rate that the 429s taught.
     assert!(bench.nginx.quit().unwrap().success());
     bench.nginx.start();
     // Nothing is counted before the spool is open.
@@ -401,7 +401,7 @@ fn under_load_no_fault_loses_anything() {
         missing.len()
     );
     assert!(answered.len() >= 400 * length.as_secs() as usize, "{} answered", answered.len());
-    // A request may be answered by a worker that is killed before it logs it.
+    // A worker may be killed after it has answered a request and before it logs it.
     assert!(missing.len() <= kills * Load::CLIENTS, "missing: {missing:?}");
     assert!(repeats <= (kills + stops) * (SETTLE + CONNECTIONS));
     let count = stored.len() as u64;
@@ -436,7 +436,7 @@ fn an_outage_is_bounded_in_memory_and_drained_in_order_over_a_restart() {
     let disk: u64 =
         files(&bench.spool(), |_| true).iter().map(|file| fs::metadata(file).unwrap().len()).sum();
     println!("{} bytes of events, {disk} bytes of files", totals.bytes);
-    // What is stored is stored once, beside SQLite's log of some megabytes.
+    // Each event is stored once, besides SQLite's log of some megabytes.
     assert!(totals.bytes >= count as u64 * 200, "{totals:?}");
     assert!(disk <= totals.bytes * 3 / 2 + (8 << 20), "{disk} bytes, {totals:?}");
 
@@ -473,7 +473,7 @@ fn a_stop_at_once_with_a_backlog_loses_nothing() {
     bench.requests(0, 1000);
     let started = Instant::now();
     assert!(bench.nginx.term().unwrap().success());
-    // Later the master kills its workers.
+    // Well before the master would kill its workers.
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     bench.nginx.start();
     bench.wait_spooled(1000);
@@ -484,7 +484,7 @@ fn a_stop_at_once_with_a_backlog_loses_nothing() {
 
 #[test]
 fn killing_all_processes_loses_the_last_moments_at_most() {
-    // The interval, and a second.
+    // The interval, and one second more.
     const LAST: Duration = Duration::from_millis(200 + 1000);
     let mut bench = Bench::start("interval 200ms;");
     bench.sensor.refuse();
@@ -502,7 +502,7 @@ fn killing_all_processes_loses_the_last_moments_at_most() {
     workers.iter().for_each(|pid| bench.nginx.signal_worker(*pid, Signal::KILL));
     workers.iter().for_each(|pid| bench.nginx.wait_gone(*pid));
     wait_until(SOON, "the master's end", || !bench.nginx.is_running());
-    // Its process id is that of no nginx any more.
+    // No nginx has this process id any more.
     fs::remove_file(bench.nginx.prefix().join("nginx.pid")).unwrap();
 
     bench.nginx.start();
@@ -558,7 +558,7 @@ fn a_file_that_is_no_database_is_set_aside_at_the_start() {
     bench.assert_delivered(10);
     let file = bench.file();
     assert!(bench.nginx.quit().unwrap().success());
-    // The database's log, if it is still there, has what was in the file.
+    // SQLite's log may still have the file's content.
     files(&bench.spool(), |name| name.contains(".db-"))
         .iter()
         .for_each(|file| fs::remove_file(file).unwrap());
@@ -571,7 +571,7 @@ fn a_file_that_is_no_database_is_set_aside_at_the_start() {
     let aside = bench.set_aside();
     assert_eq!(aside.len(), 1, "{aside:?}");
     assert_eq!(fs::read(&aside[0]).unwrap(), GARBAGE);
-    // The totals went with the file.
+    // The totals in the file are lost.
     bench.assert_delivered(50);
     assert_eq!(bench.logged(DAMAGED), 1);
 }
@@ -584,7 +584,7 @@ fn a_database_that_is_damaged_at_run_time_is_set_aside() {
     bench.sensor.refuse();
     bench.requests(100, 20);
     bench.wait_spooled(20);
-    // Once the next one is in the spool, those are on their way to a connection.
+    // Once the next event is in the spool, the earlier ones are on their way to a connection.
     bench.requests(120, 1);
     bench.wait_spooled(21);
     {
@@ -597,7 +597,7 @@ fn a_database_that_is_damaged_at_run_time_is_set_aside() {
     bench.nginx.wait_log(DAMAGED);
     bench.requests(121, 100);
     bench.sensor.listen_again();
-    // What was on its way to a connection is sent too; the last one may be in the damaged file only.
+    // Events on their way to a connection are sent, too; the last event may be only in the damaged file.
     let wanted: BTreeSet<_> = (0..120).chain(121..221).collect();
     wait_for(SOON, "all to be stored", || {
         let stored = bench.stored().0;
@@ -607,7 +607,7 @@ fn a_database_that_is_damaged_at_run_time_is_set_aside() {
     bench.settled();
     assert_eq!(bench.stored().1, 0, "repeats");
     assert_eq!((bench.set_aside().len(), bench.files(".db").len()), (1, 1));
-    // Later kills and restarts find the new one.
+    // After further kills and restarts, the new file is found.
     bench.kill(bench.deliverer());
     let before = bench.sensor.stored_count();
     bench.requests(221, 50);
@@ -626,13 +626,13 @@ fn a_read_only_directory_is_done_without() {
     bench.assert_delivered(100);
     let chmod = |dir: u32, file: u32| {
         for path in files(&bench.spool(), |_| true) {
-            // SQLite's own may be gone already.
+            // SQLite may have deleted its own files already.
             let _ = fs::set_permissions(path, Permissions::from_mode(file));
         }
         fs::set_permissions(bench.spool(), Permissions::from_mode(dir)).unwrap();
     };
     chmod(0o500, 0o400);
-    // The next deliverer finds it so.
+    // The next deliverer finds the spool read-only.
     bench.kill(bench.deliverer());
     bench.requests(100, 100);
     bench.sensor.wait_stored(200, SOON).unwrap();
@@ -670,15 +670,15 @@ fn a_full_disk_is_done_without_until_there_is_room() {
         count += 100;
         bench.logged(full) > 0
     });
-    // SQLite's log may give some of it back.
+    // SQLite may have freed some room in its log.
     fs::write(disk.path().join("more"), vec![0; 4 << 20]).unwrap();
-    // Requests go on, and nothing is dropped: what finds no room is in memory.
+    // Requests go on, and no event is dropped: events without room on the disk are in memory.
     bench.requests(count, 500);
     count += 500;
     bench.wait_totals("all to be pending", |t| t.pending == count as u64);
     let totals = bench.totals();
     assert!(totals.spooled < totals.pending && totals.dropped == 0, "{totals:?}");
-    // Somebody else takes the rest: delivery goes on, and is noted when there is room.
+    // Another program fills the disk: delivery goes on, and is recorded once there is room.
     let rest = disk.path().join("rest");
     assert!(fs::write(&rest, vec![0; 16 << 20]).is_err());
     bench.sensor.listen_again();
@@ -707,7 +707,7 @@ fn a_full_spool_keeps_logins() {
             }
         };
         send(LOGINS, "type=login");
-        // More than are on their way to Tirreno, which stay in any case.
+        // More than are on their way to Tirreno, because those cannot be displaced.
         send(VIEWS, &format!("long={}", "x".repeat(100)));
         send(LOGINS, "type=login");
         let sent = (VIEWS + 2 * LOGINS) as u64;
@@ -773,7 +773,7 @@ fn the_directory_is_for_the_workers_user_only() {
         assert_eq!((meta.uid(), meta.mode() & 0o7777), (nobody, 0o600), "{}", file.display());
     }
 
-    // What that user puts into the place of the lock does not lead a master that is root elsewhere.
+    // If the workers' user replaces the lock by a link, the master as root does not follow it.
     let lock = bench.files(".lock").remove(0);
     let roots = bench.dir.path().join("roots");
     fs::write(&roots, "").unwrap();
@@ -820,10 +820,10 @@ fn a_directory_that_is_somebody_elses_is_not_given_to_the_workers() {
     let must = format!("the directory \"{}\" holds \"passwd\"", foreign.display());
     assert!(said.contains(&must) && said.contains("name one that does not exist yet"), "{said}");
     assert_eq!(fs::metadata(&foreign).unwrap().uid(), 0, "it is still its owner's");
-    // What is the workers' own may hold anything.
+    // A directory that belongs to the workers' user may contain anything.
     let (good, said) = test("root");
     assert!(good, "{said}");
-    // A spool that a restored backup gave to root is theirs again, and so is an empty directory.
+    // If root owns a restored spool or an empty directory, it is given to the workers' user again.
     fs::rename(foreign.join("passwd"), foreign.join("tirreno-01234567.db")).unwrap();
     let (good, said) = test("nobody nogroup");
     assert!(good, "{said}");
@@ -865,7 +865,7 @@ fn a_rejected_event_is_kept_with_its_reason_and_can_be_sent_again() {
     bench.requests(0, 10);
     let mut count = 10;
     let reasons = wait_for(SOON, "an event to be set aside", || {
-        // Others are accepted meanwhile: it is the event's fault.
+        // Other events are accepted meanwhile, so it is the event's fault.
         bench.requests(count * 10, 1);
         count += 1;
         thread::sleep(Duration::from_millis(20));
@@ -887,7 +887,7 @@ fn a_rejected_event_is_kept_with_its_reason_and_can_be_sent_again() {
         .unwrap();
     assert_eq!((&*user, &*reason), ("u0", "answered 400"));
     assert!(body.contains("url=%2F7&"), "{body}");
-    // As the documentation says.
+    // The statements in the documentation.
     let tx = database.transaction().unwrap();
     tx.execute_batch(
         "INSERT INTO pending (trace_id, captured, type, rank, user, user_key, realm, identity, repeated, body)

@@ -1,4 +1,4 @@
-//! What `tirreno_status` shows, in each of its forms, and that what monitors it reads it rightly.
+//! The status in each of its forms, and its interpretation by monitoring systems.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -25,7 +25,7 @@ const SERVER: &str = "
     }
     location = /status { tirreno off; tirreno_status; }
     location = /page { tirreno off; ssi on; ssi_types *; default_type text/html; alias %PREFIX%/page; }";
-/// What not every nginx is built with.
+/// Needs a module that not every nginx has.
 const AFTER: &str = "
     location = /after { tirreno off; add_after_body /status; default_type text/html; alias %PREFIX%/page; }";
 
@@ -156,8 +156,8 @@ fn a_response_that_includes_the_status_goes_on_behind_it() {
     }
 }
 
-/// A program of the monitoring's, from the directory that ci/test fills with Debian's packages, or the
-/// system's. Without either the test ends.
+/// A monitoring program from the directory that ci/test fills with Debian's packages, or the system's. If
+/// there is none, the test is skipped.
 fn program(name: &str) -> Option<Command> {
     let root = env::var_os("TEST_MONITORING").map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let path = root.join("usr/bin").join(name);
@@ -218,7 +218,7 @@ fn every_metric_that_monitoring_names_exists() {
     assert!(seen > 30);
 }
 
-/// Names and user agents that pretend to be a line's own end, or another address.
+/// Names and user agents that try to end a line or to add another address.
 const HOSTILE: [&str; 4] = [
     "x\",\"ip_address\":\"203.0.113.99",
     "\\\",\"type\":\"account_login_fail\",\"ip_address\":\"203.0.113.99\"",

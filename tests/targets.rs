@@ -1,7 +1,7 @@
-//! Several targets with different settings beside each other: none decides for another, whatever its
-//! interval, its batch or its disk; and what idle targets cost.
+//! Several targets with different settings: none affects another, whatever its interval, its batch size or
+//! its disk; and the cost of idle targets.
 //!
-//! What version 0.1.0 does under each of these tests stands beside it.
+//! The comments on tests describe what version 0.1.0 does in them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,7 +32,7 @@ const SOON: Duration = Duration::from_secs(60);
 struct Bench {
     nginx: Nginx,
     sensor: Sensor,
-    /// Where the directory is, if it is not in `dir`.
+    /// The directory, if it is not in `dir`.
     disk: Option<SmallDisk>,
     dir: TempDir,
 }
@@ -106,7 +106,7 @@ impl Bench {
         });
     }
 
-    /// The numbers of the rejected events that the spool keeps.
+    /// The numbers of the rejected events in the spool.
     fn rejected(&self) -> BTreeSet<usize> {
         let database = rusqlite::Connection::open(self.spool_file(".db")).unwrap();
         database.busy_timeout(SOON).unwrap();
@@ -140,7 +140,7 @@ impl Bench {
         lines.filter_map(number).collect()
     }
 
-    /// All threads of all processes, and how often each was put to sleep and woken.
+    /// All threads of all processes, and how often each was put to sleep and woken up.
     fn wake_ups(&self) -> u64 {
         let mut pids = self.nginx.workers();
         pids.push(self.nginx.master_pid());
@@ -179,8 +179,8 @@ fn get(connection: &mut Connection, number: usize) {
 const DOWN: &str =
     "tirreno_target tirreno { url http://127.0.0.1:1/sensor/; api_key k; spool %DIR%/spool; }";
 
-/// 0.1.0: 5,000 requests are in the spool after 8.3 s; after 20,000 and QUIT 1,077 are, 18,923 are gone,
-/// and nothing is logged.
+/// 0.1.0: 5,000 requests are in the spool after 8.3 s; after 20,000 requests and QUIT, 1,077 are in it,
+/// 18,923 are lost, and nothing is logged.
 #[test]
 fn a_targets_batch_size_does_not_decide_for_a_spool() {
     let file = "tirreno_target file { type file; path %DIR%/audit.log; format json; batch_size 1;
@@ -209,7 +209,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// 0.1.0: `captured` goes from 1047 to 666 and `pending` back and forth while a spool takes batches.
+/// 0.1.0: `captured` goes from 1047 back to 666, and `pending` up and down, while a spool takes batches.
 #[test]
 fn counters_never_go_backwards_and_add_up() {
     let bench = Bench::start(&format!("{DOWN} {}", file("file", "")), 2);
@@ -224,7 +224,7 @@ fn counters_never_go_backwards_and_add_up() {
             }
             last
         });
-        // Whatever becomes of it, the watch ends.
+        // The watching thread ends even if the test fails.
         let _stop = Stop(&stop);
         bench.requests(0..5_000);
         wait_until(SOON, "all in the spool", || bench.spooled() == 5_000);
@@ -247,7 +247,7 @@ fn file(name: &str, more: &str) -> String {
     format!("tirreno_target {name} {{ type file; path %DIR%/{name}.log; format json; {more} }}")
 }
 
-/// 0.1.0: one target that comes needs room for its name for ever: the 33rd fails the reload.
+/// 0.1.0: each new target occupies its place for ever: the 33rd name makes the reload fail.
 #[test]
 fn targets_that_come_and_go_for_ever_find_a_place() {
     let mut bench = Bench::start(&file("t0", "interval 20ms;"), 1);
@@ -298,7 +298,8 @@ fn idle_targets_wake_nobody() {
         for target in ["tirreno", "file", "syslog"] {
             bench.wait_count(target, "delivered", 2_000);
         }
-        // What follows the last event is over: the spool's file shrinks, the last lines are said.
+        // Work that follows the last event is over by then: the spool's file has shrunk, and the last lines
+        // are logged.
         thread::sleep(Duration::from_secs(6));
         let span = Duration::from_secs(10);
         let before = bench.wake_ups();
@@ -306,7 +307,7 @@ fn idle_targets_wake_nobody() {
         let rate = (bench.wake_ups() - before) as f64 / span.as_secs_f64();
         println!("{rate} wake-ups a second with {workers} workers");
         assert!(rate <= f64::from(most), "{rate} wake-ups a second with {workers} workers");
-        // It still collects in time: an interval of a second, and 0.3 s.
+        // Events are still collected in time: an interval of a second, and 0.3 s.
         let since = Instant::now();
         bench.requests(2_000..2_001);
         wait_until(SOON, "one more", || bench.written("file.log").len() == 2_001);
@@ -316,7 +317,7 @@ fn idle_targets_wake_nobody() {
     }
 }
 
-/// 0.1.0: a worker's death is noticed when another one next stands for election.
+/// 0.1.0: a worker's death is noticed only when another worker next tries to become the collector.
 #[test]
 fn a_killed_collector_is_replaced_at_once() {
     let bench = Bench::start(&file("file", "interval 20ms;"), 4);
@@ -343,7 +344,7 @@ fn a_killed_collector_is_replaced_at_once() {
     assert_eq!(written, (0..number).collect::<BTreeSet<_>>());
 }
 
-/// 0.1.0: from some 115 workers on, nginx refuses to start.
+/// 0.1.0: with more than about 115 workers, nginx refuses to start.
 #[test]
 fn the_zone_sizes_itself() {
     let bench = Bench::build(&file("file", ""), 250);
@@ -351,7 +352,7 @@ fn the_zone_sizes_itself() {
     assert!(ok, "{output}");
 }
 
-/// 0.1.0: 70 MB at the start.
+/// 0.1.0: 70 MB after the start.
 #[test]
 fn a_long_queue_costs_no_memory_at_the_start() {
     let target = "tirreno_target tirreno { url %SENSOR%; api_key test-key; queue 200000 size=64m;
@@ -364,14 +365,14 @@ fn a_long_queue_costs_no_memory_at_the_start() {
     assert!(memory < 24 << 20, "{memory} bytes");
 }
 
-// The workers' user is not a friend: other programs may share it.
+// The workers' user is not trusted, because other programs may share it.
 
 const SPOOL: &str = "tirreno_target tirreno {
                          url %SENSOR%; api_key test-key; interval 20ms; spool %DIR%/spool;
                      }
                      tirreno_target audit { type file; path %DIR%/audit.log; interval 20ms; }";
 
-/// What is put into the place of a file.
+/// The replacement for a file.
 #[derive(Clone, Copy, Debug)]
 enum Instead {
     Pipe,
@@ -408,7 +409,7 @@ impl Bench {
         })
     }
 
-    /// Waits until the target waits for this reason, while the other one has all of its events.
+    /// Waits until the target is `waiting` for this reason, and the other one has all of its events.
     fn wait_waiting(&self, target: &str, other: &str, reason: &str) {
         let row = Row::wait(&self.nginx, target, "the reason", |row| row.state == "waiting");
         assert_eq!(row.last_error.as_deref(), Some(reason), "{row:?}");
@@ -494,7 +495,7 @@ fn a_database_that_is_swapped_is_noticed() {
     bench.requests(0..5);
     bench.wait_all(5);
     let database = bench.spool_file(".db");
-    // Another one is left in its place.
+    // Another file replaces the database.
     fs::rename(&database, database.with_extension("moved")).unwrap();
     bench.requests(5..10);
     bench.nginx.wait_log("was deleted or replaced while it was used");
@@ -522,28 +523,28 @@ fn something_else_in_the_place_of_an_audit_file_is_told() {
     }
 }
 
-// Chaos, without kills: those are in the tests of spools.
+// Chaos, without kills, which are in the tests of spools.
 
-/// What goes wrong for a moment.
+/// A temporary fault.
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
-    /// A firewall before the sensor refuses what has a 7 in its URL.
+    /// A firewall before the sensor refuses requests with a 7 in their URL.
     Firewall,
-    /// The sensor says of these that they are invalid: of them, it may reject some.
+    /// The sensor answers that these events are invalid; some of them may be rejected.
     Invalid,
-    /// Answers come behind others that are none.
+    /// Interim answers precede the final ones.
     Interim,
-    /// The server says when to come again.
+    /// The server sends `Retry-After`.
     RetryAfter,
     /// Connections break.
     Reset,
-    /// Another program holds the database of the spool …
+    /// Another program locks the database of the spool …
     DatabaseLock,
-    /// … or the lock of the audit file.
+    /// … or the audit file.
     FileLock,
-    /// The disk of spool and audit file has no room …
+    /// The disk of the spool and the audit file is full …
     FullDisk,
-    /// … or is slow to confirm that data last.
+    /// … or confirms writes slowly.
     SlowDisk,
     /// A receiver stops reading …
     StopsReading,
@@ -595,7 +596,7 @@ impl Receiver {
                 return;
             }
             line.extend_from_slice(&part[..read]);
-            // Only whole lines count.
+            // Only whole lines are counted.
             if let Some(end) = line.iter().rposition(|byte| *byte == b'\n') {
                 self.lines.lock().unwrap().extend(line.drain(..=end));
             }
@@ -623,7 +624,7 @@ fn no_trouble_of_a_receiver_loses_anything() {
         Ok(seed) => seed.parse().expect("TEST_SEED is a number"),
         Err(_) => fastrand::u64(..),
     };
-    // Shown when the test fails.
+    // The output of a test is shown if it fails.
     println!("TEST_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let rounds = if std::env::var_os("TEST_FULL").is_some() { 6 } else { 2 };
@@ -690,7 +691,7 @@ fn no_trouble_of_a_receiver_loses_anything() {
         }
         thread::sleep(Duration::from_millis(random.u64(50..700)));
         slow.end();
-        // It is there in that trouble only.
+        // The file exists only during that fault.
         let _ = fs::remove_file(&filler);
         bench.sensor.clear_rules();
         bench.sensor.set_default(Answer::normal());
@@ -783,7 +784,7 @@ impl Bench {
         stored.iter().filter_map(|event| event.url.strip_prefix('/')?.parse().ok()).collect()
     }
 
-    /// Waits until so many more events are delivered.
+    /// Waits until this number of further events is delivered.
     fn wait_more(&self, target: &str, count: u64) {
         let goal = self.count(target, "delivered") + count;
         wait_until(SOON, &format!("{count} more events for {target}"), || {
@@ -791,7 +792,7 @@ impl Bench {
         });
     }
 
-    /// The other targets get what is captured, without a gap.
+    /// Asserts that the other targets get everything captured, without a gap.
     fn go_on(&self, when: &str) {
         let since = Instant::now();
         ["file", "tirreno"].iter().for_each(|target| self.wait_more(target, 100));
@@ -799,7 +800,7 @@ impl Bench {
         assert!(took < Duration::from_secs(5), "{took:?} for 100 events when {when}");
     }
 
-    /// How many events of a target the log says are lost.
+    /// How many events of a target are lost, by the log.
     fn lost_in_log(&self, target: &str) -> usize {
         let (log, name) = (self.nginx.error_log(), format!("target \"{target}\""));
         let lines = log.lines().filter(|line| line.contains(&name) && line.contains("dropped"));
@@ -816,11 +817,11 @@ fn numbers_in(text: &str) -> BTreeSet<usize> {
     lines.filter_map(|line| line["url"].as_str()?.strip_prefix('/')?.parse().ok()).collect()
 }
 
-/// 0.1.0: one thread writes all files and feeds all targets: nothing goes anywhere while the disk hangs, and a
-/// worker's exit waits for it.
+/// 0.1.0: one thread writes all files and feeds all targets, so all targets stop while the disk hangs, and
+/// a worker's exit waits for the disk.
 #[test]
 fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
-    // What a busy machine may add to a time that is promised.
+    // The tolerance for a busy machine.
     const SLACK: Duration = Duration::from_secs(8);
     let spell = match std::env::var_os("TEST_FULL") {
         Some(_) => Duration::from_secs(60),
@@ -854,7 +855,7 @@ fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
     bench.nginx.wait_log("degraded: no answer from the disk");
     bench.go_on("the disk hangs");
 
-    // Its thread does not let the killed process go.
+    // The hanging thread keeps the killed process alive.
     let [collector] = bench.with_thread("tirreno-target")[..] else { panic!("one collector") };
     let killed = Instant::now();
     bench.nginx.signal_worker(collector, Signal::KILL);
@@ -877,14 +878,14 @@ fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
     assert!(slowest < spell / 2, "a request took {slowest:?}");
     let workers = bench.nginx.workers();
     bench.nginx.signal(Signal::QUIT);
-    // One request may be answered by a worker that is killed before it captures it.
+    // A killed worker may have answered one request without capturing it.
     let all_in =
         |found: BTreeSet<usize>, said| match answered.difference(&found).collect::<Vec<_>>() {
             missing if missing.len() <= 1 + said => Ok(()),
             missing => Err(format!("{} are missing, {said} said: {missing:?}", missing.len())),
         };
     wait_for(SOON, "all in the other file", || all_in(bench.written_set("file.log"), 0));
-    // What the killed collector had in memory is lost, and said.
+    // Events in the memory of the killed collector are lost, and the log has their number.
     let said = bench.lost_in_log("tirreno");
     wait_for(SOON, "all at the sensor", || all_in(bench.stored_set(), said));
     bench.nginx.signal(Signal::TERM);
@@ -903,9 +904,9 @@ fn a_disk_that_hangs_in_the_kernel_costs_the_other_targets_nothing() {
     assert_eq!((bench.lost_in_log("file"), bench.lost_in_log("tirreno")), (0, said));
 }
 
-/// How many processes ask for the master whether a disk answers: all that are no workers.
+/// How many processes check the disk for the master: all its children that are not workers.
 fn askers(nginx: &Nginx) -> usize {
-    // In this order, or a worker that changes its name meanwhile is none of them.
+    // In this order, so that a worker that changes its title meanwhile does not count.
     let mut workers = nginx.workers();
     let all = nginx.children();
     workers.extend(nginx.exiting_workers());
@@ -931,7 +932,7 @@ fn reloads_while_a_disk_hangs_leave_one_process_until_it_answers() {
         wait_until(SOON, "the configuration to be in force", || {
             bench.nginx.error_log().matches("does not answer").count() == round
         });
-        // A worker may have no name yet, or none any more.
+        // A worker may not have its title yet, or may have lost it already.
         wait_until(SOON, &format!("one process after {round} reloads"), || {
             askers(&bench.nginx) == 1
         });

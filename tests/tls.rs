@@ -1,5 +1,4 @@
-//! Servers that speak TLS as people have them, served by OpenSSL: each is accepted, or told by its reason, with what
-//! cures it.
+//! Typical TLS servers, run with OpenSSL: each is accepted, or refused with its reason and the remedy.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,7 +23,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// Makes keys and certificates in a directory with OpenSSL.
 struct Maker(TempDir);
 
-/// What all good certificates have.
+/// The extensions of all good certificates.
 const NAMES: &str = "subjectAltName=DNS:localhost";
 
 impl Maker {
@@ -45,7 +44,7 @@ impl Maker {
         assert!(run.status.success(), "{arguments}: {}", String::from_utf8_lossy(&run.stderr));
     }
 
-    /// A key of that kind, as `openssl req -newkey` knows it.
+    /// A key of that kind, in the words of `openssl req -newkey`.
     fn key(kind: &str) -> String {
         match kind.split_once(':') {
             Some(("ec", curve)) => format!("-newkey ec -pkeyopt ec_paramgen_curve:{curve}"),
@@ -83,7 +82,7 @@ impl Maker {
     }
 }
 
-/// `openssl s_server`: writes what it gets.
+/// `openssl s_server`, which writes what it receives to a file.
 struct Server {
     child: Child,
     port: u16,
@@ -98,7 +97,7 @@ impl Server {
             .args(["s_server", "-quiet", "-accept", &port.to_string()])
             .args(more.split_whitespace())
             .current_dir(directory)
-            // It ends when nobody can type any more.
+            // It ends when its standard input is closed.
             .stdin(Stdio::piped())
             .stdout(File::create(&output).unwrap())
             .stderr(File::create(directory.join(format!("{name}.err"))).unwrap())
@@ -123,12 +122,12 @@ impl Drop for Server {
     }
 }
 
-/// A server, what the target is told of it, and what comes of that.
+/// A server, the target's parameters, and the expected result.
 struct Case {
     name: &'static str,
     server: &'static str,
     target: &'static str,
-    /// How `last_error` begins, and what it names as the cure; nothing: the record arrives.
+    /// The beginning of `last_error`, and the remedy that it names; `None` if the record arrives.
     fails: Option<(&'static str, &'static str)>,
 }
 
@@ -176,7 +175,7 @@ fn each_server_is_accepted_or_told_by_its_reason_with_the_cure() {
 
     let case = |name, server, target, fails| Case { name, server, target, fails };
     let cases = [
-        // As `openssl req -x509` makes it: an authority of its own.
+        // The default of `openssl req -x509`, whose certificate is also an authority.
         case("authority", "-cert authority.crt -key authority.key", "authority.crt", None),
         case("leaf", "-cert leaf.crt -key leaf.key", "leaf.crt", None),
         case(
@@ -408,7 +407,7 @@ fn a_port_for_tls_and_one_without_are_told_apart() {
     }
 }
 
-/// A port that takes connections and says nothing on them.
+/// A port that accepts connections and then sends nothing.
 fn silent() -> Socket {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -416,7 +415,7 @@ fn silent() -> Socket {
     socket
 }
 
-/// A port whose system has no room for connections: what asks for one gets no answer.
+/// A port whose system accepts no more connections, so that attempts to connect get no answer.
 fn full() -> (Socket, Vec<Socket>) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -431,9 +430,9 @@ fn full() -> (Socket, Vec<Socket>) {
     (socket, waiting)
 }
 
-/// A port that sends a record of TLS without an end, a byte at a time.
+/// A port that sends an endless TLS record, a byte at a time.
 fn dripping() -> u16 {
-    // A handshake message as long as a record can be.
+    // A handshake message of a record's maximal length.
     const BEGINNING: [u8; 9] = [0x16, 3, 3, 0x3f, 0xff, 2, 0, 0x3f, 0xfb];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -492,7 +491,7 @@ fn servers_that_do_not_answer_are_told_and_cost_requests_nothing() {
         assert_eq!((row.delivered, row.dropped, row.pending), (0, 0, 1), "{target}");
     }
     request(&nginx, "/another");
-    // It waits for none of them when it stops.
+    // A stop waits for none of them.
     assert!(nginx.quit().unwrap().success());
     let log = nginx.error_log();
     assert_eq!(log.matches("2 events could not be delivered").count(), 8, "{log}");

@@ -1,7 +1,7 @@
-//! A real WordPress: what people do there, and the events that become of it.
+//! A real WordPress: actions of its users, and their events.
 //!
 //! `ci/test --full` unpacks Debian's packages (WordPress, PHP-FPM, MariaDB) into the directory
-//! `TEST_WORDPRESS`. Without it there is nothing to test.
+//! `TEST_WORDPRESS`. Without it, the test is skipped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ use tirreno_tests::wait::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What WordPress is called, whatever its port.
+/// WordPress's host name, whatever its port.
 const HOST: &str = "blog.example.com";
 
 const PASSWORD: &str = "5ecret-correct-horse";
@@ -31,7 +31,7 @@ const PASSWORD: &str = "5ecret-correct-horse";
 const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
-/// The extensions of PHP that WordPress needs, in the order in which they can be loaded.
+/// The extensions of PHP that WordPress needs, in an order in which they can be loaded.
 const EXTENSIONS: [&str; 11] = [
     "ctype",
     "tokenizer",
@@ -68,7 +68,7 @@ struct WordPress {
 }
 
 impl WordPress {
-    /// From the packages unpacked below a directory.
+    /// From the packages that are unpacked in a directory.
     fn start(unpacked: &Path) -> Self {
         let dir = tempfile::Builder::new().prefix("wordpress-").tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
@@ -212,7 +212,7 @@ impl WordPress {
     }
 }
 
-/// Copies a directory; what a link leads to outside of it is left out where it is not there.
+/// Copies a directory. Links to missing files outside of it are left out.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a directory") {
@@ -230,7 +230,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A browser: it keeps cookies, and sends on what forms hide.
+/// A browser: it keeps cookies, and sends the hidden fields of forms.
 struct Browser<'b> {
     site: &'b Site,
     cookies: BTreeMap<String, String>,
@@ -313,7 +313,7 @@ impl Site {
 }
 
 impl Browser<'_> {
-    /// Makes a request; `case` is its name where it is an action.
+    /// Makes a request; `case` is its name if it is an action.
     #[track_caller]
     fn request(
         &mut self,
@@ -360,7 +360,7 @@ impl Browser<'_> {
         self.request(case, "POST", target, &[FORM], &form(fields))
     }
 
-    /// The hidden value of that name on a page.
+    /// The value of a hidden field on a page.
     #[track_caller]
     fn hidden(&mut self, page: &str, name: &str) -> String {
         let text = self.get("-", page).text();
@@ -369,7 +369,7 @@ impl Browser<'_> {
         found.unwrap_or_else(|| panic!("no {name} on {page}: {text:.2000}")).to_owned()
     }
 
-    /// A link on a page that begins so, as it stands in an attribute.
+    /// The first link on a page with this beginning, as written in the attribute.
     #[track_caller]
     fn link(&mut self, page: &str, has: &str) -> String {
         let text = self.get("-", page).text().replace("&#038;", "&").replace("&amp;", "&");
@@ -436,7 +436,7 @@ fn what_people_do_there() {
         ));
     }
 
-    // Each action: its name, and the event that is expected of it.
+    // The name of each action, and its expected event.
     let mut expected: Vec<(&str, &str, &str)> = Vec::new();
     let mut expect = |case: &'static str, kind: &'static str, user: &'static str| -> &'static str {
         expected.push((case, kind, user));
@@ -524,7 +524,7 @@ fn what_people_do_there() {
         &[],
         &format!(r#"{{"password": "{PASSWORD}"}}"#),
     );
-    // A new password ends the session.
+    // A new password ends the user's sessions.
     admin.sign_in(expect("login-again", "account_login", "admin"), "admin", PASSWORD);
     let application = admin.rest(
         expect("application-password", "account_edit", "admin"),
@@ -790,7 +790,7 @@ fn what_people_do_there() {
         multi.as_bytes(),
     );
 
-    // Somebody who may do little.
+    // A user with few rights.
     let mut dave = site.browser();
     dave.sign_in(expect("login-dave", "account_login", "dave"), "dave", PASSWORD);
     let refused = dave.rest(
@@ -801,7 +801,7 @@ fn what_people_do_there() {
         r#"{"title": "x"}"#,
     );
     assert_eq!(refused.status, 403, "{}", refused.text());
-    // With another's cookie in front of his own.
+    // With another user's cookie before his own.
     dave.cookies.insert("wordpress_logged_in_0".into(), "admin%7C1%7Cx%7Cx".into());
     dave.rest(
         expect("forged", "page_error", "dave"),

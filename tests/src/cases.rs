@@ -1,4 +1,4 @@
-//! Requests with a name each, and the events that became of them.
+//! Requests with names, and their events.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -19,7 +19,7 @@ pub const LOG: &str = "
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Waits until the requests of these names are logged and what was captured is delivered, and returns all
+/// Waits until the requests of these names are logged and their events are delivered, and returns all
 /// events by the names of their requests.
 ///
 /// # Panics
@@ -60,7 +60,7 @@ pub fn events<'c>(
     events
 }
 
-/// Whether that stands for an account that is not known: `unknown-` and 16 hexadecimal digits.
+/// Whether the name stands for an unknown account: `unknown-` and 16 hexadecimal digits.
 pub fn is_alias(user: &str) -> bool {
     let digits = user.strip_prefix("unknown-");
     digits.is_some_and(|d| d.len() == 16 && d.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -15,7 +15,7 @@ use fuser::{
     WriteFlags, spawn_mount,
 };
 
-/// Nothing is remembered by the kernel.
+/// The kernel caches nothing.
 const NO_TTL: Duration = Duration::ZERO;
 const GENERATION: Generation = Generation(0);
 const HANDLE: FileHandle = FileHandle(0);
@@ -34,7 +34,7 @@ struct Shared {
 }
 
 impl HangingDisk {
-    /// Mounts it at an empty directory; nothing where this machine does not let us.
+    /// Mounts the disk at an empty directory; `None` if this machine does not allow it.
     pub fn mount(path: &Path) -> Option<Self> {
         let shared = Arc::new(Shared::default());
         let disk = Disk { shared: shared.clone(), files: Mutex::default() };
@@ -63,7 +63,7 @@ impl HangingDisk {
 impl Drop for HangingDisk {
     fn drop(&mut self) {
         self.release();
-        // Lazily: of a test that fails, some process may not have ended yet.
+        // Lazily, because some process of a failed test may still be running.
         let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
         drop(self.session.take());
     }

@@ -1,15 +1,15 @@
-//! What the integration tests stand on.
+//! The helpers of the integration tests.
 //!
 //! * [`sensor`]: a stand-in for Tirreno's sensor that answers, decodes and loses events as the
 //!   measured server does.
 //! * [`nginx`]: starts, signals and inspects a real nginx in a directory of its own.
 //! * [`backend`]: the application behind nginx.
-//! * [`cases`]: requests with a name each, and the events that became of them.
+//! * [`cases`]: requests with names, and their events.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
 //! * [`hanging_disk`]: a file system whose calls hang in the kernel.
-//! * [`receivers`]: what takes audit records, rsyslog among it.
-//! * [`slow_sync`]: a disk that is slow to confirm that data last.
-//! * [`small_disk`]: a file system that is full soon.
+//! * [`receivers`]: receivers of audit records, among them rsyslog.
+//! * [`slow_sync`]: a disk that confirms writes slowly.
+//! * [`small_disk`]: a small file system, which is soon full.
 //! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.

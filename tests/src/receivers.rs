@@ -1,4 +1,4 @@
-//! What takes audit records: rsyslog, syslog-ng, and connections that a test itself serves.
+//! Receivers of audit records: rsyslog, syslog-ng, and connections that a test itself serves.
 //!
 //! Programs come from the directory in the environment variable `TEST_RECEIVERS`, which `ci/test` fills
 //! with Debian's packages, or else are the system's.
@@ -85,7 +85,7 @@ impl Rsyslog {
         Self::start_with(input, "maxMessageSize=\"64k\"")
     }
 
-    /// Starts it with the longest message that it takes as it is shipped.
+    /// Starts it with its default limit for the length of a message.
     ///
     /// # Panics
     /// When it does not start.
@@ -176,10 +176,10 @@ impl Rsyslog {
         wait_for(PATIENCE, "rsyslogd", || if path("pid").exists() { Ok(()) } else { Err(said()) });
     }
 
-    /// Stops it; what it has is written then.
+    /// Stops it, which makes it write everything it has received.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Gone or not, it is waited for.
+            // It is reaped, even if it has ended by itself.
             let _ = Command::new("kill").arg(child.id().to_string()).status();
             let _ = child.wait();
         }
@@ -195,7 +195,7 @@ impl Rsyslog {
         self.dir.path().join("socket")
     }
 
-    /// What it got from nginx so far.
+    /// The messages from nginx so far.
     pub fn messages(&self) -> Vec<Message> {
         let lines = fs::read_to_string(self.dir.path().join("messages")).unwrap_or_default();
         let whole = lines.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -310,7 +310,7 @@ impl SyslogNg {
 
 impl Drop for SyslogNg {
     fn drop(&mut self) {
-        // Gone or not, it is waited for.
+        // It is reaped, even if it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,12 +1,12 @@
-//! A disk that is slow to confirm that data last: what nginx and its module call for that is replaced by
-//! functions that wait first, while they are told to.
+//! A disk that confirms writes slowly: nginx's and the module's calls of `fsync` are replaced by functions
+//! that wait first, while a test wants them to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// `fsync` and `fdatasync`, in the place of the system's. Each call that waits leaves a byte in a file.
-/// Workers have no environment, so that the paths are compiled in.
+/// Replaces the system's `fsync` and `fdatasync`. Each call that waits appends a byte to a file. The paths
+/// are compiled in, because workers have no environment.
 const SOURCE: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,4 +1,4 @@
-//! A file system in memory that is full soon.
+//! A small file system in memory, which is soon full.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::process::Command;
 pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Mounts one of that size (`16m`) at a directory, which is made; nothing where this machine does not
-    /// let us.
+    /// Creates a directory, and mounts a file system of that size (`16m`) at it; `None` if this machine
+    /// does not allow it.
     ///
     /// # Panics
     /// When the directory cannot be made.

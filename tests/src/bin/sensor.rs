@@ -47,7 +47,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         options.keys.push(DEFAULT_KEY.to_owned());
     }
     options.observer = Some(Box::new(|event| {
-        // A closed standard output: there is nobody left to print for.
+        // Standard output is closed, so nobody reads the events.
         if writeln!(io::stdout(), "{}", event.to_line()).is_err() {
             process::exit(0);
         }

@@ -12,7 +12,7 @@ use tirreno_tests::sensor::{Param, Sensor, clean_utf8, parse_form};
 pub(crate) const PEOPLE: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
 /// The cookie that holds a session's token.
 pub(crate) const SESSION: &str = "SESSION";
-/// The cookie that says whose the session is, as Mattermost's `MMUSERID` does: for scripts in the page only.
+/// The cookie that names the session's user, like Mattermost's `MMUSERID`, only for scripts in the page.
 pub(crate) const USER: &str = "USER";
 
 /// The application, and the switch for the stand-in for Tirreno.

@@ -80,7 +80,7 @@ fn run() -> Result<()> {
     }
     let sensor = Arc::new(Sensor::try_start(SensorOptions {
         observer: Some(Box::new(|event| {
-            // Nobody reads any more: nginx's end follows below.
+            // Standard output is closed: nginx is stopped below.
             let _ = writeln!(io::stdout(), "event  {}", event.to_line());
         })),
         ..Default::default()
@@ -108,14 +108,14 @@ fn run() -> Result<()> {
     result
 }
 
-/// Writes the configuration and the key below the directory that is returned.
+/// Writes the configuration and the key, and returns their directory.
 fn prepare(options: &Options, sensor: &Sensor, application: &Backend) -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf").canonicalize()?;
     let prefix = std::env::temp_dir().join(format!("ngx-tirreno-demo-{}", options.port));
-    // What an earlier run left would be shown as this one's.
+    // The files of an earlier run would be shown as this run's.
     let _ = fs::remove_dir_all(&prefix);
     fs::create_dir_all(&prefix)?;
-    // Started by root, nginx's workers run as another user.
+    // If root starts it, nginx's workers are another user.
     let audit = prefix.join("audit");
     fs::create_dir(&audit)?;
     fs::set_permissions(&audit, Permissions::from_mode(0o777))?;

@@ -1,4 +1,4 @@
-//! What the demo shows, step by step. Each step makes its requests, waits for their events, and checks them.
+//! The steps of the demo. Each step makes its requests, waits for their events, and checks them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ use tirreno_tests::sensor::{Sensor, StoredEvent};
 use crate::app::{App, PEOPLE, SESSION, USER};
 use crate::{PATIENCE, Result};
 
-/// One that each browser sends.
+/// A header that each browser sends.
 const BROWSER: (&str, &str) = ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) Firefox/145.0");
-/// What must not be seen in any event or record.
+/// A text that no event or record may contain.
 const SECRET: &str = "do-not-show-this";
 
-/// Everything that a step may look at.
+/// The objects that the steps use.
 pub(crate) struct Tour {
     pub(crate) port: u16,
     pub(crate) sensor: Arc<Sensor>,
@@ -76,7 +76,8 @@ impl Tour {
         );
         let before = self.sensor.stored_count();
         self.request("GET", "/account", &[("Cookie", &format!("{USER}=alice"))], "")?;
-        // Events keep their order: with the next one there, that one would be, too.
+        // Events are stored in order: once the next event is there, an event of that request would be
+        // there, too.
         self.event("GET", "/town-square", &[("Cookie", &session(alice))], "")?;
         if self.sensor.stored_count() != before + 1 {
             return Err("a forged cookie made an event".into());

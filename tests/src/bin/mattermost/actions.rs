@@ -1,7 +1,7 @@
-//! What people and programs do there, refused actions and forgeries among it, and what is expected to be recorded.
+//! Actions of people and programs, including refused ones and forgeries, and their expected records.
 //!
-//! Each line has the action, the client, the request, its body, and: the status, the event's type, its user. Without a
-//! type there is to be no event.
+//! Each line has the action, the client, the request, its body, and the expected result: the status, the
+//! event's type, and its user. Without a type, no event is expected.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,15 +13,15 @@ use tirreno_tests::backend::{Answer, Backend, BackendRequest};
 
 use crate::run::{Body, Client, PASSWORD, Run};
 
-/// A picture of one dot.
+/// A picture of one pixel.
 const DOT: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
 const TEXT: &[u8] = b"Figures of the third quarter: all of them are good.\n";
 
-/// Texts and contents, which nobody is to read but those who are meant.
+/// Texts and contents that must not leave the requests.
 const WRITTEN: [&str; 5] = ["third quarter", "Hello, bob", "On my way", "I am sorry", "build is green"];
 
-/// No id that there is.
+/// An id that does not exist.
 const NONE: &str = "zzzzzzzzzzzzzzzzzzzzzzzzzz";
 
 const UPGRADE: [(&str, &str); 4] = [
@@ -31,7 +31,7 @@ const UPGRADE: [(&str, &str); 4] = [
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-/// Those who have a session in a browser, and where they work.
+/// The users with a session in a browser, and the objects that they work on.
 struct World {
     admin: Client,
     alice: Client,
@@ -39,7 +39,7 @@ struct World {
     carol: Client,
     /// Alice's telephone.
     phone: Client,
-    /// Has no session.
+    /// A client without a session.
     nobody: Client,
     team: String,
     channel: String,
@@ -47,7 +47,7 @@ struct World {
     file: String,
 }
 
-/// All of it.
+/// All actions.
 pub(crate) fn all(run: &mut Run) {
     run.secrets.extend(WRITTEN.map(str::to_owned));
     let mut world = accounts(run);
@@ -311,7 +311,7 @@ fn searches(run: &mut Run, world: &mut World) {
     run.act("Search for an emoji", alice, "POST /emoji/search", json!({ "term": "sm" }), "200");
 }
 
-/// What clients do on their own.
+/// Requests that clients make on their own.
 fn noise(run: &mut Run, world: &mut World) {
     let [alice_id, bob_id] = ["alice", "bob"].map(|name| run.id(name));
     let (channel, team, post) = (&world.channel, &world.team, &world.post);
@@ -356,7 +356,7 @@ fn profiles(run: &mut Run, world: &mut World) {
     if let Some(token) = run.sql("SELECT token FROM tokens WHERE type = 'password_recovery'") {
         run.act("… and resets it with the e-mail's token", &mut world.nobody, "POST /users/password/reset", json!({ "token": token, "new_password": PASSWORD }), "200 account_password_change nobody");
         run.act("… once more", &mut world.nobody, "POST /users/password/reset", json!({ "token": token, "new_password": PASSWORD }), "400 page_error nobody");
-        // That ended her sessions.
+        // This has ended her sessions.
         let mut carol = Client::browser("198.51.100.4");
         run.act("carol signs in anew", &mut carol, "POST /users/login", login("carol@example.com", PASSWORD), "200 account_login carol");
         world.carol = carol;
@@ -431,7 +431,7 @@ fn bots_and_hooks(run: &mut Run, world: &mut World) {
     run.act("… is deleted", admin, &format!("DELETE /commands/{command}"), (), "200 page_delete admin");
 }
 
-/// Mattermost lets another application in.
+/// Mattermost authorizes another application.
 fn oauth(run: &mut Run, world: &mut World) {
     let channel = world.channel.clone();
     let (admin, alice) = (&mut world.admin, &mut world.alice);
@@ -456,7 +456,7 @@ fn oauth(run: &mut Run, world: &mut World) {
     run.act("It is deleted", admin, &format!("DELETE /oauth/apps/{id}"), (), "200 page_delete admin");
 }
 
-/// Another server tells Mattermost who somebody is.
+/// Another server authenticates Mattermost's users.
 fn sso(run: &mut Run, world: &mut World) {
     let provider = Backend::answering(gitlab);
     let at = format!("http://{}", provider.address());
@@ -490,7 +490,7 @@ fn gitlab(request: &BackendRequest) -> Answer {
     Answer { status: 200, headers, body: body.to_string().into_bytes() }
 }
 
-/// The administrator's.
+/// The administrator's actions.
 fn server(run: &mut Run, world: &mut World) {
     let admin = &mut world.admin;
     let config = run.act("Settings are read", admin, "GET /config", (), "200 page_view admin").json;
@@ -534,7 +534,7 @@ fn sockets(run: &mut Run, world: &mut World) {
     run.act("… with alice's MMUSERID", &mut upgraded(&world.nobody).with_cookie("MMUSERID", &run.id("alice")), "GET /websocket", (), "101 page_view nobody");
 }
 
-/// Who says to be alice is not alice.
+/// A client that claims to be alice is not recorded as alice.
 fn forgeries(run: &mut Run, world: &mut World) {
     let alice_id = run.id("alice");
     let channel = world.channel.clone();
@@ -565,7 +565,7 @@ fn forgeries(run: &mut Run, world: &mut World) {
     run.act("bob's browser, sent by another site's page", &mut cross, "POST /posts", post, "401 page_error bob");
 }
 
-/// What an ordinary user may not do.
+/// Actions that an ordinary user is not allowed.
 fn refusals(run: &mut Run, world: &mut World) {
     let [alice_id, carol_id, admin_id] = ["alice", "carol", "admin"].map(|name| run.id(name));
     let carol = &mut world.carol;

@@ -1,4 +1,4 @@
-//! A working day of 40 users, in small: what they do in a day comes within minutes.
+//! A working day of 40 users, shortened to minutes.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::actions::{form, login};
 use crate::run::{Body, Client, PASSWORD, Run};
 
-/// Who works there.
+/// The users.
 const NAMES: [&str; 40] = [
     "ada", "alan", "amir", "anna", "barbara", "bela", "carlos", "chen", "clara", "david", "diana",
     "edith", "emil", "erika", "fatima", "felix", "frida", "george", "grace", "hanna", "henri",
@@ -27,10 +27,10 @@ const BROWSERS: [&str; 4] = [
 
 const CHANNELS: [&str; 5] = ["plans", "support", "releases", "lunch", "news"];
 
-/// How often everybody has something to do.
+/// How many actions each user makes.
 const ROUNDS: usize = 10;
 
-/// What there is to work on.
+/// The objects that the users work on.
 #[derive(Default)]
 struct Work {
     team: String,
@@ -40,7 +40,7 @@ struct Work {
     files: BTreeMap<String, String>,
 }
 
-/// All of it; whether all that was recorded arrived.
+/// Runs the day, and returns whether all records arrived.
 pub(crate) fn all(run: &mut Run) -> bool {
     let mut admin = Client::browser("198.51.100.250");
     let account = |name: &str, n: usize| {
@@ -76,7 +76,7 @@ pub(crate) fn all(run: &mut Run) -> bool {
     report(run)
 }
 
-/// Two of three sit at a desk, the third has a telephone.
+/// Two of three users have a browser, the third a telephone.
 fn client(n: usize) -> Client {
     let address = format!("198.51.100.{}", n + 1);
     let client = match n % 3 {
@@ -115,12 +115,12 @@ fn begin(run: &mut Run, person: &mut Client, n: usize, work: &Work) {
     }
 }
 
-/// One thing after another.
+/// One action after another.
 fn act(run: &mut Run, person: &mut Client, n: usize, round: usize, work: &mut Work) {
     let channel = work.channels[(n + round) % work.channels.len()].clone();
     let post = work.posts[&channel].clone();
     run.quiet(person, "POST /channels/members/me/view", json!({ "channel_id": channel }));
-    // What clients do besides, and nobody records.
+    // Requests that clients make besides, and that are not events.
     run.quiet(person, &format!("GET /channels/{channel}/posts"), ());
     run.quiet(person, "POST /users/status/ids", json!([run.id(NAMES[(n + 1) % NAMES.len()])]));
     match (n + round) % 8 {
@@ -159,7 +159,7 @@ fn act(run: &mut Run, person: &mut Client, n: usize, round: usize, work: &mut Wo
     }
 }
 
-/// Somebody tries names and passwords.
+/// An attacker tries names and passwords.
 fn attack(run: &mut Run, round: usize) {
     let mut client = Client::script("192.0.2.99", "");
     client.authorization = None;
@@ -167,7 +167,7 @@ fn attack(run: &mut Run, round: usize) {
         let name = format!("{name}{round}@example.com");
         run.quiet(&mut client, "POST /users/login", login(&name, "Password-1"));
     }
-    // No cookie and no name makes somebody of him.
+    // No cookie and no name makes the attacker a user.
     let victim = run.id(NAMES[round]);
     let mut forger = Client::browser("192.0.2.99").with_cookie("MMUSERID", &victim);
     run.quiet(&mut forger, "POST /posts", Body::Json(json!({ "channel_id": "", "message": "x" })));

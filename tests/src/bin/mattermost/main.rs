@@ -1,8 +1,8 @@
-//! A real Mattermost behind a real nginx with the module: makes requests as its clients do, and compares what is
-//! recorded with what is expected. `ci/applications/mattermost` starts Mattermost and runs this; with a real
-//! Tirreno in the place of the stand-in, `ci/applications/tirreno` does.
+//! A real Mattermost behind a real nginx with the module: makes requests as Mattermost's clients do, and
+//! compares the records with the expected ones. `ci/applications/mattermost` starts Mattermost and this
+//! program; `ci/applications/tirreno` does so with a real Tirreno instead of the stand-in.
 
-// A table: one line an action.
+// A table with one action a line.
 #[rustfmt::skip]
 mod actions;
 mod day;
@@ -33,7 +33,7 @@ Usage: mattermost --nginx PATH --module PATH --server HOST:PORT [OPTIONS]
 It prints a table of the actions as Markdown, and fails where something is recorded otherwise than expected.
 ";
 
-/// What the command line says.
+/// The options of the command line.
 #[derive(Default)]
 struct Options {
     nginx: PathBuf,
@@ -81,7 +81,7 @@ fn options() -> Result<Option<Options>, Box<dyn Error>> {
     Ok(Some(options))
 }
 
-/// Whether all was as expected.
+/// Runs the actions, and returns whether all records were as expected.
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let place = |sensor, key| Place {
         nginx: options.nginx.clone(),

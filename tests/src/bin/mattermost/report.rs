@@ -1,4 +1,4 @@
-//! What was recorded, beside what was expected.
+//! Compares the records with the expected ones.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -10,7 +10,7 @@ use tirreno_tests::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
 
 use crate::run::{Run, Step};
 
-/// Prints the table; whether all is as expected.
+/// Prints the table, and returns whether all records are as expected.
 pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
     let targets = run.settle();
     let log = fs::read_to_string(run.nginx.prefix().join("cases.log")).expect("the access log");
@@ -68,7 +68,7 @@ pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
     wrong.is_empty()
 }
 
-/// No secret is in what was sent, in nginx's files but for its configuration, or in its shared memory.
+/// Reports secrets in sent data, in nginx's files except its configuration, and in its shared memory.
 fn secrets(run: &Run, sensor: &Sensor, wrong: &mut Vec<String>) {
     let sent = |request: RequestRecord| ("sent".to_owned(), url_decode(&request.body));
     let mut remains: Vec<_> = sensor.requests().into_iter().map(sent).collect();
@@ -86,7 +86,7 @@ fn secrets(run: &Run, sensor: &Sensor, wrong: &mut Vec<String>) {
     }
     remains.push(("shared memory".to_owned(), run.nginx.shared_memory()));
     let mut found = 0;
-    // Shorter ones are found anywhere.
+    // Shorter texts would be found by chance.
     let secrets: Vec<_> = run.secrets.iter().filter(|secret| secret.len() >= 8).collect();
     for secret in &secrets {
         for (name, bytes) in &remains {
@@ -135,7 +135,7 @@ fn is_id(part: &str) -> bool {
 /// An audit record: its event, status and path.
 type Key = (String, String, String);
 
-/// What Mattermost records and the module does not: event, status, why.
+/// Mattermost's records that the module does not make: event, status, reason.
 const OTHERWISE: &[(&str, &str, &str)] = &[
     ("createUser", "fail", "an account that nobody got, asked for by nobody known"),
     ("getFile", "success", "a download is one event a user, file and minute"),
@@ -145,7 +145,7 @@ const OTHERWISE: &[(&str, &str, &str)] = &[
     ("sendVerificationEmail", "fail", "this version answers 200 nevertheless"),
 ];
 
-/// Which of Mattermost's own audit records have none of the module's beside them.
+/// Reports Mattermost's own audit records that have no record of the module.
 fn compare(run: &Run, path: &Path, wrong: &mut Vec<String>) {
     let mut ours: HashMap<Key, usize> = HashMap::new();
     for key in records(&run.nginx.prefix().join("logs/audit.log")) {
@@ -180,7 +180,7 @@ fn records(path: &Path) -> Vec<Key> {
         let record: Value = serde_json::from_str(line).ok()?;
         let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
         let event = match &*text("event") {
-            // Its name in later versions.
+            // The event's name in later versions.
             "Logout" => "logout".into(),
             event => event.to_owned(),
         };

@@ -1,4 +1,4 @@
-//! nginx before Mattermost, its clients, and what they have done.
+//! nginx before Mattermost, its clients, and their actions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -17,28 +17,28 @@ use tirreno_tests::nginx::Nginx;
 use tirreno_tests::tls::Authority;
 use tirreno_tests::wait::wait_for;
 
-/// What Mattermost is called, whatever its port.
+/// Mattermost's host name, whatever its port.
 const HOST: &str = "mattermost.example.com";
 
-/// Everybody's.
+/// All users' password.
 pub(crate) const PASSWORD: &str = "Correct-horse-1";
 
-/// Longer than an application waits before it gives a failed first step up.
+/// Longer than an application waits before it gives up a failed first step.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
 const PHONE: &str = "Mattermost Mobile/2.20.0+561 (iOS; 17.5.1; iPhone15,2)";
 const SCRIPT: &str = "python-requests/2.32.3";
 
-/// What there is to run with.
+/// The programs and servers for the run.
 pub(crate) struct Place {
     pub(crate) nginx: PathBuf,
     pub(crate) module: PathBuf,
     /// `HOST:PORT` of Mattermost.
     pub(crate) server: String,
-    /// Prints the rows of a statement.
+    /// The command that runs a statement and prints its rows.
     pub(crate) psql: Option<String>,
-    /// Where events go.
+    /// The URL to which events are sent.
     pub(crate) sensor: String,
     pub(crate) key: String,
 }
@@ -52,13 +52,13 @@ pub(crate) struct Step {
     pub(crate) method: String,
     /// Without arguments.
     pub(crate) path: String,
-    /// That was answered, and that was expected.
+    /// The actual and the expected status.
     pub(crate) status: (u16, u16),
-    /// The type and the user of its event, unless there is to be none.
+    /// The expected type and user of its event; `None` if no event is expected.
     pub(crate) expected: Option<(String, String)>,
 }
 
-/// nginx before Mattermost, and what was done there.
+/// nginx before Mattermost, and the actions so far.
 pub(crate) struct Run {
     pub(crate) nginx: Nginx,
     /// Mattermost's version.
@@ -66,7 +66,7 @@ pub(crate) struct Run {
     /// Names of users by their ids.
     pub(crate) names: HashMap<String, String>,
     pub(crate) steps: Vec<Step>,
-    /// What must be nowhere but in requests and answers.
+    /// Texts that may only be in requests and answers.
     pub(crate) secrets: BTreeSet<String>,
     psql: Option<String>,
     tls: Arc<ClientConfig>,
@@ -74,7 +74,7 @@ pub(crate) struct Run {
     _certificates: TempDir,
 }
 
-/// What a request carries.
+/// The body of a request.
 pub(crate) enum Body {
     None,
     Json(Value),
@@ -99,10 +99,10 @@ impl From<()> for Body {
 pub(crate) struct Client {
     agent: &'static str,
     address: String,
-    /// A browser says so; Mattermost then answers with cookies.
+    /// A browser says so in a header, and Mattermost then answers with cookies.
     is_browser: bool,
     pub(crate) cookies: BTreeMap<String, String>,
-    /// What `Authorization` says.
+    /// The header `Authorization`.
     pub(crate) authorization: Option<String>,
     /// More headers.
     pub(crate) headers: Vec<(&'static str, String)>,
@@ -135,7 +135,7 @@ impl Client {
         Self { authorization: Some(authorization.into()), ..Self::new(SCRIPT, address) }
     }
 
-    /// The same, of another make.
+    /// The same client with another `User-Agent`.
     pub(crate) fn named(self, agent: &'static str) -> Self {
         Self { agent, ..self }
     }
@@ -154,7 +154,7 @@ impl Client {
         client
     }
 
-    /// What the browser sends when another site's page makes it.
+    /// The request that the browser sends when another site's page makes it.
     pub(crate) fn sent_by_another_site(&self) -> Self {
         let mut client = Self { is_browser: false, ..self.clone() };
         client.cookies.remove("MMCSRF");
@@ -177,7 +177,7 @@ impl Client {
     }
 }
 
-/// What came back.
+/// Mattermost's answer.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) json: Value,
@@ -265,7 +265,7 @@ impl Run {
         run
     }
 
-    /// Makes a request whose record is of no interest.
+    /// Makes a request whose record does not matter.
     #[track_caller]
     pub(crate) fn quiet(
         &mut self,
@@ -276,8 +276,8 @@ impl Run {
         self.request("-", client, line, body.into()).0
     }
 
-    /// Makes a request: `line` is its method and its path, below `/api/v4` unless it begins with `~`. `expected`
-    /// is the answer's status and, where there is to be an event, its type and its user.
+    /// Makes a request. `line` is its method and its path, which is below `/api/v4` unless it begins with
+    /// `~`. `expected` is the answer's status and, if an event is expected, its type and its user.
     #[track_caller]
     pub(crate) fn act(
         &mut self,
@@ -292,7 +292,7 @@ impl Run {
         let mut words = expected.split(' ');
         let wanted = words.next().and_then(|status| status.parse().ok()).expect("a status");
         if answer.status != wanted {
-            // What follows may fail for it.
+            // Later actions may fail because of this one.
             eprintln!("{what}: {line}: {} instead of {wanted}: {}", answer.status, answer.json);
         }
         self.steps.push(Step {
@@ -375,7 +375,7 @@ impl Run {
         (answer, method.to_owned(), target)
     }
 
-    /// Answers tell whose an id is.
+    /// Learns from answers which user has which id.
     fn learn(&mut self, json: &Value) {
         let text = |name: &str| json[name].as_str().map(str::to_owned);
         let id = text("id").or_else(|| text("user_id"));
@@ -391,7 +391,7 @@ impl Run {
         found.unwrap_or_else(|| panic!("{name} is not known")).0.clone()
     }
 
-    /// A user's name, or what stands for a user who is not known.
+    /// A user's name, or the name for an unknown user.
     pub(crate) fn name(&self, user: &str) -> String {
         match user {
             "N/A" => "nobody".into(),
@@ -401,7 +401,7 @@ impl Run {
         }
     }
 
-    /// The first row of a statement in Mattermost's database; `None` where none is told of.
+    /// The first row of a statement in Mattermost's database; `None` without a command for it.
     pub(crate) fn sql(&self, statement: &str) -> Option<String> {
         let command = self.psql.as_ref()?;
         let mut words = command.split(' ');
@@ -411,7 +411,7 @@ impl Run {
         Some(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().into())
     }
 
-    /// Waits until all events are where they belong; what each target says of itself.
+    /// Waits until all events are delivered; returns the status of each target.
     pub(crate) fn settle(&self) -> BTreeMap<String, Value> {
         wait_for(PATIENCE, "the events to arrive", || {
             let targets = self.nginx.status("/status")["targets"].clone();
