@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Functions that the commands in this directory share: they run programs of Debian's packages, PostgreSQL and
-# Mattermost from directories. Each command sources ci/lib.sh first. $golang and $postgresql are directories of
-# debian_missing.
+# Functions that the commands in this directory share: they run programs of Debian's packages, PostgreSQL, Mattermost
+# and Nextcloud from directories. Each command sources ci/lib.sh first. $golang, $postgresql and $php are directories
+# of debian_missing.
 
 built=$CARGO_TARGET_DIR/applications
 
@@ -64,6 +64,9 @@ wait_until() {
         sleep 0.2
     done
 }
+
+# show FILE...: prints their ends.
+show() { tail -n 20 "$@" >&2 || true; }
 
 # show_log FILE: prints its last errors and warnings.
 show_log() { grep -E '"level":"(error|warn)"' "$1" | tail -n 20 >&2 || true; }
@@ -144,4 +147,80 @@ start_mattermost() {
         --disableconfigwatch >"$directory/logs/console.log" 2>&1) &
     wait_until Mattermost "$directory/logs/console.log" \
         curl --fail --silent --max-time 5 http://127.0.0.1:8065/api/v4/system/ping
+}
+
+# The extensions of PHP that Nextcloud needs, in the order in which they can be loaded.
+nextcloud_extensions=(ctype exif fileinfo gettext iconv pdo phar posix sysvsem tokenizer xml dom simplexml xmlreader
+    xmlwriter bcmath curl gd gmp intl mbstring sqlite3 pdo_sqlite zip)
+
+# php_settings DIRECTORY: writes the php.ini there.
+php_settings() {
+    local name file
+    {
+        printf '%s\n' 'memory_limit = 512M' 'display_errors = 0' 'sendmail_path = /bin/true' \
+            "sys_temp_dir = $1/tmp" "upload_tmp_dir = $1/tmp" "session.save_path = $1/tmp" \
+            'upload_max_filesize = 64M' 'post_max_size = 64M'
+        for name in opcache "${nextcloud_extensions[@]}"; do
+            file=$(extension "$name") || continue
+            [[ $name == opcache ]] && echo "zend_extension = $file" || echo "extension = $file"
+        done
+    } >"$1/php.ini"
+}
+
+# extension NAME: prints the path of an extension of PHP; some are built in.
+extension() {
+    local path
+    for path in "${php:?}"/usr/lib/php/2*/"$1.so" /usr/lib/php/2*/"$1.so"; do
+        [[ ! -e $path ]] || { echo "$path" && return; }
+    done
+    return 1
+}
+
+# install_nextcloud CHECKOUT DIRECTORY: with its settings and data there, and the account "admin". What slows down who
+# guesses passwords is switched off.
+install_nextcloud() {
+    local directory=$2 cli occ
+    cli=$(program "${php:?}" 'usr/bin/php[0-9]*') || return
+    occ=(as_nobody env PHP_INI_SCAN_DIR='' NEXTCLOUD_CONFIG_DIR="$directory/config" "$cli" -c "$directory/php.ini"
+        "$1/occ" --no-interaction)
+    php_settings "$directory" || return
+    cat >"$directory/config/run.config.php" <<-'EOF'
+	<?php
+	$CONFIG = [
+	    'trusted_domains' => ['cloud.example.com'],
+	    'overwrite.cli.url' => 'https://cloud.example.com',
+	    'has_internet_connection' => false,
+	    'appstoreenabled' => false,
+	    'updatechecker' => false,
+	    'skeletondirectory' => '',
+	    'auth.bruteforce.protection.enabled' => false,
+	    'ratelimit.protection.enabled' => false,
+	    'memcache.local' => '\\OC\\Memcache\\ArrayCache',
+	];
+	EOF
+    {
+        "${occ[@]}" maintenance:install --database=sqlite --data-dir="$directory/data" --admin-user=admin \
+            --admin-pass=Correct-horse-1 &&
+            "${occ[@]}" background:cron &&
+            "${occ[@]}" config:app:set password_policy enforceHaveIBeenPwned --value=0
+    } >"$directory/install.log" 2>&1
+}
+
+# start_php DIRECTORY: PHP-FPM with the php.ini there, at the socket php.sock.
+start_php() {
+    local directory=$1 fpm
+    fpm=$(program "${php:?}" 'usr/sbin/php-fpm[0-9]*') || return
+    cat >"$directory/fpm.conf" <<-EOF
+	[global]
+	error_log = $directory/fpm.log
+	daemonize = no
+	[www]
+	listen = $directory/php.sock
+	pm = static
+	pm.max_children = 3
+	env[NEXTCLOUD_CONFIG_DIR] = $directory/config
+	EOF
+    as_nobody env PHP_INI_SCAN_DIR='' "$fpm" -c "$directory/php.ini" -y "$directory/fpm.conf" \
+        >"$directory/fpm.out" 2>&1 &
+    wait_until PHP-FPM "$directory/fpm.out" test -S "$directory/php.sock"
 }

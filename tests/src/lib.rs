@@ -3,6 +3,7 @@
 //! * [`sensor`]: a stand-in for Tirreno's sensor that answers, decodes and loses events as the
 //!   measured server does.
 //! * [`nginx`]: starts, signals and inspects a real nginx in a directory of its own.
+//! * [`application`]: what tries a preset on a real application.
 //! * [`backend`]: the application behind nginx.
 //! * [`cases`]: requests with names, and their events.
 //! * [`client`]: HTTP/1, HTTP/2, WebSocket and raw clients.
@@ -16,6 +17,7 @@
 //!
 //! Everything here may panic: a panic is how a test fails.
 
+pub mod application;
 pub mod backend;
 pub mod cases;
 pub mod client;

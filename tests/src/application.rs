@@ -1,0 +1,232 @@
+//! What the programs share that try a preset on a real application: its clients, what they do, and what is recorded.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+
+use crate::cases::CASE;
+use crate::client::{Connection, Response};
+use crate::nginx::Nginx;
+use crate::sensor::{Sensor, StoredEvent};
+use crate::wait::wait_for;
+
+/// Longer than an application waits before it gives a failed first step up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A request whose record is expected.
+pub struct Step {
+    /// In words.
+    pub what: String,
+    /// Its name in nginx's log.
+    pub case: String,
+    /// `GET`, say.
+    pub method: String,
+    /// Without arguments.
+    pub path: String,
+    /// That was answered, and that was expected.
+    pub status: (u16, u16),
+    /// The type and the user of its event, unless there is to be none.
+    pub expected: Option<(String, String)>,
+}
+
+/// A request.
+pub struct Request<'a> {
+    /// Its name in nginx's log.
+    pub case: &'a str,
+    /// Its method and its target.
+    pub line: &'a str,
+    /// Beside `Host` and its name.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// As it is sent.
+    pub body: &'a [u8],
+}
+
+/// nginx before an application, and what was done there.
+pub struct Stage {
+    /// Before the application.
+    pub nginx: Nginx,
+    /// What was done, in order.
+    pub steps: Vec<Step>,
+    /// What must be nowhere but in requests and answers.
+    pub secrets: BTreeSet<String>,
+    host: &'static str,
+    tls: Arc<ClientConfig>,
+    requests: usize,
+}
+
+impl Stage {
+    /// An nginx that serves that host over TLS at `%PORT2%`.
+    pub fn new(nginx: Nginx, host: &'static str, tls: Arc<ClientConfig>) -> Self {
+        Self { nginx, steps: Vec::new(), secrets: BTreeSet::new(), host, tls, requests: 0 }
+    }
+
+    /// The name of the next step.
+    pub fn next_case(&self) -> String {
+        format!("s{}", self.steps.len())
+    }
+
+    /// Sends a request over a connection of its own.
+    #[track_caller]
+    pub fn send(&mut self, request: &Request<'_>) -> Response {
+        self.requests += 1;
+        let (method, target) = request.line.split_once(' ').expect("a method and a target");
+        let mut headers = vec![("Host", self.host), (CASE, request.case)];
+        headers.extend(request.headers);
+        let address = SocketAddr::from(([127, 0, 0, 1], self.nginx.port_n(2)));
+        Connection::open_tls(address, self.host, Arc::clone(&self.tls))
+            .and_then(|mut connection| connection.request(method, target, &headers, request.body))
+            .unwrap_or_else(|error| panic!("{}: {error}", request.line))
+    }
+
+    /// Notes what is expected of a request that was answered with that status: `expected` is the status and, where
+    /// there is to be an event, its type and its user. Whether the status is the expected one.
+    pub fn expect(&mut self, what: &str, line: &str, status: u16, expected: &str) -> bool {
+        let (method, target) = line.split_once(' ').expect("a method and a target");
+        let mut words = expected.split(' ');
+        let wanted = words.next().and_then(|status| status.parse().ok()).expect("a status");
+        self.steps.push(Step {
+            what: what.into(),
+            case: self.next_case(),
+            method: method.into(),
+            path: target.split('?').next().unwrap_or_default().into(),
+            status: (status, wanted),
+            expected: words
+                .next()
+                .map(|kind| (kind.into(), words.next().unwrap_or("nobody").into())),
+        });
+        status == wanted
+    }
+
+    /// Waits until all events are where they belong; what each target says of itself.
+    pub fn settle(&self) -> BTreeMap<String, Value> {
+        wait_for(PATIENCE, "the events to arrive", || {
+            let targets = self.nginx.status("/status")["targets"].clone();
+            let targets: BTreeMap<String, Value> = match targets {
+                Value::Object(targets) => targets.into_iter().collect(),
+                _ => return Err("no targets".into()),
+            };
+            match targets.values().all(|target| target["pending"] == json!(0)) {
+                true => Ok(targets),
+                false => Err(format!("{targets:?}")),
+            }
+        })
+    }
+
+    /// The events by the names of their requests.
+    ///
+    /// # Panics
+    /// When an event is of no request.
+    pub fn events(&self, sensor: &Sensor) -> HashMap<String, Vec<Arc<StoredEvent>>> {
+        let log = fs::read_to_string(self.nginx.prefix().join("cases.log")).expect("the log");
+        let cases: HashMap<&str, &str> = log
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ');
+                Some((words.next()?, words.next()?)).map(|(case, id)| (id, case))
+            })
+            .collect();
+        let mut events: HashMap<String, Vec<Arc<StoredEvent>>> = HashMap::new();
+        for event in sensor.stored() {
+            let id = event.trace_id.clone().unwrap_or_default();
+            let case =
+                cases.get(&*id).unwrap_or_else(|| panic!("of no request: {}", event.to_line()));
+            events.entry((*case).to_owned()).or_default().push(event);
+        }
+        events
+    }
+
+    /// Prints how many requests there were and what became of the events; adds what is wrong.
+    pub fn print_counts(&self, targets: &BTreeMap<String, Value>, wrong: &mut Vec<String>) {
+        let events = self.steps.iter().filter(|step| step.expected.is_some()).count();
+        println!(
+            "\n{} actions, {events} of them events; {} requests in all.",
+            self.steps.len(),
+            self.requests
+        );
+        for (name, target) in targets {
+            let counts = ["captured", "delivered", "rejected", "dropped", "merged", "withdrawn"];
+            let counts =
+                counts.map(|count| format!("{} {count}", target[count].as_u64().unwrap_or(0)));
+            println!("Target `{name}`: {}.", counts.join(", "));
+            if target["rejected"] != 0 || target["dropped"] != 0 {
+                wrong.push(format!("{name}: {target}"));
+            }
+        }
+    }
+
+    /// No secret is in what was sent, in nginx's files but for its configuration, or in its shared memory.
+    pub fn print_secrets(&self, sensor: &Sensor, wrong: &mut Vec<String>) {
+        let mut remains: Vec<(String, Vec<u8>)> = sensor
+            .requests()
+            .into_iter()
+            .map(|request| ("sent".to_owned(), request.body))
+            .collect();
+        let mut directories = vec![self.nginx.prefix().join("logs")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("nginx's directory") {
+                let path = entry.expect("nginx's directory").path();
+                match path.is_dir() {
+                    true => directories.push(path),
+                    false => remains
+                        .push((path.display().to_string(), fs::read(&path).unwrap_or_default())),
+                }
+            }
+        }
+        remains.push(("shared memory".to_owned(), self.nginx.shared_memory()));
+        let mut found = 0;
+        // Shorter ones are found anywhere.
+        let secrets: Vec<_> = self.secrets.iter().filter(|secret| secret.len() >= 8).collect();
+        for secret in &secrets {
+            for (name, bytes) in &remains {
+                if bytes.windows(secret.len()).any(|window| window == secret.as_bytes()) {
+                    found += 1;
+                    wrong.push(format!("a secret is in {name}: {secret}"));
+                }
+            }
+        }
+        println!("{} secrets were looked for, {found} found.", secrets.len());
+    }
+}
+
+/// Puts the cookies of an answer among those of a client.
+pub fn take_cookies(cookies: &mut BTreeMap<String, String>, response: &Response) {
+    for (name, value) in &response.headers {
+        if !name.eq_ignore_ascii_case("Set-Cookie") {
+            continue;
+        }
+        let value = String::from_utf8_lossy(value).into_owned();
+        let pair = value.split(';').next().unwrap_or_default();
+        let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
+        match text.is_empty() || value.contains("Max-Age=0") {
+            true => cookies.remove(name),
+            false => cookies.insert(name.to_owned(), text.to_owned()),
+        };
+    }
+}
+
+/// What a row of a table says beside the expectation: `yes`, or what was expected.
+pub fn as_expected(step: &Step, good: bool) -> String {
+    let (status, wanted) = step.status;
+    let expected = match &step.expected {
+        Some((kind, user)) => format!("{kind} of {user}"),
+        None => "nothing".into(),
+    };
+    match good {
+        true => "yes".into(),
+        false if status == wanted => format!("**no: {expected}**"),
+        false => format!("**no: {wanted}, {expected}**"),
+    }
+}
+
+/// What a cell of a table says of several values.
+pub fn cell(values: &[&str]) -> String {
+    match values.is_empty() {
+        true => "–".to_owned(),
+        false => values.join(", "),
+    }
+}
