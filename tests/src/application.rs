@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cases::CASE;
 use crate::client::{Connection, Response};
 use crate::nginx::Nginx;
-use crate::sensor::{Sensor, StoredEvent};
+use crate::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
 use crate::wait::wait_for;
 
 /// Longer than an application waits before it gives a failed first step up.
@@ -102,7 +102,12 @@ impl Stage {
         status == wanted
     }
 
-    /// Waits until all events are where they belong; what each target says of itself.
+    /// How many requests were made.
+    pub fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// Waits until all events are delivered; returns the status of each target.
     pub fn settle(&self) -> BTreeMap<String, Value> {
         wait_for(PATIENCE, "the events to arrive", || {
             let targets = self.nginx.status("/status")["targets"].clone();
@@ -117,10 +122,10 @@ impl Stage {
         })
     }
 
-    /// The events by the names of their requests.
+    /// The events, by the names of their requests in nginx's log.
     ///
     /// # Panics
-    /// When an event is of no request.
+    /// An event has no request.
     pub fn events(&self, sensor: &Sensor) -> HashMap<String, Vec<Arc<StoredEvent>>> {
         let log = fs::read_to_string(self.nginx.prefix().join("cases.log")).expect("the log");
         let cases: HashMap<&str, &str> = log
@@ -140,7 +145,7 @@ impl Stage {
         events
     }
 
-    /// Prints how many requests there were and what became of the events; adds what is wrong.
+    /// Prints the numbers of requests and events; reports events that were rejected or dropped.
     pub fn print_counts(&self, targets: &BTreeMap<String, Value>, wrong: &mut Vec<String>) {
         let events = self.steps.iter().filter(|step| step.expected.is_some()).count();
         println!(
@@ -159,13 +164,10 @@ impl Stage {
         }
     }
 
-    /// No secret is in what was sent, in nginx's files but for its configuration, or in its shared memory.
+    /// Reports secrets in sent data, in nginx's files except its configuration, and in its shared memory.
     pub fn print_secrets(&self, sensor: &Sensor, wrong: &mut Vec<String>) {
-        let mut remains: Vec<(String, Vec<u8>)> = sensor
-            .requests()
-            .into_iter()
-            .map(|request| ("sent".to_owned(), request.body))
-            .collect();
+        let sent = |request: RequestRecord| ("sent".to_owned(), url_decode(&request.body));
+        let mut remains: Vec<_> = sensor.requests().into_iter().map(sent).collect();
         let mut directories = vec![self.nginx.prefix().join("logs")];
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(directory).expect("nginx's directory") {
@@ -179,7 +181,7 @@ impl Stage {
         }
         remains.push(("shared memory".to_owned(), self.nginx.shared_memory()));
         let mut found = 0;
-        // Shorter ones are found anywhere.
+        // Shorter texts would be found by chance.
         let secrets: Vec<_> = self.secrets.iter().filter(|secret| secret.len() >= 8).collect();
         for secret in &secrets {
             for (name, bytes) in &remains {

@@ -49,7 +49,7 @@ struct World {
 
 /// All actions.
 pub(crate) fn all(run: &mut Run) {
-    run.secrets.extend(WRITTEN.map(str::to_owned));
+    run.stage.secrets.extend(WRITTEN.map(str::to_owned));
     let mut world = accounts(run);
     second_factor(run, &mut world);
     teams(run, &mut world);
@@ -417,7 +417,7 @@ fn bots_and_hooks(run: &mut Run, world: &mut World) {
     let hook = run.act("An incoming webhook", admin, "POST /hooks/incoming", json!({ "channel_id": channel, "display_name": "build" }), "201 page_edit admin").id();
     let mut ci = Client::script("203.0.113.30", "");
     ci.authorization = None;
-    run.secrets.insert(hook.clone());
+    run.stage.secrets.insert(hook.clone());
     run.act("… gets a message", &mut ci, &format!("POST ~/hooks/{hook}"), json!({ "text": "The build is green" }), "200 page_edit nobody");
     run.act("… one that does not exist", &mut ci, &format!("POST ~/hooks/{NONE}"), json!({ "text": "x" }), "400 page_error nobody");
     run.act("… is changed", admin, &format!("PUT /hooks/incoming/{hook}"), json!({ "id": hook, "channel_id": channel, "display_name": "builds" }), "201 page_edit admin");

@@ -175,8 +175,8 @@ fn attack(run: &mut Run, round: usize) {
 
 /// Prints what each target counted, as Markdown.
 fn report(run: &mut Run) -> bool {
-    let targets = run.settle();
-    println!("Mattermost {}: {} requests.\n", run.version, run.requests());
+    let targets = run.stage.settle();
+    println!("Mattermost {}: {} requests.\n", run.version, run.stage.requests());
     println!("| target | captured | delivered | merged | withdrawn | rejected | dropped |");
     println!("|---|---|---|---|---|---|---|");
     let mut good = true;

@@ -3,36 +3,24 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::Value;
-use tirreno_tests::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
+use tirreno_tests::application::{Step, as_expected, cell};
+use tirreno_tests::sensor::Sensor;
 
-use crate::run::{Run, Step};
+use crate::run::Run;
 
 /// Prints the table, and returns whether all records are as expected.
 pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
-    let targets = run.settle();
-    let log = fs::read_to_string(run.nginx.prefix().join("cases.log")).expect("the access log");
-    let cases: HashMap<&str, &str> = log
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split(' ');
-            Some((words.next()?, words.next()?)).map(|(case, id)| (id, case))
-        })
-        .collect();
-    let mut events: HashMap<&str, Vec<Arc<StoredEvent>>> = HashMap::new();
-    for event in sensor.stored() {
-        let id = event.trace_id.clone().unwrap_or_default();
-        let case = cases.get(&*id).unwrap_or_else(|| panic!("of no request: {}", event.to_line()));
-        events.entry(case).or_default().push(event);
-    }
+    let stage = &run.stage;
+    let targets = stage.settle();
+    let events = stage.events(sensor);
     println!("Mattermost {}, behind nginx with nginx-conf/mattermost.conf.\n", run.version);
     println!("| action | request | status | event | user | as expected |");
     println!("|---|---|---|---|---|---|");
     let mut wrong = Vec::new();
-    for step in &run.steps {
-        let found = events.get(&*step.case).map_or(&[][..], |events| events);
+    for step in &stage.steps {
+        let found = events.get(&step.case).map_or(&[][..], |events| events);
         let recorded: Vec<_> =
             found.iter().map(|e| (e.event_type.clone(), run.name(&e.user_name))).collect();
         let flags: Vec<_> = found.iter().flat_map(|event| event.flagged.iter()).collect();
@@ -44,74 +32,18 @@ pub(crate) fn print(run: &Run, sensor: &Sensor, audit: Option<&Path>) -> bool {
             wrong.push(format!("{}: {recorded:?} {flags:?}", step.what));
         }
     }
-    let events = run.steps.iter().filter(|step| step.expected.is_some()).count();
-    println!(
-        "\n{} actions, {events} of them events; {} requests in all.",
-        run.steps.len(),
-        run.requests()
-    );
-    for (name, target) in &targets {
-        let counts = ["captured", "delivered", "rejected", "dropped", "merged", "withdrawn"];
-        let counts = counts.map(|count| format!("{} {count}", target[count].as_u64().unwrap_or(0)));
-        println!("Target `{name}`: {}.", counts.join(", "));
-        if target["rejected"] != 0 || target["dropped"] != 0 {
-            wrong.push(format!("{name}: {target}"));
-        }
-    }
+    stage.print_counts(&targets, &mut wrong);
     if let Some(path) = audit {
         compare(run, path, &mut wrong);
     }
-    secrets(run, sensor, &mut wrong);
+    stage.print_secrets(sensor, &mut wrong);
     for line in &wrong {
         eprintln!("NOT AS EXPECTED  {line}");
     }
     wrong.is_empty()
 }
 
-/// Reports secrets in sent data, in nginx's files except its configuration, and in its shared memory.
-fn secrets(run: &Run, sensor: &Sensor, wrong: &mut Vec<String>) {
-    let sent = |request: RequestRecord| ("sent".to_owned(), url_decode(&request.body));
-    let mut remains: Vec<_> = sensor.requests().into_iter().map(sent).collect();
-    let mut directories = vec![run.nginx.prefix().join("logs")];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).expect("nginx's directory") {
-            let path = entry.expect("nginx's directory").path();
-            match path.is_dir() {
-                true => directories.push(path),
-                false => {
-                    remains.push((path.display().to_string(), fs::read(&path).unwrap_or_default()))
-                }
-            }
-        }
-    }
-    remains.push(("shared memory".to_owned(), run.nginx.shared_memory()));
-    let mut found = 0;
-    // Shorter texts would be found by chance.
-    let secrets: Vec<_> = run.secrets.iter().filter(|secret| secret.len() >= 8).collect();
-    for secret in &secrets {
-        for (name, bytes) in &remains {
-            if bytes.windows(secret.len()).any(|window| window == secret.as_bytes()) {
-                found += 1;
-                wrong.push(format!("a secret is in {name}: {secret}"));
-            }
-        }
-    }
-    println!("{} secrets were looked for, {found} found.", secrets.len());
-}
-
 fn row(run: &Run, step: &Step, recorded: &[(String, String)], good: bool) -> String {
-    let pair = |(kind, user): &(String, String)| format!("{kind} of {user}");
-    let join = |values: Vec<&str>| match values.is_empty() {
-        true => "–".to_owned(),
-        false => values.join(", "),
-    };
-    let (status, wanted) = step.status;
-    let expected = step.expected.as_ref().map_or("nothing".into(), pair);
-    let expected = match good {
-        true => "yes".into(),
-        false if status == wanted => format!("**no: {expected}**"),
-        false => format!("**no: {wanted}, {expected}**"),
-    };
     let path = run
         .names
         .iter()
@@ -119,12 +51,14 @@ fn row(run: &Run, step: &Step, recorded: &[(String, String)], good: bool) -> Str
     let path: Vec<_> =
         path.split('/').map(|part| if is_id(part) { "{id}" } else { part }).collect();
     format!(
-        "| {} | `{} {}` | {status} | {} | {} | {expected} |",
+        "| {} | `{} {}` | {} | {} | {} | {} |",
         step.what,
         step.method,
         path.join("/"),
-        join(recorded.iter().map(|(kind, _)| &**kind).collect()),
-        join(recorded.iter().map(|(_, user)| &**user).collect()),
+        step.status.0,
+        cell(&recorded.iter().map(|(kind, _)| &**kind).collect::<Vec<_>>()),
+        cell(&recorded.iter().map(|(_, user)| &**user).collect::<Vec<_>>()),
+        as_expected(step, good),
     )
 }
 
@@ -148,7 +82,7 @@ const OTHERWISE: &[(&str, &str, &str)] = &[
 /// Reports Mattermost's own audit records that have no record of the module.
 fn compare(run: &Run, path: &Path, wrong: &mut Vec<String>) {
     let mut ours: HashMap<Key, usize> = HashMap::new();
-    for key in records(&run.nginx.prefix().join("logs/audit.log")) {
+    for key in records(&run.stage.nginx.prefix().join("logs/audit.log")) {
         *ours.entry(key).or_default() += 1;
     }
     let theirs = records(path);

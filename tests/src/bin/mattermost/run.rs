@@ -1,30 +1,23 @@
 //! nginx before Mattermost, its clients, and their actions.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Duration;
 
-use rustls::ClientConfig;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::cases::{self, CASE};
-use tirreno_tests::client::{Connection, Response};
+use tirreno_tests::application::{Request, Stage, take_cookies};
+use tirreno_tests::cases;
+use tirreno_tests::client::Response;
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::tls::Authority;
-use tirreno_tests::wait::wait_for;
 
 /// Mattermost's host name, whatever its port.
 const HOST: &str = "mattermost.example.com";
 
 /// All users' password.
 pub(crate) const PASSWORD: &str = "Correct-horse-1";
-
-/// Longer than an application waits before it gives up a failed first step.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
 const PHONE: &str = "Mattermost Mobile/2.20.0+561 (iOS; 17.5.1; iPhone15,2)";
@@ -43,34 +36,14 @@ pub(crate) struct Place {
     pub(crate) key: String,
 }
 
-/// A request whose record is expected.
-pub(crate) struct Step {
-    /// In words.
-    pub(crate) what: String,
-    /// Its name in nginx's log.
-    pub(crate) case: String,
-    pub(crate) method: String,
-    /// Without arguments.
-    pub(crate) path: String,
-    /// The actual and the expected status.
-    pub(crate) status: (u16, u16),
-    /// The expected type and user of its event; `None` if no event is expected.
-    pub(crate) expected: Option<(String, String)>,
-}
-
-/// nginx before Mattermost, and the actions so far.
+/// nginx before Mattermost, and what was done there.
 pub(crate) struct Run {
-    pub(crate) nginx: Nginx,
+    pub(crate) stage: Stage,
     /// Mattermost's version.
     pub(crate) version: String,
     /// Names of users by their ids.
     pub(crate) names: HashMap<String, String>,
-    pub(crate) steps: Vec<Step>,
-    /// Texts that may only be in requests and answers.
-    pub(crate) secrets: BTreeSet<String>,
     psql: Option<String>,
-    tls: Arc<ClientConfig>,
-    requests: usize,
     _certificates: TempDir,
 }
 
@@ -160,21 +133,6 @@ impl Client {
         client.cookies.remove("MMCSRF");
         client
     }
-
-    fn take_cookies(&mut self, response: &Response) {
-        for (name, value) in &response.headers {
-            if !name.eq_ignore_ascii_case("Set-Cookie") {
-                continue;
-            }
-            let value = String::from_utf8_lossy(value).into_owned();
-            let pair = value.split(';').next().unwrap_or_default();
-            let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
-            match text.is_empty() || value.contains("Max-Age=0") {
-                true => self.cookies.remove(name),
-                false => self.cookies.insert(name.to_owned(), text.to_owned()),
-            };
-        }
-    }
 }
 
 /// Mattermost's answer.
@@ -249,15 +207,13 @@ impl Run {
             .http(cases::LOG)
             .server("location = /status { tirreno_status; }")
             .start();
+        let mut stage = Stage::new(nginx, HOST, authority.client_config());
+        stage.secrets.insert(PASSWORD[1..PASSWORD.len() - 1].to_owned());
         let mut run = Self {
-            nginx,
+            stage,
             version: String::new(),
             names: HashMap::new(),
-            steps: Vec::new(),
-            secrets: BTreeSet::from([PASSWORD[1..PASSWORD.len() - 1].to_owned()]),
             psql: place.psql,
-            tls: authority.client_config(),
-            requests: 0,
             _certificates: certificates,
         };
         let mut nobody = Client::browser("198.51.100.66");
@@ -287,24 +243,12 @@ impl Run {
         body: impl Into<Body>,
         expected: &str,
     ) -> Answer {
-        let case = format!("s{}", self.steps.len());
-        let (answer, method, target) = self.request(&case, client, line, body.into());
-        let mut words = expected.split(' ');
-        let wanted = words.next().and_then(|status| status.parse().ok()).expect("a status");
-        if answer.status != wanted {
-            // Later actions may fail because of this one.
-            eprintln!("{what}: {line}: {} instead of {wanted}: {}", answer.status, answer.json);
+        let case = self.stage.next_case();
+        let (answer, line) = self.request(&case, client, line, body.into());
+        if !self.stage.expect(what, &line, answer.status, expected) {
+            // What follows may fail for it.
+            eprintln!("{what}: {line}: {} instead of {expected}: {}", answer.status, answer.json);
         }
-        self.steps.push(Step {
-            what: what.into(),
-            case,
-            method,
-            path: target.split('?').next().unwrap_or_default().into(),
-            status: (answer.status, wanted),
-            expected: words
-                .next()
-                .map(|kind| (kind.into(), words.next().unwrap_or("nobody").into())),
-        });
         answer
     }
 
@@ -315,18 +259,15 @@ impl Run {
         client: &mut Client,
         line: &str,
         body: Body,
-    ) -> (Answer, String, String) {
+    ) -> (Answer, String) {
         let (method, path) = line.split_once(' ').expect("a method and a path");
         let target = match path.strip_prefix('~') {
             Some(path) => path.to_owned(),
             None => format!("/api/v4{path}"),
         };
-        self.requests += 1;
         let pair = |(name, value): (&String, &String)| format!("{name}={value}");
         let cookies = client.cookies.iter().map(pair).collect::<Vec<_>>().join("; ");
         let mut headers = vec![
-            ("Host", HOST),
-            (CASE, case),
             ("User-Agent", client.agent),
             ("X-Forwarded-For", &client.address),
             ("Accept-Encoding", "gzip, deflate, br"),
@@ -355,24 +296,27 @@ impl Run {
                 bytes
             }
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], self.nginx.port_n(2)));
-        let response = Connection::open_tls(address, HOST, Arc::clone(&self.tls))
-            .and_then(|mut connection| connection.request(method, &target, &headers, &body))
-            .unwrap_or_else(|error| panic!("{line}: {error}"));
-        client.take_cookies(&response);
+        let line = format!("{method} {target}");
+        let request = Request { case, line: &line, headers: &headers, body: &body };
+        let response = self.stage.send(&request);
+        take_cookies(&mut client.cookies, &response);
         let json: Value = serde_json::from_slice(&response.body).unwrap_or_default();
         self.learn(&json);
         let tokens = ["MMAUTHTOKEN", "MMCSRF"];
-        self.secrets.extend(tokens.iter().filter_map(|name| client.cookies.get(*name).cloned()));
-        self.secrets.extend(response.header("Token"));
+        self.stage
+            .secrets
+            .extend(tokens.iter().filter_map(|name| client.cookies.get(*name).cloned()));
+        self.stage.secrets.extend(response.header("Token"));
         let names = ["token", "access_token", "client_secret", "secret", "invite_id"];
-        self.secrets.extend(names.iter().filter_map(|name| json[name].as_str().map(str::to_owned)));
+        self.stage
+            .secrets
+            .extend(names.iter().filter_map(|name| json[name].as_str().map(str::to_owned)));
         let token = response.header("Token").filter(|_| target.ends_with("/users/login"));
         if let Some(token) = token.filter(|_| !client.is_browser) {
             client.authorization = Some(format!("BEARER {token}"));
         }
         let answer = Answer { status: response.status, json, response: Some(response) };
-        (answer, method.to_owned(), target)
+        (answer, line)
     }
 
     /// Learns from answers which user has which id.
@@ -409,25 +353,5 @@ impl Run {
         let output = output.expect("psql runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Some(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().into())
-    }
-
-    /// Waits until all events are delivered; returns the status of each target.
-    pub(crate) fn settle(&self) -> BTreeMap<String, Value> {
-        wait_for(PATIENCE, "the events to arrive", || {
-            let targets = self.nginx.status("/status")["targets"].clone();
-            let targets: BTreeMap<String, Value> = match targets {
-                Value::Object(targets) => targets.into_iter().collect(),
-                _ => return Err("no targets".into()),
-            };
-            match targets.values().all(|target| target["pending"] == json!(0)) {
-                true => Ok(targets),
-                false => Err(format!("{targets:?}")),
-            }
-        })
-    }
-
-    /// How many requests were made.
-    pub(crate) fn requests(&self) -> usize {
-        self.requests
     }
 }
