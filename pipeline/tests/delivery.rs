@@ -416,8 +416,11 @@ fn a_spool_that_cannot_be_used_is_done_without_until_it_can() {
     (0..50).for_each(|i| push(&mut worker, "u", &i.to_string()));
     wait("delivered from memory", || bench.delivered() == 50);
     assert!(bench.log.drain().any(|m| m.text.contains("spool: ")));
+    let state = || bench.zone.totals(0).state;
+    assert_eq!(state(), State::Degraded);
     std::fs::create_dir(&missing).unwrap();
     wait("works", || bench.log.drain().any(|m| m.text.contains("it works again")));
+    wait("is no more degraded", || state() == State::Ok);
     (50..100).for_each(|i| push(&mut worker, "u", &i.to_string()));
     wait("delivered from the spool", || bench.zone.totals(0).stored.delivered == 50);
     assert_eq!(bench.delivered(), 100);

@@ -326,6 +326,13 @@ impl Inbox {
         self.state().failing = Some(fault);
     }
 
+    /// The target can take events again.
+    pub fn works(&self) {
+        let mut state = self.state();
+        state.failing = None;
+        self.end_degraded(&mut state);
+    }
+
     /// Shows counters and logs messages that are due; called once a second while anything happens.
     pub fn tick(&self) {
         let state = self.state();
@@ -576,7 +583,7 @@ impl Inbox {
     }
 
     fn end_degraded(&self, state: &mut State) {
-        if state.degraded && state.queue.in_memory() == 0 {
+        if state.degraded && state.failing.is_none() && state.queue.in_memory() == 0 {
             state.degraded = false;
             self.ledger.show_degraded(self.slot, false);
             self.log(Level::Notice, "it keeps up again");

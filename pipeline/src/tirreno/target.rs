@@ -684,6 +684,9 @@ impl TirrenoTarget {
             self.last_read = now;
         }
         self.show_waiting(inbox, store, now);
+        if store.fault().is_none() {
+            inbox.works();
+        }
         // What is in memory, because the spool takes nothing, comes behind what is in the spool, unless that
         // cannot even be opened, or not be read for a while.
         if !self.stores && (read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD)
