@@ -733,6 +733,15 @@ const WORDPRESS: App = App {
         ),
         ("reset", &[("Cookie", "wp-resetpass-0a1b=bob%3A5ecret")]),
         ("resets", &[("Cookie", "wp-resetpass-x=victim%3Ax; wp-resetpass-0a1b=bob%3A5ecret")]),
+        // A new password, and the session that it begins.
+        (
+            "password",
+            &[("Cookie", "wordpress_logged_in_0a1b2c3d=ann%7C1700000000%7C5ecret%7C5ecret")],
+        ),
+        (
+            "renewed",
+            &[("Cookie", "wordpress_logged_in_0a1b2c3d=ann%7C1800000000%7C5ecret%7C5ecret")],
+        ),
         ("signup", &[]),
         ("xml", &[]),
         ("array", &[]),
@@ -750,6 +759,11 @@ const WORDPRESS: App = App {
             "set_cookie=wordpress_test_cookie%3DWP\
              &set_cookie=wordpress_logged_in_0a1b2c3d%3Dann%257C1700000000%257C5ecret%257C5ecret",
         ),
+        (
+            "renewed",
+            "set_cookie=wordpress_logged_in_0a1b2c3d%3D%2520;%20Max-Age%3D0\
+             &set_cookie=wordpress_logged_in_0a1b2c3d%3Dann%257C1800000000%257C5ecret%257C5ecret",
+        ),
         ("fault", "body=<fault><int>403</int>"),
         ("done", "body=<methodResponse><params>"),
         ("again", "body=<form%20id=%22resetpassform%22>"),
@@ -766,6 +780,7 @@ const WORDPRESS: App = App {
     bodies: &[
         ("reset", "pass1=5ecret&pass2=5ecret"),
         ("resets", "pass1=5ecret&pass2=5ecret"),
+        ("password", "pass1=5ecret&pass2=5ecret"),
         ("signup", "user_name=victim&user_email=victim%40example.com"),
         (
             "xml",
