@@ -15,19 +15,13 @@ use tirreno_tests::sensor::{Rate, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::wait_for;
 
 const SOON: Duration = Duration::from_secs(60);
+/// How soon a real event must be stored.
+const STORED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long an attack lasts.
 fn length() -> Duration {
-    Duration::from_secs(if is_full() { 120 } else { 20 })
-}
-
-/// How soon a real event must be stored: within ten seconds if nothing else runs on the machine.
-fn stored_within() -> Duration {
-    Duration::from_secs(if is_full() { 10 } else { 30 })
-}
-
-fn is_full() -> bool {
-    std::env::var_os("TEST_FULL").is_some()
+    let is_full = std::env::var_os("TEST_FULL").is_some();
+    Duration::from_secs(if is_full { 120 } else { 20 })
 }
 
 /// The kind of attack.
@@ -259,7 +253,7 @@ fn attack(site: &Site, flood: Flood, faults: Faults) -> Made {
         "{flood:?}, {faults:?}: {} real, the slowest after {slowest:?}; {attacked} of the attack",
         stored.len()
     );
-    assert!(slowest < stored_within(), "{slowest:?}");
+    assert!(slowest < STORED_WITHIN, "{slowest:?}");
     Made { attack: attacked, real: answered.len(), with_faults: faults != Faults::None }
 }
 

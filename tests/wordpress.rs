@@ -15,6 +15,7 @@ use std::{env, io};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
+use tirreno_tests::application::{cookie_header, take_cookies};
 use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{Connection, Response};
 use tirreno_tests::nginx::Nginx;
@@ -323,8 +324,7 @@ impl Browser<'_> {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Response {
-        let pair = |(name, value): (&String, &String)| format!("{name}={value}");
-        let cookies = self.cookies.iter().map(pair).collect::<Vec<_>>().join("; ");
+        let cookies = cookie_header(&self.cookies);
         let mut all = vec![("Host", HOST), (CASE, case)];
         if !cookies.is_empty() {
             all.push(("Cookie", &cookies));
@@ -335,18 +335,7 @@ impl Browser<'_> {
             Connection::open(address)?.request(method, target, &all, body)
         };
         let response = made().unwrap_or_else(|error| panic!("{method} {target}: {error}"));
-        for (name, value) in &response.headers {
-            if !name.eq_ignore_ascii_case("Set-Cookie") {
-                continue;
-            }
-            let value = String::from_utf8_lossy(value).into_owned();
-            let pair = value.split(';').next().unwrap_or_default();
-            let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
-            match text.is_empty() || text == "%20" || text == "+" || value.contains("Max-Age=0") {
-                true => self.cookies.remove(name),
-                false => self.cookies.insert(name.to_owned(), text.to_owned()),
-            };
-        }
+        take_cookies(&mut self.cookies, &response);
         response
     }
 

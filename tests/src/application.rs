@@ -1,4 +1,5 @@
-//! What the programs share that try a preset on a real application: its clients, what they do, and what is recorded.
+//! What the programs and tests that try a preset on a real application share: its clients, their actions, and the
+//! records of these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -15,7 +16,7 @@ use crate::nginx::Nginx;
 use crate::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
 use crate::wait::wait_for;
 
-/// Longer than an application waits before it gives a failed first step up.
+/// Longer than a failed first step waits for the login that withdraws it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A request whose record is expected.
@@ -28,9 +29,9 @@ pub struct Step {
     pub method: String,
     /// Without arguments.
     pub path: String,
-    /// That was answered, and that was expected.
+    /// The actual and the expected status.
     pub status: (u16, u16),
-    /// The type and the user of its event, unless there is to be none.
+    /// The expected type and user of its event; `None` if no event is expected.
     pub expected: Option<(String, String)>,
 }
 
@@ -46,13 +47,13 @@ pub struct Request<'a> {
     pub body: &'a [u8],
 }
 
-/// nginx before an application, and what was done there.
+/// nginx before an application, and the actions so far.
 pub struct Stage {
-    /// Before the application.
+    /// The nginx.
     pub nginx: Nginx,
-    /// What was done, in order.
+    /// The actions, in order.
     pub steps: Vec<Step>,
-    /// What must be nowhere but in requests and answers.
+    /// Texts that may only be in requests and answers.
     pub secrets: BTreeSet<String>,
     host: &'static str,
     tls: Arc<ClientConfig>,
@@ -204,11 +205,18 @@ pub fn take_cookies(cookies: &mut BTreeMap<String, String>, response: &Response)
         let value = String::from_utf8_lossy(value).into_owned();
         let pair = value.split(';').next().unwrap_or_default();
         let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
-        match text.is_empty() || value.contains("Max-Age=0") {
+        // WordPress clears with a blank.
+        match matches!(text, "" | "%20" | "+") || value.contains("Max-Age=0") {
             true => cookies.remove(name),
             false => cookies.insert(name.to_owned(), text.to_owned()),
         };
     }
+}
+
+/// The header `Cookie` with a client's cookies.
+pub fn cookie_header(cookies: &BTreeMap<String, String>) -> String {
+    let pair = |(name, value): (&String, &String)| format!("{name}={value}");
+    cookies.iter().map(pair).collect::<Vec<_>>().join("; ")
 }
 
 /// What a row of a table says beside the expectation: `yes`, or what was expected.

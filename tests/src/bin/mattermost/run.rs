@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::application::{Request, Stage, take_cookies};
+use tirreno_tests::application::{Request, Stage, cookie_header, take_cookies};
 use tirreno_tests::cases;
 use tirreno_tests::client::Response;
 use tirreno_tests::nginx::Nginx;
@@ -265,8 +265,7 @@ impl Run {
             Some(path) => path.to_owned(),
             None => format!("/api/v4{path}"),
         };
-        let pair = |(name, value): (&String, &String)| format!("{name}={value}");
-        let cookies = client.cookies.iter().map(pair).collect::<Vec<_>>().join("; ");
+        let cookies = cookie_header(&client.cookies);
         let mut headers = vec![
             ("User-Agent", client.agent),
             ("X-Forwarded-For", &client.address),

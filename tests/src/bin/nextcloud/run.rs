@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::application::{Request, Stage, take_cookies};
+use tirreno_tests::application::{Request, Stage, cookie_header, take_cookies};
 use tirreno_tests::cases;
 use tirreno_tests::client::Response;
 use tirreno_tests::nginx::Nginx;
@@ -331,8 +331,7 @@ impl Run {
 
     #[track_caller]
     fn request(&mut self, case: &str, client: &mut Client, line: &str, body: &Body<'_>) -> Answer {
-        let pair = |(name, value): (&String, &String)| format!("{name}={value}");
-        let cookies = client.cookies.iter().map(pair).collect::<Vec<_>>().join("; ");
+        let cookies = cookie_header(&client.cookies);
         let mut headers = vec![("User-Agent", client.agent), ("X-Forwarded-For", &client.address)];
         if line.contains("/ocs/") {
             headers.push(("OCS-APIRequest", "true"));
