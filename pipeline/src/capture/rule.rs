@@ -177,18 +177,19 @@ impl<T: Text> Condition<T> {
                 Test::AnswerHas(text.map_err(|error: TextError| key.wrong(error))?)
             }
             None => {
-                // A regular expression extends to the end of the text.
-                let equals = text.iter().position(|b| matches!(b, b'=' | b'~'));
-                match equals.filter(|at| text[*at] == b'=') {
-                    Some(at) => {
-                        let value = Value::parse(&text[..at], Purpose::Look, format, compile)
-                            .map_err(wrong)?;
+                let mut value = |text| Value::parse(text, Purpose::Look, format, compile);
+                let equals = text.iter().enumerate().filter(|(_, byte)| **byte == b'=');
+                // A regular expression may hold a `=`, too: it ends at the first before which it is complete.
+                let split = equals.map(|(at, _)| at).find_map(|at| match value(&text[..at]) {
+                    Err(ValueError::Regex(_)) => None,
+                    value => Some((at, value)),
+                });
+                match split {
+                    Some((at, value)) => {
                         let list = text[at + 1..].split(|b| *b == b',').map(Into::into);
-                        Test::OneOf(value, list.collect())
+                        Test::OneOf(value.map_err(wrong)?, list.collect())
                     }
-                    None => {
-                        Test::On(Value::parse(text, Purpose::Look, format, compile).map_err(wrong)?)
-                    }
+                    None => Test::On(value(text).map_err(wrong)?),
                 }
             }
         };
