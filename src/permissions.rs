@@ -70,13 +70,21 @@ fn can(user: Option<&User>, path: &Path, how: libc::c_int) -> io::Result<()> {
 /// # Errors
 /// Why not.
 pub(crate) fn check_directory_of(path: &Path, user: Option<&User>) -> Result<(), String> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
+    check_directory(path.parent().unwrap_or(Path::new("/")), user)
+}
+
+/// Whether `user` (without one: this process) can create and rename files in `directory`.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn check_directory(directory: &Path, user: Option<&User>) -> Result<(), String> {
     can(user, directory, libc::W_OK | libc::X_OK).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             format!("the directory \"{}\" does not exist, make it", directory.display())
         }
         _ => format!(
-            "the workers cannot write in the directory \"{}\": {error}, give it to their user",
+            "the workers cannot write in the directory \"{}\": {error}, give it to their user, and let \
+             that user enter those above it",
             directory.display()
         ),
     })
@@ -84,7 +92,6 @@ pub(crate) fn check_directory_of(path: &Path, user: Option<&User>) -> Result<(),
 
 /// Whether the user can access `path`. A child process becomes that user and asks the kernel.
 ///
-/// No thread does, though one can be another user than its process: whoever may signal a thread may
 /// A thread could become the user, too. But another process of that user could then signal the thread, which
 /// may kill the whole process, the master.
 fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
@@ -243,7 +250,7 @@ fn workers_id(core: Option<&ngx_core_conf_t>) -> Option<u32> {
 }
 
 /// Whether this process can use `path`.
-pub(crate) fn access(path: &Path, how: libc::c_int) -> io::Result<()> {
+fn access(path: &Path, how: libc::c_int) -> io::Result<()> {
     access_path(&CString::new(path.as_os_str().as_bytes())?, how)
 }
 

@@ -21,7 +21,7 @@ use tirreno_pipeline::identity::state::{self, State, Step};
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
-use crate::permissions::{User, access, answers, check_directory_of, check_file};
+use crate::permissions::{User, answers, check_directory, check_directory_of, check_file};
 use crate::{TirrenoModule, guarded};
 
 /// The default of `tirreno_zone`, and the step in which it grows: with a few more workers the size stays the
@@ -100,11 +100,7 @@ fn prepare(shm: &mut ngx_shm_zone_t, main: &mut MainConf, old: Option<Zone>) -> 
     main.lookup_mark = keys.mark(zone.instance());
     main.accounts = Some(zone.known_accounts(&keys));
     main.keys = Some(keys);
-    for target in &main.targets {
-        if let Some(spool) = &target.spool {
-            check_directory(&spool.path)?;
-        }
-    }
+    check_spools(main)?;
     check_files(main)?;
     warn_of_consoles(main);
     let mut slots = 0;
@@ -194,10 +190,15 @@ pub(crate) fn announce(log: *mut ngx_log_t, main: &MainConf) {
     }
 }
 
-/// Checks that a spool's directory can be written to. nginx has made it and given it to the workers' user.
-fn check_directory(path: &Path) -> Result<(), String> {
-    access(path, libc::W_OK | libc::X_OK)
-        .map_err(|error| format!("spool: \"{}\" cannot be used: {error}", path.display()))
+/// nginx has made the spools' directories and given them to the workers' user, who may still not reach them.
+fn check_spools(main: &MainConf) -> Result<(), String> {
+    let user = core_conf(main).and_then(User::of);
+    let spools = main.targets.iter().filter_map(|target| Some((target, target.spool.as_ref()?)));
+    for (target, spool) in spools {
+        check_directory(&spool.path, user.as_ref())
+            .map_err(|error| format!("target \"{}\": {error} in {}", target.name, spool.place))?;
+    }
+    Ok(())
 }
 
 /// Files that workers write and rename: nginx does not make their directories.

@@ -801,6 +801,28 @@ fn a_path_that_cannot_be_used_is_an_error_at_the_start() {
 }
 
 #[test]
+fn a_directory_that_the_workers_cannot_reach_is_an_error_at_the_start() {
+    if !is_root() {
+        println!("skipped: only root can start workers as another user");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let above = dir.path().join("above");
+    fs::create_dir(&above).unwrap();
+    let test = |mode: u32| {
+        fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
+        let path = above.join("spool").display().to_string();
+        Bench::build("", |b| b.var("SPOOL", &path).user("nobody nogroup")).nginx.test()
+    };
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+    let (good, said) = test(0o700);
+    let must = format!("the workers cannot write in the directory \"{}/spool\"", above.display());
+    assert!(!good && said.contains(&must) && said.contains("nginx.conf:"), "{said}");
+    let (good, said) = test(0o711);
+    assert!(good, "{said}");
+}
+
+#[test]
 fn a_directory_that_is_somebody_elses_is_not_given_to_the_workers() {
     if !is_root() {
         println!("skipped: only root can start workers as another user");

@@ -124,6 +124,7 @@ impl Bench {
         let mut target = self.setup.targets[0].clone();
         target.spool = Some(SpoolConfig {
             path: dir.into(),
+            place: String::new(),
             max_size: 1 << 30,
             max_age: Duration::from_secs(3600),
             when_full: WhenFull::DropOldest,

@@ -146,6 +146,7 @@ fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
     let (cf, args) = (&mut *s.cf, s.args);
     let mut spool = SpoolConfig {
         path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
+        place: cf.place().to_string(),
         max_size: 1 << 30,
         max_age: Duration::from_secs(7 * 24 * 60 * 60),
         when_full: WhenFull::DropOldest,

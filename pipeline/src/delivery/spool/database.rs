@@ -87,10 +87,12 @@ pub enum WhenFull {
 }
 
 /// The parameter `spool`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SpoolConfig {
     /// The directory.
     pub path: PathBuf,
+    /// Where the directory stands in the configuration, for messages.
+    pub place: String,
     /// The most bytes of events.
     pub max_size: u64,
     /// The maximum age of an event.

@@ -27,6 +27,7 @@ impl Bench {
         let dir = TempDir::new().unwrap();
         let config = SpoolConfig {
             path: dir.path().into(),
+            place: String::new(),
             max_size: 1 << 30,
             max_age: Duration::from_secs(3600),
             when_full: WhenFull::DropOldest,
