@@ -1286,6 +1286,7 @@ fn values_come_from_the_request_and_its_answer() {
            tirreno_event page_view   * /answer  user=set_cookie:wp_*~^([^|]+);
            tirreno_event page_edit   * /if      if=arg:do=edit,save if=!arg:draft;
            tirreno_event page_delete * /if      if=arg:do~^(del);
+           tirreno_event page_delete * /if      if=arg:do~^remove=(all);
            tirreno_event page_edit   * /if      if=arg:do~^([^=]+)\=(?:now|=)=move,star;
            tirreno_event page_search * /if      status=!404,!5xx;
            tirreno_event page_edit   * /moved   status=location:/done;
@@ -1313,6 +1314,7 @@ fn values_come_from_the_request_and_its_answer() {
         ("GET", "/if?do=save", "page_edit"),
         ("GET", "/if?do=edit&draft=1", "page_search"),
         ("GET", "/if?do=delete", "page_delete"),
+        ("GET", "/if?do=remove%3Dall", "page_delete"),
         ("GET", "/if?do=move%3Dnow", "page_edit"),
         ("GET", "/if?do=star%3D%3D", "page_edit"),
         ("GET", "/if?do=copy%3Dnow", "page_search"),

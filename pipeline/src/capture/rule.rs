@@ -179,9 +179,12 @@ impl<T: Text> Condition<T> {
             None => {
                 let mut value = |text| Value::parse(text, Purpose::Look, format, compile);
                 let equals = text.iter().enumerate().filter(|(_, byte)| **byte == b'=');
-                // A regular expression may hold a `=`, too: it ends at the first before which it is complete.
+                // A regular expression may hold a `=`, too. Behind its first group, where something follows, a
+                // `=` begins the list, because only a group is worth a comparison.
                 let split = equals.map(|(at, _)| at).find_map(|at| match value(&text[..at]) {
                     Err(ValueError::Regex(_)) => None,
+                    Ok(value) if value.groups() == Some(0) => None,
+                    Ok(value) if value.groups().is_some() && text[at + 1..].is_empty() => None,
                     value => Some((at, value)),
                 });
                 match split {

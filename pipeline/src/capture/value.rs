@@ -251,6 +251,11 @@ impl<T: Text> Value<T> {
         self
     }
 
+    /// How many groups its regular expression has; `None` without one.
+    pub fn groups(&self) -> Option<usize> {
+        self.regex.as_ref().map(|regex| regex.captures_len() - 1)
+    }
+
     /// How far the value is trusted as the user of a request.
     pub fn trust(&self) -> Trust {
         self.trust
