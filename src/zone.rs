@@ -4,7 +4,7 @@ use core::ffi::c_void;
 use core::{mem, ptr};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use nginx_sys::{

@@ -308,8 +308,7 @@ impl Inbox {
             self.leave_unreported(&drops);
         }
         if moved.backed > 0 && !mem::replace(&mut state.degraded, true) {
-            self.ledger.show_degraded(self.slot, true);
-            self.ledger.show_fault(self.slot, state.failing.unwrap_or(Fault::Stalled));
+            self.ledger.show_degraded(self.slot, state.failing.unwrap_or(Fault::Stalled));
         }
         // If the target knows the reason, it logs that itself.
         if moved.backed > 0 && state.failing.is_none() && state.said.may(Instant::now()) {
@@ -416,7 +415,7 @@ impl Inbox {
             self.leave_unreported(&drops);
         }
         self.ledger.show_oldest(self.slot, 0);
-        self.ledger.show_degraded(self.slot, false);
+        self.ledger.end_degraded(self.slot);
         if rest > 0 {
             let why = reason.text();
             let text = format!("{rest} events could not be delivered, {why}; dropped");
@@ -585,7 +584,7 @@ impl Inbox {
     fn end_degraded(&self, state: &mut State) {
         if state.degraded && state.failing.is_none() && state.queue.in_memory() == 0 {
             state.degraded = false;
-            self.ledger.show_degraded(self.slot, false);
+            self.ledger.end_degraded(self.slot);
             self.log(Level::Notice, "it keeps up again");
         }
     }

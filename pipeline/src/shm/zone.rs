@@ -677,14 +677,15 @@ impl Zone {
         let (stored, spooled, collected) = counters.stored();
         let captured = counters.captured.0.load(Relaxed);
         let dropped = std::array::from_fn(|r| counters.dropped[r].load(Relaxed));
-        let fault = Fault::unpack(counters.fault.load(Relaxed));
         let oldest_ms = counters.oldest_ms.load(Relaxed) as i64;
-        let state = match State::from_number(counters.state.load(Relaxed)) {
+        // Read before the fault, which is written first: a bad state always has a reason.
+        let state = match State::from_number(counters.state.load(Acquire)) {
             // This state tells the reason itself.
             State::Waiting => State::Waiting,
-            _ if counters.degraded.load(Relaxed) != 0 => State::Degraded,
+            _ if counters.degraded.load(Acquire) != 0 => State::Degraded,
             state => state,
         };
+        let fault = Fault::unpack(counters.fault.load(Relaxed));
         Totals {
             state,
             captured: stored.collected + captured.saturating_sub(spooled),
@@ -936,9 +937,15 @@ impl Ledger {
         });
     }
 
-    /// Shows whether events are in memory only that should be on disk.
-    pub fn show_degraded(&self, slot: usize, is: bool) {
-        self.account(slot).degraded.store(u32::from(is), Relaxed);
+    /// Events are in memory only that should be on disk.
+    pub fn show_degraded(&self, slot: usize, fault: Fault) {
+        self.show_fault(slot, fault);
+        self.account(slot).degraded.store(1, Release);
+    }
+
+    /// All events are on disk again that should be.
+    pub fn end_degraded(&self, slot: usize) {
+        self.account(slot).degraded.store(0, Release);
     }
 
     /// `n` held events were merged into another one.
@@ -1055,8 +1062,8 @@ impl Ledger {
     /// Shows how delivery goes.
     pub fn show(&self, slot: usize, state: State, fault: Option<Fault>) {
         if self.is_newest(slot) {
-            self.account(slot).state.store(state as u32, Relaxed);
             fault.into_iter().for_each(|fault| self.show_fault(slot, fault));
+            self.account(slot).state.store(state as u32, Release);
         }
     }
 
@@ -1070,8 +1077,8 @@ impl Ledger {
     pub fn show_fault(&self, slot: usize, fault: Fault) {
         if self.is_newest(slot) {
             let account = self.account(slot);
-            account.fault.store(fault.pack(), Relaxed);
             account.fault_ms.store(wall_ms() as u64, Relaxed);
+            account.fault.store(fault.pack(), Relaxed);
         }
     }
 
