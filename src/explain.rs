@@ -158,7 +158,7 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
         out.push_str("outcome: attempt\n");
     }
     if decision.is_first_step {
-        out.push_str("first step: yes, a good login withdraws it\n");
+        out.push_str("first step: yes, a successful login withdraws it\n");
     }
     let whose = &decision.whose;
     let _ = match &*whose.user {

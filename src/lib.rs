@@ -2,15 +2,15 @@
 //!
 //! This crate is what touches nginx; everything else is in `tirreno-pipeline`:
 //!
-//! - [`directives`] are read into what [`conf`] holds,
+//! - [`directives`] has the directives, [`conf`] the configuration that they are read into,
 //! - [`zone`] asks nginx for the shared memory,
 //! - [`permissions`] tells whether the workers' user can use a file,
 //! - [`request`] is the one safe view of a request,
-//! - [`bits`] are the single bits of nginx's own structure, as a C compiler finds them,
+//! - [`bits`] reads those single bits of a request that bindgen misplaces, through C,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
 //! - [`filters`] read what rules ask of a request's body and of its answer, as they pass,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
-//! - [`response`] is what rules ask of a response, [`variables`] shows what became of a request,
+//! - [`response`] is the view of a response that rules read, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
 //! - [`explain`] says for `ci/explain` what would become of a request,
 //! - [`status`] answers `tirreno_status`.

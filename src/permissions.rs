@@ -92,8 +92,8 @@ pub(crate) fn check_directory(directory: &Path, user: Option<&User>) -> Result<(
 
 /// Whether the user can access `path`. A child process becomes that user and asks the kernel.
 ///
-/// A thread could become the user, too. But another process of that user could then signal the thread, which
-/// may kill the whole process, the master.
+/// A thread could become the user, too. But another process of that user could then signal the thread, and so
+/// kill the whole process, which is the master.
 fn access_as(user: &User, path: &Path, how: libc::c_int) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: it allocates nothing and takes no lock.

@@ -1,5 +1,5 @@
 //! The user of a login: the account that a body names, what the module learns from it, and failed logins
-//! that were only the first step of a good one.
+//! that were only the first step of a successful one.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -178,7 +178,7 @@ fn a_failed_login_is_of_the_account_that_the_body_names() {
     {
         site.assert_failed_as(body, UNREADABLE);
     }
-    // A good login of a mobile application, with no cookie in the answer.
+    // A successful login of a mobile application, with no cookie in the answer.
     site.post("/login", &[("Cookie", "user=victim")], &json("ann@example.com"));
     assert_eq!(site.event(), ("account_login".to_owned(), "u1".to_owned()));
     site.assert_no_secret();
@@ -397,7 +397,7 @@ fn a_request_cannot_teach_whose_an_account_is() {
 }
 
 #[test]
-fn a_failure_before_a_good_login_is_its_first_half() {
+fn a_failure_before_a_successful_login_is_its_first_half() {
     for target in ["", "spool %PREFIX%/spool;"] {
         let mut site = Site::start(target, SERVER, |builder| builder);
         let post = |path: &str, name: &str, address: &str| {
@@ -408,10 +408,10 @@ fn a_failure_before_a_good_login_is_its_first_half() {
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 1);
         site.wait_count("delivered", 1);
-        // A wrong password is sent at once, and no good login withdraws it.
+        // A wrong password is sent at once, and no successful login withdraws it.
         post(FAILED, "ann", here);
         site.wait_count("delivered", 2);
-        // A good login withdraws only the failure directly before it, of the same account from the same
+        // A successful login withdraws only the failure directly before it, of the same account from the same
         // address.
         for (name, address) in [("ann", here), ("ann", here), ("bob", here), ("ann", there)] {
             post(STEP, name, address);
@@ -420,13 +420,13 @@ fn a_failure_before_a_good_login_is_its_first_half() {
         post(GOOD, "ann", here);
         site.wait_count("withdrawn", 2);
         site.wait_count("delivered", 3);
-        // A second good login would need another failure to withdraw.
+        // A second successful login would need another failure to withdraw.
         post(GOOD, "ann", there);
         post(GOOD, "ann", there);
         site.wait_count("withdrawn", 3);
         site.wait_count("delivered", 5);
         assert_eq!((site.count("pending"), site.count("captured")), (2, 10), "{target}");
-        // Failures without a good login are sent, and at once if nginx stops.
+        // Failures without a successful login are sent, and at once if nginx stops.
         let kinds = |site: &Site, kind: &str| {
             site.sensor.stored().iter().filter(|event| event.event_type == kind).count()
         };
@@ -536,7 +536,7 @@ fn a_failure_that_nothing_follows_is_sent_after_the_delay() {
         site.sensor.wait_stored(2, SOON).unwrap();
         let codes: Vec<_> = site.sensor.stored().iter().map(|e| e.url.clone()).collect();
         assert_eq!(codes, ["/login?status=400", STEP], "{target}");
-        // The good login comes too late.
+        // The successful login comes too late.
         site.post(GOOD, &[("X-Address", "192.0.2.1")], &json("ann"));
         site.wait_count("delivered", 3);
         assert_eq!(site.count("withdrawn"), 0);

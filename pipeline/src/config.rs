@@ -288,7 +288,7 @@ pub struct TirrenoConfig {
     pub accept_200: bool,
     /// Whether what was accepted just before the server failed is sent again.
     pub resend: bool,
-    /// How long a failed login waits for a good one that follows it, as with a second factor; zero: it does not
+    /// How long a failed login waits for a successful one that follows it, as with a second factor; zero: it does not
     /// wait.
     pub login_fail_delay: Duration,
 }

@@ -148,7 +148,7 @@ pub struct Capture<'a> {
     pub rank: Rank,
     /// Whether it is unknown how the request ended.
     pub is_attempt: bool,
-    /// Whether it is a failed login that a good login withdraws.
+    /// Whether it is a failed login that a successful login withdraws.
     pub is_first_step: bool,
     /// The peer's address; `None` for a Unix socket.
     pub ip: Option<IpAddr>,
@@ -445,7 +445,7 @@ impl<'a> Record<'a> {
         self.bytes[82] & ATTEMPT != 0
     }
 
-    /// Whether it is a failed login that a good login withdraws.
+    /// Whether it is a failed login that a successful login withdraws.
     pub fn is_first_step(&self) -> bool {
         self.bytes[82] & FIRST_STEP != 0
     }

@@ -6,7 +6,6 @@
 //! binary upgrade, and `logrotate`, after which the path names another file. A writer first makes sure that the
 //! last line is complete.
 //!
-//! The file `audit.log` becomes `audit-2026-01-31T23-59-59.999.log`, with the time of its rotation in
 //! The file `audit.log` is rotated to `audit-2026-01-31T23-59-59.999.log`, with the time of the rotation in
 //! UTC, as Mattermost names its own. After the next rotation it is compressed and ends with `.gz`: until then,
 //! a reader that follows the log can read its end. A thread compresses and deletes; the next process finishes

@@ -138,7 +138,7 @@ pub struct Decision<'e, 'p, T> {
     pub rank: Rank,
     /// Whether it is only an attempt: it is unknown whether the action took place.
     pub is_attempt: bool,
-    /// Whether it is a failed login that a good login withdraws.
+    /// Whether it is a failed login that a successful login withdraws.
     pub is_first_step: bool,
     /// Whether it is an event even without a user.
     pub anonymous: bool,
@@ -484,7 +484,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         })
     }
 
-    /// Learns the account's user from a good login. Returns the account if it is the user's.
+    /// Learns the account's user from a successful login. Returns the account if it is the user's.
     fn learn(&self, account: &Account<'_>, whose: &Whose<'_>) -> Option<[u8; 8]> {
         let (accounts, key) = (self.accounts?, account.key.as_ref()?);
         if self.kind == EventType::AccountLoginFail {

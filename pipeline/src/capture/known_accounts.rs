@@ -1,4 +1,4 @@
-//! The users of accounts' names: learned from good logins, used for failed ones.
+//! The users of accounts' names: learned from successful logins, used for failed ones.
 //!
 //! The table lies in the shared zone. It contains no name, only a keyed hash of the name, and the user's id. It
 //! takes no lock: an entry that was torn by two writers, or by the death of one, does not match its checksum,
@@ -149,7 +149,7 @@ impl KnownAccounts {
         AccountKey { tag, place: [a, b].map(u64::from_ne_bytes), alias }
     }
 
-    /// Learns from a good login that the account is `id`'s. If it was another user's before, it is in dispute
+    /// Learns from a successful login that the account is `id`'s. If it was another user's before, it is in dispute
     /// until the next login confirms it. An id over [`MAX_ID`] is not learned.
     pub fn learn(&self, key: &AccountKey, id: &[u8], now_ms: i64) {
         if id.is_empty() || id.len() > MAX_ID || self.table.is_empty() {

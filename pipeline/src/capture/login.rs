@@ -1,8 +1,8 @@
-//! Good and failed logins of one account from one address.
+//! Successful and failed logins of one account from one address.
 //!
 //! An application with a second factor first answers a right password with a failure, and then asks for the
-//! second factor: that failure is no attack. A failure that a rule's `first_step=` describes waits, and a good
-//! login of the same account and address withdraws it. Every other failure is sent at once.
+//! second factor: that failure is no attack. A failure that a rule's `first_step=` describes waits, and a
+//! successful login of the same account and address withdraws it. Every other failure is sent at once.
 
 use crate::event::{EventType, Param};
 use crate::hash::stable_hash;

@@ -7,7 +7,7 @@ use crate::event::EventType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Rank {
-    /// Good logins, logouts, changes of accounts.
+    /// Successful logins, logouts, changes of accounts.
     One = 1,
     /// Changes of content.
     Two = 2,

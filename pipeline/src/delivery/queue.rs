@@ -859,7 +859,7 @@ mod tests {
         (0..60).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "u", time), None));
         assert_eq!(lent(&mut queue, [99; 4]).len(), 40);
         (60..64).for_each(|time| assert_eq!(offer_of(&mut queue, Rank::Four, "u", time), None));
-        // Those of a higher rank go on being lent, and take the place of what is not.
+        // Events of a higher rank are still lent, and take the place of those that are not lent.
         for time in 100..116 {
             assert_eq!(offer_of(&mut queue, Rank::Three, "v", time), None);
         }
@@ -872,7 +872,7 @@ mod tests {
             assert!(dropped.count == 1 && dropped.last_ms < 200, "{dropped:?}");
         }
         assert_eq!(lent(&mut queue, [99; 4]), (200..220).collect::<Vec<_>>());
-        // Another of the lowest rank goes when half of the queue is not lent any more.
+        // The next event of the lowest rank is lent once less than half of the queue is lent.
         let size = of(Rank::One, "w", 1).len();
         (0..40).for_each(|_| queue.returned(size));
         assert_eq!(offer_of(&mut queue, Rank::Four, "u", 300), None);

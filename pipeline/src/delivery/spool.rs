@@ -1,7 +1,7 @@
-//! What is not delivered yet, on disk.
+//! The spool: events on disk that are not delivered yet.
 //!
-//! [`Spool`] is what a target's threads use, [`database`] what lies behind it; [`lock`] decides which
-//! process sends.
+//! The threads of a target use a [`Spool`], which keeps the events in a [`database`]. A [`lock`] allows one
+//! process to send them.
 
 pub mod database;
 mod handle;

@@ -361,7 +361,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A handshake is signed with the certificate's key: the signature is what cannot be verified.
+/// The fault behind a handshake's signature that cannot be verified: the server signs it with the key of its
+/// certificate, so that key's algorithm is the unsupported one.
 fn unsupported_key(error: rustls::Error) -> rustls::Error {
     match error {
         rustls::Error::InvalidCertificate(

@@ -1,10 +1,9 @@
 //! The order of events within one rank: users take turns, so that many events of one user do not delay the
 //! events of others.
 //!
-//! An event's place is a number that is given when it comes, from what is known then of its user: the turn
-//! An event gets its place when it comes, from its user's state at that moment: the turn after its user's last
-//! one, but never a turn that is over (start-time fair queuing). A sender that follows these numbers lets users
-//! take turns, and keeps the order of each user's events.
+//! An event gets its place, a number, when it comes: in the turn after its user's last one, but never in a turn
+//! that is over (start-time fair queuing). A sender that follows these numbers lets users take turns, and keeps
+//! the order of each user's events.
 
 use std::collections::HashMap;
 
@@ -67,7 +66,7 @@ impl Turns {
         // Turns are counted from one, so that no place is 0.
         user.events[r] = user.events[r].max(now).max(TURN - 1) + 1;
         if user.events[r] / TURN * PLACES + self.place <= order.served {
-            // A place whose turn is over would never be looked for.
+            // The sender does not go back to a place that it has passed.
             user.events[r] = (user.events[r] / TURN + 1) * TURN;
         }
         let place = user.events[r] / TURN * PLACES + self.place;

@@ -5,9 +5,8 @@
 //! skipped, and so is one that is older than what is known. The file contains tokens and account names as keyed
 //! hashes, and user ids in clear.
 //!
-//! Every instance of nginx appends what it learned within a second, while it holds the file's lock, and
 //! Each instance of nginx appends what it learns within a second, while it holds the file's lock, and reads
-//! what others append. When the file is rewritten, outdated entries are left out.
+//! what others have appended. When the file is rewritten, outdated entries are left out.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};

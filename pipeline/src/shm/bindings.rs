@@ -7,15 +7,13 @@
 //! Entry 0   what the slot holds, with a checksum
 //! Entry 1   …
 //! ```
-//! A token may lie in two buckets, which its hash names; in a table that is full to four fifths nothing
 //! A token may lie in one of two buckets, which its hash selects; in a table that is up to four fifths full, no
 //! entry has to be evicted. Any process may be killed between two instructions: a torn entry does not match its
 //! checksum, and counts as empty.
 //!
-//! What makes room for a new session is what costs least: first a binding that no later request used,
-//! A new session evicts the entry that costs least: first a binding that no later request used, then the oldest
-//! of the user with the most, then the least recently used. A user has at most [`PER_USER`], so that nobody
-//! evicts others' sessions by signing in again and again.
+//! In a fuller table a new session evicts an entry: first a binding that no later request has used, then the
+//! oldest binding of the user with the most, then the least recently used one. A user has at
+//! most [`PER_USER`], so that nobody evicts others' sessions by signing in again and again.
 
 use std::cmp::Reverse;
 use std::mem::size_of;

@@ -11,7 +11,7 @@ use crate::shm::version::Version;
 
 /// So many rejected events of a target are listed.
 pub const LISTED: usize = 50;
-/// The longest trace id that Tirreno takes is shorter than this, in words of 8 bytes.
+/// Room for the longest trace id that Tirreno takes, in words of 8 bytes.
 const TRACE_WORDS: usize = 5;
 
 /// A rejected event.
@@ -39,8 +39,8 @@ impl Rejected {
     }
 }
 
-/// A trace id of letters, digits and hyphens: what else there may be in a database that others can write
-/// is none.
+/// A trace id of letters, digits and hyphens. Other programs can write to a spool; a text with any other character
+/// in the place of a trace id becomes an empty one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceId(String);
 

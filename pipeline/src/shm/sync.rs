@@ -53,7 +53,8 @@ mod kind {
     /// Records begin and end on these boundaries.
     const WORD: usize = 8;
 
-    /// Bytes whose every word loom watches: it fails where a process may read what another one is writing.
+    /// The same for loom, which watches each word: a model fails if one process may read a word while another
+    /// one writes it.
     pub(crate) struct Room<const N: usize> {
         bytes: UnsafeCell<[u8; N]>,
         words: Vec<loom::cell::UnsafeCell<()>>,
@@ -66,7 +67,7 @@ mod kind {
         }
 
         /// # Safety
-        /// As where this is not a model.
+        /// The range lies in the room, and nobody writes it while the slice is used.
         pub(crate) unsafe fn read(&self, range: Range<usize>) -> &[u8] {
             self.words(&range).iter().for_each(|word| word.with(|_| ()));
             // SAFETY: the caller's promise.

@@ -823,7 +823,7 @@ pub struct Totals {
     pub dropped: [u64; DropReason::ALL.len()],
     /// Events that were merged into others.
     pub merged: u64,
-    /// Failed logins that were the first half of a good one.
+    /// Failed logins that were the first half of a successful one.
     pub withdrawn: u64,
     /// In segments, in queues, in the spool, or on their way.
     pub pending: u64,

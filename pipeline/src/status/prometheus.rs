@@ -19,7 +19,9 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
         ("delivered_events", "Events that the target has taken.", |t| t.totals.delivered),
         ("rejected_events", "Events that the target refused.", |t| t.totals.rejected),
         ("merged_events", "Events that another one stands for.", |t| t.totals.merged),
-        ("withdrawn_events", "Failed logins that were half of a good one.", |t| t.totals.withdrawn),
+        ("withdrawn_events", "Failed logins that were half of a successful one.", |t| {
+            t.totals.withdrawn
+        }),
         ("delivery_retries", "Attempts after which events were kept.", |t| t.totals.retries),
     ];
     for (name, help, read) in counters {

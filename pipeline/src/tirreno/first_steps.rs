@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_login_withdraws_the_failure_directly_before_it() {
+    fn a_successful_login_withdraws_the_failure_directly_before_it() {
         let mut steps = steps();
         for (stamp, name) in [(1, "first"), (2, "second"), (9, "later")] {
             assert_eq!(steps.failed(7, stamp, 10, name), None);

@@ -410,7 +410,7 @@ struct TirrenoTarget {
     started: usize,
     repeats: Repeats,
     next_id: u64,
-    /// Failed logins in memory that wait for a good one. They are held.
+    /// Failed logins in memory that wait for a successful one. They are held.
     first_steps: FirstSteps<Event>,
     /// When the spool could be read last.
     last_read: Instant,
@@ -559,7 +559,7 @@ impl TirrenoTarget {
         lent.len()
     }
 
-    /// A failed login was only the first half of a good one.
+    /// A failed login was only the first half of a successful one.
     fn withdraw(&self, failed: Option<Event>) {
         if let Some(event) = failed {
             self.ledger.withdrawn(self.config.slot);

@@ -276,7 +276,7 @@ pub struct SpoolTotals {
     pub dropped: u64,
     /// Events that others stand for.
     pub merged: u64,
-    /// Failed logins that were the first half of a good one.
+    /// Failed logins that were the first half of a successful one.
     pub withdrawn: u64,
     pub pending: u64,
     /// Bytes of the pending events.
@@ -292,7 +292,7 @@ pub struct Appended {
     pub dropped: u64,
 }
 
-/// A good login withdraws the latest failed one of the same attempt that still waits.
+/// A successful login withdraws the latest failed one of the same attempt that still waits.
 const WITHDRAW: &str = "DELETE FROM pending WHERE id =
     (SELECT id FROM pending WHERE attempt = ?1 AND due > ?2 AND stamp < ?3 AND turn = 0
      ORDER BY stamp DESC, id DESC LIMIT 1)";

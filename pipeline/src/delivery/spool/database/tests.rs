@@ -291,7 +291,7 @@ fn another_instances_events_get_their_place_by_the_time_of_capture() {
 }
 
 #[test]
-fn a_good_login_withdraws_the_failed_one_before_it() {
+fn a_successful_login_withdraws_the_failed_one_before_it() {
     let mut bench = Bench::new();
     let mut database = bench.open();
     let mut writer = bench.open_only();
