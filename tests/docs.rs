@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tirreno_tests::client::get;
 use tirreno_tests::nginx::Nginx;
+use tirreno_tests::tls::Authority;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -171,6 +172,8 @@ fn here(text: &str) -> String {
 
 #[test]
 fn configurations_pass() {
+    let authority = Authority::new("docs");
+    let (certificate, key) = authority.localhost().pem();
     let mut shown = 0;
     let mut wrong = Vec::new();
     for page in pages() {
@@ -179,6 +182,9 @@ fn configurations_pass() {
             let (http, server) = complete(&here(&block));
             let nginx = Nginx::builder()
                 .clear_http()
+                .file("tirreno-ca.crt", &authority.pem())
+                .file("client.crt", &certificate)
+                .file("client.key", &key)
                 .file("tirreno.key", "test-key")
                 .file("audit.key", &"0123456789abcdef".repeat(4))
                 .file("users.key", &"0123456789abcdef".repeat(4))
@@ -234,6 +240,12 @@ fn slug(heading: &str) -> String {
         .collect()
 }
 
+/// The code in the first cells of a page's tables.
+fn first_cells(page: &str) -> BTreeSet<String> {
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
 /// The text between `before` and the next quote, for each occurrence in a source file.
 fn quoted(file: &str, before: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(file)).unwrap();
@@ -256,11 +268,35 @@ fn the_reference_names_each_directive_and_variable() {
         .map(str::to_owned)
         .collect();
     assert_eq!(headings, directives);
-    for variable in quoted("src/variables.rs", "ngx_string!(\"") {
-        assert!(
-            reference.contains(&format!("`${variable}`")),
-            "${variable} is not in the reference"
-        );
+    let rows = first_cells(&reference);
+    let variables = rows.iter().filter_map(|cell| cell.strip_prefix('$'));
+    let variables: BTreeSet<_> = variables.map(str::to_owned).collect();
+    assert_eq!(variables, quoted("src/variables.rs", "ngx_string!(\""));
+}
+
+/// Whether a configuration of the page sets the directive or parameter.
+fn has_example(page: &str, name: &str) -> bool {
+    let is_set = |line: &str| {
+        line.split_whitespace().any(|word| word.trim_end_matches(';') == name)
+            && !line.trim_start().starts_with('#')
+    };
+    blocks(page, "nginx").iter().any(|(_, block)| block.lines().any(is_set))
+}
+
+#[test]
+fn the_reference_tells_the_same_of_each_directive() {
+    let reference = fs::read_to_string(root().join("docs/reference.md")).unwrap();
+    for section in reference.split("\n### ").skip(1) {
+        let name = section.lines().next().unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let head: Vec<_> = section.lines().skip(2).take(5).collect();
+        let starts = [&*format!("Syntax: **{name}**"), "Default: ", "Context: ", "Since: ", ""];
+        assert_eq!(head.len(), starts.len(), "{name}");
+        for (line, start) in head.iter().zip(starts) {
+            assert!(line.starts_with(start), "{name}: {line}");
+        }
+        assert!(section.lines().nth(7).is_some_and(|line| !line.is_empty()), "what is {name}?");
+        assert!(has_example(section, name), "{name} has no example");
     }
 }
 
@@ -282,6 +318,15 @@ fn the_reference_names_each_parameter() {
     for name in &parameters {
         let row = format!("**{name}**");
         assert!(reference.contains(&row) || audit.contains(&row), "{name} is in no table");
+        let is_shown = [&reference, &audit].iter().any(|page| has_example(page, name));
+        assert!(is_shown, "{name} is in no example");
+    }
+    let bold = [&reference, &audit].map(|page| {
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| **")?.split(" | ").next());
+        rows.flat_map(|row| row.split("**").step_by(2)).map(|name| name.to_owned())
+    });
+    for name in bold.into_iter().flatten() {
+        assert!(parameters.contains(&name), "there is no {name}");
     }
     let identity = reference.split("### tirreno_identity").nth(1).unwrap();
     let identity = identity.split("### ").next().unwrap();
@@ -295,9 +340,10 @@ fn the_guide_to_rules_names_each_key() {
     let guide = fs::read_to_string(root().join("docs/rules.md")).unwrap();
     let keys = quoted("pipeline/src/capture/rule.rs", "            name: \"");
     assert!(keys.len() > 12, "{keys:?}");
-    for key in keys {
-        assert!(guide.contains(&format!("`{key}=")), "{key}= is not in docs/rules.md");
-    }
+    let rows = first_cells(&guide);
+    let described = rows.iter().filter_map(|cell| Some(cell.split_once('=')?.0.to_owned()));
+    let described: BTreeSet<_> = described.filter(|key| !key.is_empty()).collect();
+    assert_eq!(described, keys);
 }
 
 #[test]
@@ -319,24 +365,20 @@ fn the_monitoring_guide_names_each_metric() {
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
         .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
         .collect();
     assert!(names.len() > 10, "{metrics}");
-    for name in &names {
-        // The guide abbreviates names that differ in one word.
-        let word = name.trim_start_matches("tirreno_").split('_').next().unwrap();
-        assert!(
-            guide.contains(&format!("`{name}`")) || guide.contains(&format!("…_{word}_…")),
-            "{name} is not in docs/monitoring.md"
-        );
-    }
+    let mut described = first_cells(&guide);
+    described.retain(|name| name.starts_with("tirreno_"));
+    assert_eq!(described, names);
     for (file, text) in [("the dashboard", dashboard), ("the alerts", alerts)] {
         let used = text.match_indices("tirreno_").map(|(at, _)| {
             let end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             &text[at..at + end.unwrap_or(0)]
         });
         for used in used.filter(|used| used.contains("_total") || used.ends_with("_seconds")) {
-            let is_part = |name: &&str| {
-                used.strip_prefix(*name)
+            let is_part = |name: &String| {
+                used.strip_prefix(&**name)
                     .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
             };
             assert!(names.iter().any(is_part), "{file} names {used}");
