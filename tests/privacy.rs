@@ -36,7 +36,7 @@ fn sensor() -> Sensor {
     Sensor::start(SensorOptions::default())
 }
 
-/// The name's hash, by the command that the README shows.
+/// The name's hash, by the command that docs/privacy.md shows.
 fn openssl(name: &str, key_file: &str) -> String {
     let line =
         "printf %s \"$NAME\" | openssl dgst -sha256 -hmac \"$(tr -d '[:space:]' <\"$FILE\")\"";
