@@ -21,8 +21,9 @@ use tirreno_pipeline::capture::rule::unknown_type;
 use tirreno_pipeline::capture::value::ValueError;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::shm::MAX_TARGETS;
 use tirreno_pipeline::shm::bindings::MAX_LOOKUPS;
-use tirreno_pipeline::shm::zone::{MAX_TARGETS, Zone};
+use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::ext::{ConfExt, DUPLICATE, conf_error, parse_size};
 use crate::conf::rule::{Value, read_token, read_value};

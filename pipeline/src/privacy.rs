@@ -11,7 +11,7 @@ use crate::capture::path;
 use crate::event::{EventType, Param};
 use crate::hash::stable_hash;
 use crate::record::{self, Extra, Record};
-use crate::tirreno::form::{parse_ip, text};
+use crate::text::{self, parse_ip};
 
 /// A target's privacy settings; the default hides nothing.
 #[derive(Clone, Debug, Default)]
@@ -77,7 +77,7 @@ impl UserKey {
 
     /// HMAC-SHA-256, in hexadecimal, of the name as a target without a key would get it.
     fn hash(&self, user: &[u8]) -> String {
-        let name = text(user, Param::UserName.limit());
+        let name = text::valid(user, Param::UserName.limit());
         let mut hex = String::with_capacity(64);
         for byte in self.0.clone().chain_update(name.as_bytes()).finalize().into_bytes() {
             // Writing to a String does not fail.

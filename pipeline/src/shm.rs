@@ -4,10 +4,14 @@ pub mod bindings;
 pub mod metrics;
 #[cfg(all(test, loom))]
 mod model;
-mod pace;
+pub mod pace;
 pub mod rejected;
+pub mod repeat_counter;
 pub mod ring;
-mod segment;
+pub mod segment;
 mod sync;
 mod version;
 pub mod zone;
+
+/// The most targets of one zone, over all configurations that used it.
+pub const MAX_TARGETS: usize = 32;

@@ -7,7 +7,7 @@
 use crate::event::{EventType, Param};
 use crate::hash::stable_hash;
 use crate::record::{Extra, Record};
-use crate::tirreno::form::parse_ip;
+use crate::text::parse_ip;
 
 /// A step of a login whose account is known; the number differs between accounts and addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

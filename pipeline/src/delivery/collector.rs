@@ -9,8 +9,9 @@ use crate::clock::monotonic_ns;
 use crate::delivery::target::Running;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::record::Record;
+use crate::shm::MAX_TARGETS;
 use crate::shm::ring::{Collector, Taken};
-use crate::shm::zone::{DropReason, Ledger, MAX_TARGETS, Zone};
+use crate::shm::zone::{DropReason, Ledger, Zone};
 
 /// The minimum age of a record when it is read. By then, all records that other workers captured before it are
 /// published, too.

@@ -15,12 +15,12 @@ use crate::clock::monotonic_ns;
 use crate::config::TargetConfig;
 use crate::delivery::queue::{Entry, Moved, Queue};
 use crate::delivery::repeat::{Repeat, Repeats, UNKNOWN_MANY};
-use crate::delivery::spool::database::SpoolTotals;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::record::Record;
 use crate::shm::rejected::Rejected;
-use crate::shm::ring::{Place, Taken};
-use crate::shm::zone::{DropReason, Fault, Ledger, Zone};
+use crate::shm::ring::Taken;
+use crate::shm::segment::Place;
+use crate::shm::zone::{DropReason, Fault, Ledger, SpoolTotals, Zone};
 
 /// How long a target may take nothing, though something is due, before its records go into memory …
 const LATE_NS: u64 = 1_000_000_000;

@@ -17,8 +17,8 @@ use crate::delivery::turns::Turns;
 use crate::event::Param;
 use crate::hash::stable_hash;
 use crate::record::Record;
-use crate::shm::ring::Place;
-use crate::tirreno::form::parse_ip;
+use crate::shm::segment::Place;
+use crate::text::parse_ip;
 
 /// Above this share of the queue, events of the lowest rank are refused, so that others find room.
 const LOWEST_UP_TO: f64 = 0.8;

@@ -8,13 +8,14 @@
 //! The minute is that of capture: a record that waited long counts in its own minute.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::capture::identity::Identity;
 use crate::event::{EventType, Param};
 use crate::hash::{stable_hash, stable_hash_words};
 use crate::record::{Extra, Record};
-use crate::tirreno::form::parse_ip;
+use crate::shm::repeat_counter::Counter;
+use crate::text::parse_ip;
 
 /// The user of events that stand for failed logins of many unknown accounts.
 pub const UNKNOWN_MANY: &[u8] = b"unknown-many";
@@ -29,28 +30,6 @@ const READ_WITHIN_NS: u64 = 2_000_000_000;
 const WAYS: usize = 4;
 /// For how many minutes a user without a name stays known after its last event.
 const KNOWN: u64 = 60;
-
-/// A counter: a key, and one word with the minute and the count.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Counter {
-    key: AtomicU64,
-    state: AtomicU64,
-}
-
-impl Counter {
-    fn minute(&self) -> u64 {
-        self.state.load(Relaxed) >> 32
-    }
-
-    fn count(&self) -> u64 {
-        self.state.load(Relaxed) & u64::from(u32::MAX)
-    }
-
-    fn set(&self, minute: u64, count: u64) {
-        self.state.store(minute << 32 | count.min(u64::from(u32::MAX)), Relaxed);
-    }
-}
 
 /// What happens to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +168,8 @@ fn network(ip: Option<IpAddr>) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use crate::record::Capture;
 

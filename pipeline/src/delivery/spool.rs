@@ -9,7 +9,6 @@ pub mod lock;
 mod schema;
 
 pub use database::{
-    Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp,
-    Stored, WhenFull,
+    Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, Stamp, Stored, WhenFull,
 };
 pub use handle::{SETTLE, SETTLE_WITHIN, SetAside, Spool};

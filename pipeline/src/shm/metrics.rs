@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::capture::identity::Identity;
 use crate::clock::{monotonic_ns, wall_ms};
 use crate::event::EventType;
-use crate::shm::zone::MAX_TARGETS;
+use crate::shm::MAX_TARGETS;
 
 /// The upper bounds of the histogram from capture to delivery, in milliseconds; one more bucket holds
 /// what took longer.

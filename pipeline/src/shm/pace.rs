@@ -6,7 +6,36 @@ use std::time::Duration;
 
 use crate::clock::monotonic_ns;
 use crate::shm::version::Version;
-use crate::tirreno::rate::{Limit, Pace};
+
+/// A pacer's knowledge, for the pacer of the next process. Times are relative to now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// The time until the next event may be sent.
+    pub wait: Duration,
+    /// The knowledge about the limit.
+    pub limit: Limit,
+}
+
+/// The knowledge about the server's limit, and this host's share of it, by the phase of the pacer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Limit {
+    Full {
+        since: Duration,
+        last: Duration,
+    },
+    /// `accepted` counts the events accepted within the last `window`.
+    Search {
+        rate: f64,
+        since: Duration,
+        window: Duration,
+        accepted: u32,
+    },
+    Settled {
+        rate: f64,
+        decreased: Duration,
+    },
+}
 
 /// One target's in shared memory; with zeros nothing is known. Times are by the monotonic clock, in
 /// nanoseconds.

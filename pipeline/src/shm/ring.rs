@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::*;
 
 use crate::capture::rank::Rank;
 use crate::record::{Capture, MAX_RECORD, Record};
-use crate::shm::segment::{Segment, Stage};
+use crate::shm::segment::{Place, Segment, Stage};
 use crate::shm::sync::monotonic_ns;
 use crate::shm::zone::{Zone, alive};
 
@@ -122,15 +122,6 @@ pub struct Collector {
     zone: Zone,
     /// How many bytes of each segment were read.
     read: Vec<u32>,
-}
-
-/// Where a record lies in the rings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The segment's number.
-    pub segment: u32,
-    /// Where the record ends, in bytes.
-    pub end: u32,
 }
 
 /// A record that was read.

@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::*;
 
 use crate::record::Record;
-use crate::shm::sync::{AtomicU32, AtomicU64, Room};
 #[cfg(not(loom))]
-use crate::shm::zone::MAX_TARGETS;
+use crate::shm::MAX_TARGETS;
+use crate::shm::sync::{AtomicU32, AtomicU64, Room};
 
 /// Bytes of a segment, with its state. Small enough that each of the many old workers on a machine full of
 /// WebSockets can hold one, large enough that a busy worker rarely needs a new one.
@@ -28,6 +28,15 @@ pub(crate) struct Segment {
     pub(crate) done: AtomicU32,
     pub(crate) cursors: Cursors,
     data: Room<{ Segment::ROOM }>,
+}
+
+/// Where a record lies in the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The segment's number.
+    pub segment: u32,
+    /// Where the record ends, in bytes.
+    pub end: u32,
 }
 
 /// How many bytes of a segment each target has taken. In cache lines that the segment's owner does not write.

@@ -32,21 +32,17 @@ use crate::audit::format::Drops;
 use crate::capture::identity::Identity;
 use crate::capture::known_accounts::{KnownAccounts, Learned};
 use crate::clock::{monotonic_ns, wall_ms};
-use crate::delivery::repeat::Counter;
-use crate::delivery::spool::database::SpoolTotals;
 pub use crate::fault::Fault;
 use crate::identity::keys::{Keys, Secret};
+use crate::shm::MAX_TARGETS;
 use crate::shm::bindings::Bindings;
 use crate::shm::metrics::Metrics;
-use crate::shm::pace::KeptPace;
+use crate::shm::pace::{KeptPace, Pace};
 use crate::shm::rejected::{self, Rejected};
-use crate::shm::ring::Place;
-use crate::shm::segment::{SEGMENT, Segment, Stage};
+use crate::shm::repeat_counter::Counter;
+use crate::shm::segment::{Place, SEGMENT, Segment, Stage};
 use crate::shm::version::Version;
-use crate::tirreno::rate::Pace;
 
-/// The most targets of one zone, over all configurations that used it.
-pub const MAX_TARGETS: usize = 32;
 /// The most reasons for which events of one target are set aside, and shown.
 pub const MAX_REASONS: usize = 8;
 /// The longest name of a target, in bytes.
@@ -841,6 +837,23 @@ pub struct Totals {
     pub last_fault: Option<(Fault, i64)>,
     /// Age of the oldest event that a deliverer holds.
     pub oldest_pending_ms: i64,
+}
+
+/// The counters that live in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SpoolTotals {
+    pub collected: u64,
+    pub delivered: u64,
+    pub rejected: u64,
+    pub dropped: u64,
+    /// Events that others stand for.
+    pub merged: u64,
+    /// Failed logins that were the first half of a successful one.
+    pub withdrawn: u64,
+    pub pending: u64,
+    /// Bytes of the pending events.
+    pub bytes: u64,
 }
 
 impl Totals {

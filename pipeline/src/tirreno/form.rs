@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use chrono::{DateTime, NaiveDateTime};
 use serde::de::IgnoredAny;
@@ -13,7 +12,7 @@ use serde::de::IgnoredAny;
 use crate::event::{EventType, Param};
 use crate::privacy::View;
 use crate::record::{NO_ADDRESS, Record};
-use crate::text::cut_before;
+use crate::text;
 
 /// The format in which Tirreno writes times, always in UTC.
 pub(crate) const TIME_FORMAT: &str = "%Y-%m-%d %H:%M:%S%.3f";
@@ -76,7 +75,7 @@ pub fn stripped(form: &str) -> String {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
     let repeated = query.rsplit('&').next().filter(|last| last.starts_with("repeated="));
     let mark = ["stripped=1"].into_iter().chain(repeated).collect::<Vec<_>>().join("&");
-    let path = &path[..cut_before(path, Param::Url.limit() - mark.len() - 1)];
+    let path = &path[..text::cut_before(path, Param::Url.limit() - mark.len() - 1)];
     let stripped = pairs.iter().filter_map(|(name, value)| {
         let value = match Param::ALL.into_iter().find(|param| param.name() == name) {
             Some(Param::UserAgent | Param::HttpReferer) => return None,
@@ -108,7 +107,7 @@ fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
     match param {
         Param::IpAddress => Some(view.ip().unwrap_or(NO_ADDRESS).to_string().into()),
         Param::Url => match view.page() {
-            Some(page) => Some(text(&page, param.limit()).into_owned().into()),
+            Some(page) => Some(text::valid(&page, param.limit()).into_owned().into()),
             None => Some(uri(bytes.unwrap_or_default(), param.limit(), false).into()),
         },
         Param::EmailAddress if !bytes.is_some_and(is_email) => None,
@@ -120,8 +119,8 @@ fn value<'a>(view: &View<'a>, param: Param) -> Option<Cow<'a, str>> {
         Param::HttpCode => code(bytes, view.record()),
         Param::EventType => Some(kind(view.record()).name().into()),
         _ => match given? {
-            Cow::Borrowed(given) => Some(text(given, param.limit())),
-            Cow::Owned(given) => Some(text(&given, param.limit()).into_owned().into()),
+            Cow::Borrowed(given) => Some(text::valid(given, param.limit())),
+            Cow::Owned(given) => Some(text::valid(&given, param.limit()).into_owned().into()),
         },
     }
 }
@@ -163,7 +162,7 @@ fn payload(view: &View<'_>) -> Option<String> {
     };
     let given = given.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
     let is_object = || given.starts_with('{') && serde_json::from_str::<IgnoredAny>(&given).is_ok();
-    let value = text(given.as_bytes(), MAX_PAYLOAD_VALUE);
+    let value = text::valid(given.as_bytes(), MAX_PAYLOAD_VALUE);
     match view.record().kind() {
         _ if is_object() => Some(given.into_owned()),
         EventType::PageSearch => {
@@ -176,7 +175,7 @@ fn payload(view: &View<'_>) -> Option<String> {
         }
         EventType::AccountEmailChange => None,
         _ if given.is_empty() => None,
-        _ => Some(text(given.as_bytes(), Param::Payload.limit()).into_owned()),
+        _ => Some(text::valid(given.as_bytes(), Param::Payload.limit()).into_owned()),
     }
 }
 
@@ -221,24 +220,6 @@ pub(crate) fn is_email(text: &[u8]) -> bool {
         && local.split(|b| *b == b'.').all(|atom| !atom.is_empty() && atom.iter().all(is_atom))
         && domain.contains(&b'.')
         && domain.split(|b| *b == b'.').all(is_label)
-}
-
-/// The address in `text`; an IPv4 address mapped to IPv6, `::ffff:192.0.2.1`, becomes IPv4.
-pub fn parse_ip(text: &[u8]) -> Option<IpAddr> {
-    str::from_utf8(text).ok()?.trim().parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
-}
-
-/// The value as valid UTF-8 of at most `limit` bytes. U+FFFD replaces invalid bytes, and NUL, at which
-/// Tirreno would cut the value.
-pub(crate) fn text(value: &[u8], limit: usize) -> Cow<'_, str> {
-    let mut text = String::from_utf8_lossy(value);
-    if text.contains('\0') {
-        text = text.replace('\0', "\u{fffd}").into();
-    }
-    if text.len() > limit {
-        text = text[..cut_before(&text, limit)].to_owned().into();
-    }
-    text
 }
 
 /// A URI of at most `limit` bytes, with invalid UTF-8 and NUL percent-encoded. With `twice`, `%` and `+`

@@ -16,9 +16,10 @@ use chrono::{DateTime, SecondsFormat};
 use crate::delivery::spool::{Outcome, Spool};
 use crate::event::EventType;
 use crate::log_queue::{Level, LogQueue, Once};
+use crate::shm::pace::Pace;
 use crate::shm::rejected::{Rejected, TraceId};
 use crate::shm::zone::{DropReason, Fault, Ledger, State};
-use crate::tirreno::rate::{Pace, Pacer};
+use crate::tirreno::rate::Pacer;
 
 /// The first and the longest pause after a failed attempt.
 const BACKOFF: Duration = Duration::from_millis(500);

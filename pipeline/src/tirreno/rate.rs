@@ -19,6 +19,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::shm::pace::{Limit, Pace};
+
 /// The number of events that may be sent at once at the start, …
 const START_BURST: f64 = 5.0;
 /// … then the rate in events a second, …
@@ -85,36 +87,6 @@ enum Phase {
     Search { rate: Rate, since: Instant, window: Duration, accepted: VecDeque<Instant> },
     /// The last 429 that lowered the rate came at `decreased`; further ones are ignored until `deaf_until`.
     Settled { rate: Rate, decreased: Instant, deaf_until: Instant },
-}
-
-/// A pacer's knowledge, for the pacer of the next process. Times are relative to now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// The time until the next event may be sent.
-    pub wait: Duration,
-    /// The knowledge about the limit.
-    pub limit: Limit,
-}
-
-/// The knowledge about the server's limit, and this host's share of it; see the module.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Limit {
-    Full {
-        since: Duration,
-        last: Duration,
-    },
-    /// `accepted` counts the events accepted within the last `window`.
-    Search {
-        rate: f64,
-        since: Duration,
-        window: Duration,
-        accepted: u32,
-    },
-    Settled {
-        rate: f64,
-        decreased: Duration,
-    },
 }
 
 /// A rate that grows with time.

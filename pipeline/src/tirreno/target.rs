@@ -23,7 +23,7 @@ use crate::event::EventType;
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::privacy::Privacy;
 use crate::record::Record;
-use crate::shm::ring::Place;
+use crate::shm::segment::Place;
 use crate::shm::zone::{DropReason, Ledger, State, Zone};
 use crate::tirreno::connection::Connection;
 use crate::tirreno::first_steps::FirstSteps;

@@ -15,7 +15,7 @@ use crate::capture::rules::CLIENT_CLOSED_REQUEST;
 use crate::event::{EventType, Param};
 use crate::privacy::View;
 use crate::record::{Extra, Record};
-use crate::text::cut_before;
+use crate::text::{self, cut_before};
 use crate::tirreno::form::{self, TIME_INPUT};
 
 /// The outcome of a request.
@@ -271,7 +271,7 @@ impl<'a> Entry<'a> {
                 (self.url, self.language, self.claimed) = (None, None, None);
                 self.user = self
                     .user
-                    .map(|user| form::text(user.as_bytes(), BARE_USER).into_owned().into());
+                    .map(|user| text::valid(user.as_bytes(), BARE_USER).into_owned().into());
                 self.truncated = true;
                 return self;
             }
@@ -410,8 +410,8 @@ impl<'a> Entry<'a> {
 /// The value as valid UTF-8 without NUL, of at most `limit` bytes.
 fn fit(value: Cow<'_, [u8]>, limit: usize) -> Cow<'_, str> {
     match value {
-        Cow::Borrowed(value) => form::text(value, limit),
-        Cow::Owned(value) => form::text(&value, limit).into_owned().into(),
+        Cow::Borrowed(value) => text::valid(value, limit),
+        Cow::Owned(value) => text::valid(&value, limit).into_owned().into(),
     }
 }
 

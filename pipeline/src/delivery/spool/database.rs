@@ -44,7 +44,7 @@ use crate::event::EventType;
 use crate::privacy::View;
 use crate::record::{Extra, Record};
 use crate::shm::rejected::{LISTED, Rejected, TraceId};
-use crate::shm::zone::Fault;
+use crate::shm::zone::{Fault, SpoolTotals};
 use crate::tirreno::form;
 
 /// How long a commit waits for another process's commit.
@@ -264,23 +264,6 @@ pub enum Outcome {
     Delivered,
     /// It is refused for good.
     Rejected(Fault),
-}
-
-/// The counters that live in the spool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct SpoolTotals {
-    pub collected: u64,
-    pub delivered: u64,
-    pub rejected: u64,
-    pub dropped: u64,
-    /// Events that others stand for.
-    pub merged: u64,
-    /// Failed logins that were the first half of a successful one.
-    pub withdrawn: u64,
-    pub pending: u64,
-    /// Bytes of the pending events.
-    pub bytes: u64,
 }
 
 /// The result of storing a batch.

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use crate::capture::rank::Rank;
 use crate::delivery::spool::database::{
-    Appended, Database, Intake, Outcome, SpoolConfig, SpoolError, SpoolTotals, Stamp, Stored,
+    Appended, Database, Intake, Outcome, SpoolConfig, SpoolError, Stamp, Stored,
 };
 use crate::delivery::spool::lock::{Sender, is_shared, set_aside};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::rejected::Rejected;
-use crate::shm::zone::Fault;
+use crate::shm::zone::{Fault, SpoolTotals};
 
 /// So many outcomes are committed together, …
 pub const SETTLE: usize = 64;
