@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tirreno_tests::backend::Backend;
-use tirreno_tests::client::{self, RequestHeaders, WebSocket};
+use tirreno_tests::client::{self, RequestHeaders, WebSocket, percent_encode};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::{wait_for, wait_until};
@@ -227,15 +227,6 @@ fn http2_server(text: &str) -> String {
         "listen 127.0.0.1:%PORT7%; http2 on;"
     };
     format!("server {{ {listen} {text} }}")
-}
-
-/// Encodes characters that an argument cannot contain.
-fn encode(text: &str) -> String {
-    let one = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(one).collect()
 }
 
 /// Asserts that the secret was not sent, not even in headers.
@@ -635,7 +626,7 @@ fn a_rule_can_be_for_some_responses_only() {
     let past = "Thu, 01 Jan 1970 00:00:00 GMT";
     let future = "Thu, 01 Jan 2099 00:00:00 GMT";
     let cookies = |cookies: &[&str]| -> String {
-        cookies.iter().map(|cookie| format!("&set_cookie={}", encode(cookie))).collect()
+        cookies.iter().map(|cookie| format!("&set_cookie={}", percent_encode(cookie))).collect()
     };
     let cookie_rows = [
         (&["SID=abc"][..], true),
@@ -1713,10 +1704,10 @@ fn a_cookie_expires_as_browsers_have_it() {
         .iter()
         .enumerate()
         .map(|(row, (cookie, kind))| {
-            (format!("/cookie?row={row}&set_cookie={}", encode(cookie)), *kind)
+            (format!("/cookie?row={row}&set_cookie={}", percent_encode(cookie)), *kind)
         })
         .collect();
-    let (set, clear) = ("SID=a", encode("SID=; Max-Age=0"));
+    let (set, clear) = ("SID=a", percent_encode("SID=; Max-Age=0"));
     rows.extend([
         (format!("/cookie?set_cookie={set}&set_cookie={clear}"), "page_view"),
         (format!("/cookie?set_cookie={clear}&set_cookie={set}"), "account_login"),

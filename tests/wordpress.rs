@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
 use tirreno_tests::application::{cookie_header, take_cookies};
 use tirreno_tests::cases::{self, CASE, is_alias};
-use tirreno_tests::client::{Connection, Response};
+use tirreno_tests::client::{Connection, Response, form};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::{wait_for, wait_until};
@@ -242,19 +242,6 @@ struct Site {
     wordpress: WordPress,
     sensor: Sensor,
     nginx: Nginx,
-}
-
-/// A form's body.
-fn form(fields: &[(&str, &str)]) -> Vec<u8> {
-    let escape = |text: &str| {
-        let escape = |byte: u8| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).into(),
-            byte => format!("%{byte:02X}"),
-        };
-        text.bytes().map(escape).collect::<String>()
-    };
-    let pair = |(name, value): &(&str, &str)| format!("{}={}", escape(name), escape(value));
-    fields.iter().map(pair).collect::<Vec<_>>().join("&").into_bytes()
 }
 
 impl Site {

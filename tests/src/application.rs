@@ -2,22 +2,118 @@
 //! records of these.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::error::Error;
 use std::fs;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lexopt::prelude::*;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
 
-use crate::cases::CASE;
-use crate::client::{Connection, Response};
+use crate::cases::{self, CASE};
+use crate::client::{Connection, Response, form};
 use crate::nginx::Nginx;
 use crate::sensor::{RequestRecord, Sensor, StoredEvent, url_decode};
 use crate::wait::wait_for;
 
+/// The password of all users.
+pub const PASSWORD: &str = "Correct-horse-1";
+
+/// The `User-Agent` of a browser.
+pub const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
+
 /// Longer than a failed first step waits for the login that withdraws it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The options of a command line, by their names; each has a value.
+pub type Options = HashMap<&'static str, String>;
+
+/// The main function of the program `name`, which tries a preset: reads the options, and fails if `run` finds a
+/// record that is not as expected.
+pub fn main(
+    name: &str,
+    usage: &str,
+    (required, optional): (&[&'static str], &[&'static str]),
+    run: fn(&Options) -> Result<bool, Box<dyn Error>>,
+) -> ExitCode {
+    match options(usage, required, optional).and_then(|o| o.map_or(Ok(true), |o| run(&o))) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `None`: the usage was asked for.
+fn options(
+    usage: &str,
+    required: &[&'static str],
+    optional: &[&'static str],
+) -> Result<Option<Options>, Box<dyn Error>> {
+    let mut options = Options::new();
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        let known = match &argument {
+            Long("help") => {
+                print!("{usage}");
+                return Ok(None);
+            }
+            Long(name) => required.iter().chain(optional).find(|known| *known == name).copied(),
+            _ => None,
+        };
+        let Some(name) = known else { return Err(argument.unexpected().into()) };
+        options.insert(name, arguments.value()?.string()?);
+    }
+    match required.iter().find(|name| !options.contains_key(**name)) {
+        Some(name) => Err(format!("--{name} is missing").into()),
+        None => Ok(Some(options)),
+    }
+}
+
+/// The body of a request, with its `Content-Type`.
+#[derive(Default)]
+pub struct Body {
+    /// `None`: there is no body.
+    pub kind: Option<&'static str>,
+    /// As it is sent.
+    pub bytes: Vec<u8>,
+}
+
+impl Body {
+    /// A body of that `Content-Type`.
+    pub fn new(kind: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { kind: Some(kind), bytes: bytes.into() }
+    }
+}
+
+impl From<()> for Body {
+    fn from((): ()) -> Self {
+        Self::default()
+    }
+}
+
+impl From<Value> for Body {
+    fn from(value: Value) -> Self {
+        Self::new("application/json", value.to_string())
+    }
+}
+
+impl From<&str> for Body {
+    fn from(text: &str) -> Self {
+        Self::new("text/plain", text)
+    }
+}
+
+impl<const N: usize> From<&[(&str, &str); N]> for Body {
+    fn from(fields: &[(&str, &str); N]) -> Self {
+        Self::new("application/x-www-form-urlencoded", form(fields))
+    }
+}
 
 /// A request whose record is expected.
 pub struct Step {
@@ -217,6 +313,16 @@ pub fn take_cookies(cookies: &mut BTreeMap<String, String>, response: &Response)
 pub fn cookie_header(cookies: &BTreeMap<String, String>) -> String {
     let pair = |(name, value): (&String, &String)| format!("{name}={value}");
     cookies.iter().map(pair).collect::<Vec<_>>().join("; ")
+}
+
+/// The name of an event's user in a table: one word for all users without a known name.
+pub fn user_name(user: &str) -> &str {
+    match user {
+        "N/A" => "nobody",
+        user if cases::is_alias(user) => "unknown",
+        user if user.starts_with("session-") => "session",
+        user => user,
+    }
 }
 
 /// What a row of a table says beside the expectation: `yes`, or what was expected.

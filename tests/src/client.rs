@@ -337,3 +337,22 @@ pub(crate) fn read_frame(
     let unmasked = payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
     Ok((head[0] & 0x0F, unmasked.collect()))
 }
+
+/// A text as it is in a query or a form.
+pub fn percent_encode(text: &str) -> String {
+    let one = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(one).collect()
+}
+
+/// The body of a form: names and values.
+pub fn form(fields: &[(&str, &str)]) -> Vec<u8> {
+    let pair = |(name, value): &(&str, &str)| {
+        format!("{}={}", percent_encode(name), percent_encode(value))
+    };
+    fields.iter().map(pair).collect::<Vec<_>>().join("&").into_bytes()
+}

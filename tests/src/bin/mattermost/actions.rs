@@ -9,9 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use serde_json::{Value, json};
+use tirreno_tests::application::{Body, PASSWORD};
 use tirreno_tests::backend::{Answer, Backend, BackendRequest};
 
-use crate::run::{Body, Client, PASSWORD, Run};
+use crate::run::{Client, Run};
 
 /// A picture of one pixel.
 const DOT: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
@@ -95,7 +96,7 @@ pub(crate) fn form(fields: &[(&str, &str)], field: &str, name: &str, content: &[
     body.extend_from_slice(head.as_bytes());
     body.extend_from_slice(content);
     body.extend_from_slice(b"\r\n--limit--\r\n");
-    Body::Raw("multipart/form-data; boundary=limit", body)
+    Body::new("multipart/form-data; boundary=limit", body)
 }
 
 fn dot() -> Vec<u8> {
@@ -122,13 +123,13 @@ fn accounts(run: &mut Run) -> World {
     run.act("… with a name that nobody has signed in with yet, wrong", &mut nobody, "POST /users/login", login("alice", "wrong"), "401 account_login_fail unknown");
     run.act("… of an account that does not exist", &mut nobody, "POST /users/login", login("mallory", "wrong"), "401 account_login_fail unknown");
     run.act("… without a password", &mut nobody, "POST /users/login", login("alice@example.com", ""), "400 account_login_fail alice");
-    run.act("… with a form instead of JSON", &mut nobody, "POST /users/login", Body::Raw("application/x-www-form-urlencoded", b"login_id=alice&password=x".to_vec()), "400 account_login_fail unknown-unreadable");
+    run.act("… with a form instead of JSON", &mut nobody, "POST /users/login", Body::new("application/x-www-form-urlencoded", b"login_id=alice&password=x".to_vec()), "400 account_login_fail unknown-unreadable");
     let mut second = Client::browser("198.51.100.2");
     run.act("Sign-in with a name", &mut second, "POST /users/login", login("alice", PASSWORD), "200 account_login alice");
     run.act("… wrong afterwards", &mut nobody, "POST /users/login", login("alice", "wrong"), "401 account_login_fail alice");
     let id = run.id("bob");
     run.act("Sign-in with an id", &mut bob, "POST /users/login", json!({ "id": id, "password": PASSWORD }), "200 account_login bob");
-    run.act("Sign-in, JSON called text/plain", &mut carol, "POST /users/login", Body::Raw("text/plain", login("carol@example.com", PASSWORD).to_string().into_bytes()), "200 account_login carol");
+    run.act("Sign-in, JSON called text/plain", &mut carol, "POST /users/login", Body::new("text/plain", login("carol@example.com", PASSWORD).to_string().into_bytes()), "200 account_login carol");
     let mut phone = Client::phone("203.0.113.2");
     run.act("Sign-in of an app, by token", &mut phone, "POST /users/login", login("alice@example.com", PASSWORD), "200 account_login alice");
     run.act("The app asks who it is", &mut phone, "GET /users/me", (), "200");
@@ -281,7 +282,7 @@ fn files(run: &mut Run, world: &mut World) {
     let (alice, bob, carol) = (&mut world.alice, &mut world.bob, &mut world.carol);
     let file = run.act("A file is uploaded", bob, "POST /files", form(&[("channel_id", &channel)], "files", "plan.txt", TEXT), "201 page_edit bob").text("/file_infos/0/id");
     run.act("… and posted", bob, "POST /posts", json!({ "channel_id": channel, "message": "The plan", "file_ids": [file] }), "201 page_edit bob");
-    run.act("A file without a form", bob, &format!("POST /files?channel_id={channel}&filename=notes.txt"), Body::Raw("text/plain", TEXT.to_vec()), "201 page_edit bob");
+    run.act("A file without a form", bob, &format!("POST /files?channel_id={channel}&filename=notes.txt"), Body::new("text/plain", TEXT.to_vec()), "201 page_edit bob");
     let read = run.act("A download", alice, &format!("GET /files/{file}"), (), "200 page_view alice");
     run.act("… again within a minute", alice, &format!("GET /files/{file}?download=1"), (), "200");
     run.act("… in parts (206)", &mut carol.with("Range", "bytes=0-9"), &format!("GET /files/{file}"), (), "206 page_view carol");
@@ -295,7 +296,7 @@ fn files(run: &mut Run, world: &mut World) {
     run.act("Somebody follows it", &mut world.nobody, &format!("GET ~{path}"), (), "200 page_view nobody");
     run.act("… with a wrong hash", &mut world.nobody, &format!("GET ~/files/{file}/public?h=wrong"), (), "400");
     let upload = run.act("An upload in parts begins", bob, "POST /uploads", json!({ "channel_id": channel, "filename": "big.txt", "file_size": TEXT.len() }), "201 page_edit bob").id();
-    run.act("… goes on", bob, &format!("POST /uploads/{upload}"), Body::Raw("application/octet-stream", TEXT.to_vec()), "200 page_edit bob");
+    run.act("… goes on", bob, &format!("POST /uploads/{upload}"), Body::new("application/octet-stream", TEXT.to_vec()), "200 page_edit bob");
     world.file = file;
 }
 
@@ -448,7 +449,7 @@ fn oauth(run: &mut Run, world: &mut World) {
     let form = format!(
         "grant_type=authorization_code&client_id={id}&client_secret={secret}&code={code}&redirect_uri=https%3A%2F%2Fplanner.example.com%2F"
     );
-    let token = run.act("… it fetches its token", &mut planner, "POST ~/oauth/access_token", Body::Raw("application/x-www-form-urlencoded", form.into_bytes()), "200 page_edit nobody").text("/access_token");
+    let token = run.act("… it fetches its token", &mut planner, "POST ~/oauth/access_token", Body::new("application/x-www-form-urlencoded", form.into_bytes()), "200 page_edit nobody").text("/access_token");
     run.act("… and posts (?access_token=)", &mut planner, &format!("POST /posts?access_token={token}"), json!({ "channel_id": channel, "message": "By Planner" }), "201 page_edit alice");
     run.act("… opens a channel (Bearer)", &mut Client::script("203.0.113.40", &format!("Bearer {token}")), "POST /channels/members/me/view", json!({ "channel_id": channel }), "200 page_view alice");
     run.act("alice shuts it out", alice, "POST ~/oauth/deauthorize", json!({ "client_id": id }), "200 account_edit alice");
@@ -608,7 +609,7 @@ fn refusals(run: &mut Run, world: &mut World) {
         ("Audit records", "GET /audits".into(), None),
         ("A restart", "POST /restart".into(), None),
     ] {
-        run.act(&format!("Refused: {what}"), carol, &line, body.map_or(Body::None, Body::Json), "403 page_error carol");
+        run.act(&format!("Refused: {what}"), carol, &line, body.map_or_else(Body::default, Body::from), "403 page_error carol");
     }
 }
 

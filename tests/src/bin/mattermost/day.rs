@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tirreno_tests::application::PASSWORD;
 
 use crate::actions::{form, login};
-use crate::run::{Body, Client, PASSWORD, Run};
+use crate::run::{Client, Run};
 
 /// The users.
 const NAMES: [&str; 40] = [
@@ -170,7 +171,7 @@ fn attack(run: &mut Run, round: usize) {
     // No cookie and no name makes the attacker a user.
     let victim = run.id(NAMES[round]);
     let mut forger = Client::browser("192.0.2.99").with_cookie("MMUSERID", &victim);
-    run.quiet(&mut forger, "POST /posts", Body::Json(json!({ "channel_id": "", "message": "x" })));
+    run.quiet(&mut forger, "POST /posts", json!({ "channel_id": "", "message": "x" }));
 }
 
 /// Prints what each target counted, as Markdown.

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::application::{Request, Stage, cookie_header, take_cookies};
+use tirreno_tests::application::{
+    Body, FIREFOX, Options, PASSWORD, Request, Stage, cookie_header, take_cookies, user_name,
+};
 use tirreno_tests::cases;
 use tirreno_tests::client::Response;
 use tirreno_tests::nginx::Nginx;
@@ -16,25 +18,8 @@ use tirreno_tests::tls::Authority;
 /// Mattermost's host name, whatever its port.
 const HOST: &str = "mattermost.example.com";
 
-/// All users' password.
-pub(crate) const PASSWORD: &str = "Correct-horse-1";
-
-const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
 const PHONE: &str = "Mattermost Mobile/2.20.0+561 (iOS; 17.5.1; iPhone15,2)";
 const SCRIPT: &str = "python-requests/2.32.3";
-
-/// The programs and servers for the run.
-pub(crate) struct Place {
-    pub(crate) nginx: PathBuf,
-    pub(crate) module: PathBuf,
-    /// `HOST:PORT` of Mattermost.
-    pub(crate) server: String,
-    /// The command that runs a statement and prints its rows.
-    pub(crate) psql: Option<String>,
-    /// The URL to which events are sent.
-    pub(crate) sensor: String,
-    pub(crate) key: String,
-}
 
 /// nginx before Mattermost, and what was done there.
 pub(crate) struct Run {
@@ -45,26 +30,6 @@ pub(crate) struct Run {
     pub(crate) names: HashMap<String, String>,
     psql: Option<String>,
     _certificates: TempDir,
-}
-
-/// The body of a request.
-pub(crate) enum Body {
-    None,
-    Json(Value),
-    /// With its `Content-Type`.
-    Raw(&'static str, Vec<u8>),
-}
-
-impl From<Value> for Body {
-    fn from(value: Value) -> Self {
-        Self::Json(value)
-    }
-}
-
-impl From<()> for Body {
-    fn from((): ()) -> Self {
-        Self::None
-    }
 }
 
 /// A browser, an app, or a program.
@@ -164,7 +129,8 @@ impl Answer {
 
 impl Run {
     /// nginx as `nginx-conf/mattermost.conf` has it, with an audit file beside Tirreno.
-    pub(crate) fn start(place: Place) -> Self {
+    /// `sensor` is the URL to which events are sent with `api_key`.
+    pub(crate) fn start(options: &Options, sensor: &str, api_key: &str) -> Self {
         let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../nginx-conf").canonicalize();
         let conf = conf.expect("the configurations");
         let text = fs::read_to_string(conf.join("mattermost.conf")).expect("mattermost.conf");
@@ -173,7 +139,7 @@ impl Run {
         let (certificate, key) = authority.leaf(&[HOST]).write(certificates.path(), "mattermost");
         let letsencrypt = |file: &str| format!("/etc/letsencrypt/live/{HOST}/{file}");
         let pairs = [
-            ("127.0.0.1:8065", &*place.server),
+            ("127.0.0.1:8065", &*options["server"]),
             (" 80;", " 127.0.0.1:%PORT1%;"),
             (" 443 ssl", " 127.0.0.1:%PORT2% ssl"),
             ("https://tirreno.example.com/sensor/", "%SENSOR%"),
@@ -192,11 +158,11 @@ impl Run {
             text.replace(from, to)
         });
         let nginx = Nginx::builder()
-            .binary(place.nginx)
-            .module(place.module)
-            .sensor(&place.sensor)
+            .binary(&options["nginx"])
+            .module(&options["module"])
+            .sensor(sensor)
             .file("mattermost.conf", &text)
-            .file("key", &place.key)
+            .file("key", api_key)
             .file("audit.key", "0123456789abcdef0123456789abcdef")
             .http("include mattermost.conf;")
             .http(
@@ -213,7 +179,7 @@ impl Run {
             stage,
             version: String::new(),
             names: HashMap::new(),
-            psql: place.psql,
+            psql: options.get("psql").cloned(),
             _certificates: certificates,
         };
         let mut nobody = Client::browser("198.51.100.66");
@@ -284,19 +250,9 @@ impl Run {
             headers.push(("Cookie", &cookies));
         }
         headers.extend(client.headers.iter().map(|(name, value)| (*name, &**value)));
-        let body = match body {
-            Body::None => Vec::new(),
-            Body::Json(value) => {
-                headers.push(("Content-Type", "application/json"));
-                value.to_string().into_bytes()
-            }
-            Body::Raw(kind, bytes) => {
-                headers.push(("Content-Type", kind));
-                bytes
-            }
-        };
+        headers.extend(body.kind.map(|kind| ("Content-Type", kind)));
         let line = format!("{method} {target}");
-        let request = Request { case, line: &line, headers: &headers, body: &body };
+        let request = Request { case, line: &line, headers: &headers, body: &body.bytes };
         let response = self.stage.send(&request);
         take_cookies(&mut client.cookies, &response);
         let json: Value = serde_json::from_slice(&response.body).unwrap_or_default();
@@ -336,12 +292,8 @@ impl Run {
 
     /// A user's name, or the name for an unknown user.
     pub(crate) fn name(&self, user: &str) -> String {
-        match user {
-            "N/A" => "nobody".into(),
-            user if cases::is_alias(user) => "unknown".into(),
-            user if user.starts_with("session-") => "session".into(),
-            user => self.names.get(user).cloned().unwrap_or_else(|| user.into()),
-        }
+        let user = user_name(user);
+        self.names.get(user).cloned().unwrap_or_else(|| user.into())
     }
 
     /// The first row of a statement in Mattermost's database; `None` without a command for it.

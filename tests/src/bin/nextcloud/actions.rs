@@ -4,8 +4,10 @@
 //! type there is to be no event.
 
 use serde_json::json;
+use tirreno_tests::application::{Body, PASSWORD};
+use tirreno_tests::client::percent_encode;
 
-use crate::run::{Body, Client, HOST, PASSWORD, Run, basic};
+use crate::run::{Client, HOST, Run, basic};
 
 const SHARES: &str = "/ocs/v2.php/apps/files_sharing/api/v1/shares";
 const APPS: &str = "/ocs/v2.php/apps/appstore/api/v1/apps";
@@ -158,7 +160,7 @@ fn files(run: &mut Run, world: &mut World) {
     run.act("… that does not exist", alice, &format!("GET {dav}/none.txt"), (), "404");
     run.act("A folder as zip", &mut alice.with("Accept", "application/zip"), &format!("GET {dav}/plans"), (), "200 page_view alice");
     run.act("A folder is listed", &mut alice.with("Depth", "1"), &format!("PROPFIND {dav}/"), (), "207");
-    run.act("A favourite", alice, &format!("PROPPATCH {dav}/a.txt"), Body::Raw("application/xml", br#"<?xml version="1.0"?><d:propertyupdate xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:set><d:prop><oc:favorite>1</oc:favorite></d:prop></d:set></d:propertyupdate>"#), "207");
+    run.act("A favourite", alice, &format!("PROPPATCH {dav}/a.txt"), Body::new("application/xml", br#"<?xml version="1.0"?><d:propertyupdate xmlns:d="DAV:" xmlns:oc="http://owncloud.org/ns"><d:set><d:prop><oc:favorite>1</oc:favorite></d:prop></d:set></d:propertyupdate>"#), "207");
     run.act("A file is deleted", alice, &format!("DELETE {dav}/plans/c.txt"), (), "204 page_delete alice");
     run.act("… in the old place", alice, "DELETE /remote.php/webdav/more/old.txt", (), "204 page_delete alice");
     run.act("… that does not exist", alice, &format!("DELETE {dav}/none.txt"), (), "404");
@@ -176,7 +178,7 @@ fn chunks(run: &mut Run, world: &mut World) {
     run.act("A large file: begun", &mut to, &format!("MKCOL {uploads}"), (), "201");
     let piece = vec![b'x'; 6 << 20];
     for number in 1..=2 {
-        run.act("… a piece", &mut to, &format!("PUT {uploads}/{number}"), Body::Raw("application/octet-stream", &piece), "201");
+        run.act("… a piece", &mut to, &format!("PUT {uploads}/{number}"), Body::new("application/octet-stream", &*piece), "201");
     }
     run.act("… put together", &mut to.with("OC-Total-Length", &(12 << 20).to_string()), &format!("MOVE {uploads}/.file"), (), "201 page_edit alice");
     run.act("Another: begun", &mut to, "MKCOL /remote.php/dav/uploads/alice/web-file-upload-2", (), "201");
@@ -255,16 +257,16 @@ fn calendars(run: &mut Run, world: &mut World) {
     let alice = &mut world.alice;
     let calendar = "/remote.php/dav/calendars/alice/work";
     run.act("A calendar", alice, &format!("MKCALENDAR {calendar}"), (), "201 page_edit alice");
-    run.act("… an entry", alice, &format!("PUT {calendar}/e1.ics"), Body::Raw("text/calendar", EVENT), "201 page_edit alice");
+    run.act("… an entry", alice, &format!("PUT {calendar}/e1.ics"), Body::new("text/calendar", EVENT), "201 page_edit alice");
     run.act("… exported", alice, &format!("GET {calendar}?export"), (), "200 page_view alice");
     run.act("… deleted", alice, &format!("DELETE {calendar}/e1.ics"), (), "204 page_delete alice");
     run.act("The calendar is deleted", alice, &format!("DELETE {calendar}"), (), "204 page_delete alice");
     let book = "/remote.php/dav/addressbooks/users/alice/work";
-    run.act("An address book", alice, &format!("MKCOL {book}"), Body::Raw("application/xml", BOOK), "201 page_edit alice");
-    run.act("… an entry", alice, &format!("PUT {book}/c1.vcf"), Body::Raw("text/vcard", CARD), "201 page_edit alice");
+    run.act("An address book", alice, &format!("MKCOL {book}"), Body::new("application/xml", BOOK), "201 page_edit alice");
+    run.act("… an entry", alice, &format!("PUT {book}/c1.vcf"), Body::new("text/vcard", CARD), "201 page_edit alice");
     run.act("… exported", alice, &format!("GET {book}?export"), (), "200 page_view alice");
     run.act("… deleted", alice, &format!("DELETE {book}/c1.vcf"), (), "204 page_delete alice");
-    run.act("Another's address book", &mut world.bob, &format!("PUT {book}/c2.vcf"), Body::Raw("text/vcard", CARD), "404");
+    run.act("Another's address book", &mut world.bob, &format!("PUT {book}/c2.vcf"), Body::new("text/vcard", CARD), "404");
 }
 
 /// Programs with a name and a password.
@@ -423,7 +425,7 @@ fn noise(run: &mut Run, world: &mut World) {
         ("GET /data/nextcloud.log", "404"),
         ("PUT /ocs/v2.php/apps/user_status/api/v1/heartbeat", "200"),
     ] {
-        let body = if line.contains("heartbeat") { Body::Json(json!({ "status": "online" })) } else { Body::None };
+        let body = if line.contains("heartbeat") { json!({ "status": "online" }).into() } else { Body::default() };
         run.act("Noise", alice, line, body, status);
     }
 }
@@ -432,7 +434,7 @@ fn ends(run: &mut Run, world: &mut World) {
     let token = world.bob.token.clone().unwrap_or_default();
     let bob = &mut world.bob;
     let before = bob.clone();
-    run.act("bob signs out", bob, &format!("GET /logout?requesttoken={}", crate::run::encode(&token)), (), "303 account_logout bob");
+    run.act("bob signs out", bob, &format!("GET /logout?requesttoken={}", percent_encode(&token)), (), "303 account_logout bob");
     run.act("… his old cookies write", &mut before.clone(), "PUT /remote.php/dav/files/bob/z.txt", "x", "401");
     run.act("The administrator wipes alice's devices", &mut world.admin, "POST /ocs/v2.php/cloud/users/alice/wipe", (), "200 account_edit admin");
     run.act("Forgotten password", &mut Client::browser("198.51.100.66"), "POST /lostpassword/email", &[("user", "alice")], "412");

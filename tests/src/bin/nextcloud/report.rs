@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use serde_json::Value;
-use tirreno_tests::application::{Step, as_expected, cell};
-use tirreno_tests::cases;
+use tirreno_tests::application::{Step, as_expected, cell, user_name};
 use tirreno_tests::sensor::Sensor;
 
 use crate::run::Run;
@@ -22,8 +21,10 @@ pub(crate) fn print(run: &Run, sensor: &Sensor) -> bool {
     println!("|---|---|---|---|---|---|---|");
     for step in &stage.steps {
         let found = events.get(&step.case).map_or(&[][..], |events| events);
-        let recorded: Vec<_> =
-            found.iter().map(|e| (e.event_type.clone(), name(&e.user_name))).collect();
+        let recorded: Vec<_> = found
+            .iter()
+            .map(|e| (e.event_type.clone(), user_name(&e.user_name).to_owned()))
+            .collect();
         let flags: Vec<_> = found.iter().flat_map(|event| event.flagged.iter()).collect();
         let identities: Vec<_> = found
             .iter()
@@ -81,14 +82,4 @@ fn shown(run: &Run, step: &Step) -> String {
         _ => part.to_owned(),
     };
     path.split('/').map(part).collect::<Vec<_>>().join("/")
-}
-
-/// A user, or what stands for a user who is not known.
-fn name(user: &str) -> String {
-    match user {
-        "N/A" => "nobody".into(),
-        user if cases::is_alias(user) => "unknown".into(),
-        user if user.starts_with("session-") => "session".into(),
-        user => user.into(),
-    }
 }

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tempfile::TempDir;
-use tirreno_tests::application::{Request, Stage, cookie_header, take_cookies};
+use tirreno_tests::application::{
+    Body, FIREFOX, Options, PASSWORD, Request, Stage, cookie_header, take_cookies,
+};
 use tirreno_tests::cases;
 use tirreno_tests::client::Response;
 use tirreno_tests::nginx::Nginx;
+use tirreno_tests::sensor::{DEFAULT_KEY, Sensor};
 use tirreno_tests::tls::Authority;
 
 /// What Nextcloud is called, whatever its port.
@@ -19,27 +22,8 @@ pub(crate) const HOST: &str = "cloud.example.com";
 
 const ORIGIN: &str = "https://cloud.example.com";
 
-/// Everybody's.
-pub(crate) const PASSWORD: &str = "Correct-horse-1";
-
-const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0";
 const DESKTOP: &str =
     "Mozilla/5.0 (Linux) mirall/3.13.0 (Nextcloud, debian-6.1.0 ClientArchitecture: x86_64)";
-
-const FORM: &str = "application/x-www-form-urlencoded";
-
-/// What there is to run with.
-pub(crate) struct Place {
-    pub(crate) nginx: PathBuf,
-    pub(crate) module: PathBuf,
-    /// The code of Nextcloud.
-    pub(crate) root: PathBuf,
-    /// The socket of PHP-FPM.
-    pub(crate) php: PathBuf,
-    /// Where events go.
-    pub(crate) sensor: String,
-    pub(crate) key: String,
-}
 
 /// nginx before Nextcloud, and what was done there.
 pub(crate) struct Run {
@@ -47,39 +31,6 @@ pub(crate) struct Run {
     /// Nextcloud's version.
     pub(crate) version: String,
     _certificates: TempDir,
-}
-
-/// What a request carries.
-pub(crate) enum Body<'a> {
-    None,
-    Form(&'a [(&'a str, &'a str)]),
-    Json(Value),
-    /// With its `Content-Type`.
-    Raw(&'static str, &'a [u8]),
-}
-
-impl<'a, const N: usize> From<&'a [(&'a str, &'a str); N]> for Body<'a> {
-    fn from(fields: &'a [(&'a str, &'a str); N]) -> Self {
-        Self::Form(fields)
-    }
-}
-
-impl From<Value> for Body<'_> {
-    fn from(value: Value) -> Self {
-        Self::Json(value)
-    }
-}
-
-impl<'a> From<&'a str> for Body<'a> {
-    fn from(text: &'a str) -> Self {
-        Self::Raw("text/plain", text.as_bytes())
-    }
-}
-
-impl From<()> for Body<'_> {
-    fn from((): ()) -> Self {
-        Self::None
-    }
 }
 
 /// A browser, or a program.
@@ -141,20 +92,6 @@ pub(crate) fn basic(name: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{name}:{password}")))
 }
 
-/// As a form has it.
-pub(crate) fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' => {
-                encoded.push(char::from(byte));
-            }
-            byte => encoded += &format!("%{byte:02X}"),
-        }
-    }
-    encoded
-}
-
 /// What came back.
 pub(crate) struct Answer {
     pub(crate) json: Value,
@@ -189,7 +126,7 @@ impl Answer {
 
 impl Run {
     /// nginx as the documentation of Nextcloud and the preset have it, with an audit file beside Tirreno.
-    pub(crate) fn start(place: Place) -> Self {
+    pub(crate) fn start(options: &Options, sensor: &Sensor) -> Self {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize();
         let repository = repository.expect("the repository");
         let conf = fs::read_to_string(repository.join("ci/applications/nextcloud.conf"));
@@ -198,16 +135,16 @@ impl Run {
         let (certificate, key) = authority.leaf(&[HOST]).write(certificates.path(), "nextcloud");
         let path = |path: &Path| path.to_str().expect("a path of UTF-8").to_owned();
         let nginx = Nginx::builder()
-            .binary(place.nginx)
-            .module(place.module)
-            .sensor(&place.sensor)
-            .var("ROOT", &path(&place.root))
-            .var("PHP", &path(&place.php))
+            .binary(&options["nginx"])
+            .module(&options["module"])
+            .sensor(&sensor.url())
+            .var("ROOT", &options["root"])
+            .var("PHP", &options["php"])
             .var("PRESETS", &path(&repository.join("nginx-conf/presets")))
             .var("CERTIFICATE", &path(&certificate))
             .var("KEY", &path(&key))
             .file("nextcloud.conf", &conf.expect("nextcloud.conf"))
-            .file("key", &place.key)
+            .file("key", DEFAULT_KEY)
             .http("tirreno_target { url %SENSOR%; api_key_file key; }")
             .http("tirreno_target audit { type file; path logs/audit.log; }")
             .http("include nextcloud.conf;")
@@ -261,28 +198,28 @@ impl Run {
 
     /// Makes a request whose record is of no interest.
     #[track_caller]
-    pub(crate) fn quiet<'a>(
+    pub(crate) fn quiet(
         &mut self,
         client: &mut Client,
         line: &str,
-        body: impl Into<Body<'a>>,
+        body: impl Into<Body>,
     ) -> Answer {
-        self.request("-", client, line, &body.into())
+        self.request("-", client, line, body.into())
     }
 
     /// Makes a request: `line` is its method and its target. `expected` is the answer's status and, where there is to
     /// be an event, its type and its user.
     #[track_caller]
-    pub(crate) fn act<'a>(
+    pub(crate) fn act(
         &mut self,
         what: &str,
         client: &mut Client,
         line: &str,
-        body: impl Into<Body<'a>>,
+        body: impl Into<Body>,
         expected: &str,
     ) -> Answer {
         let case = self.stage.next_case();
-        let answer = self.request(&case, client, line, &body.into());
+        let answer = self.request(&case, client, line, body.into());
         let status = answer.response.status;
         if !self.stage.expect(what, line, status, expected) {
             // What follows may fail for it.
@@ -330,7 +267,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn request(&mut self, case: &str, client: &mut Client, line: &str, body: &Body<'_>) -> Answer {
+    fn request(&mut self, case: &str, client: &mut Client, line: &str, body: Body) -> Answer {
         let cookies = cookie_header(&client.cookies);
         let mut headers = vec![("User-Agent", client.agent), ("X-Forwarded-For", &client.address)];
         if line.contains("/ocs/") {
@@ -349,23 +286,9 @@ impl Run {
             headers.push(("Cookie", &cookies));
         }
         headers.extend(client.headers.iter().map(|(name, value)| (*name, &**value)));
-        let body = match body {
-            Body::None => Vec::new(),
-            Body::Form(fields) => {
-                headers.push(("Content-Type", FORM));
-                let pair = |(name, value): &(&str, &str)| format!("{name}={}", encode(value));
-                fields.iter().map(pair).collect::<Vec<_>>().join("&").into_bytes()
-            }
-            Body::Json(value) => {
-                headers.push(("Content-Type", "application/json"));
-                value.to_string().into_bytes()
-            }
-            Body::Raw(kind, bytes) => {
-                headers.push(("Content-Type", kind));
-                bytes.to_vec()
-            }
-        };
-        let response = self.stage.send(&Request { case, line, headers: &headers, body: &body });
+        headers.extend(body.kind.map(|kind| ("Content-Type", kind)));
+        let response =
+            self.stage.send(&Request { case, line, headers: &headers, body: &body.bytes });
         take_cookies(&mut client.cookies, &response);
         let names = ["oc_sessionPassphrase", "nc_token", "nc_session_id"];
         let secrets = &mut self.stage.secrets;
