@@ -22,9 +22,8 @@ use tirreno_tests::receivers::{
     Input, Listener, Message, Rsyslog, SyslogNg, program, read_records,
 };
 use tirreno_tests::tls::Authority;
-use tirreno_tests::wait::{wait_for, wait_until};
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
 /// The name of the thread that each deliverer with a file target has.
 const FILE_THREAD: &str = "tirreno-file";
 

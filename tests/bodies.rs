@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +13,7 @@ use tirreno_tests::client::{self, RequestHeaders};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::ports::free_port;
 use tirreno_tests::sensor::{Sensor, SensorOptions};
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_until};
 
 /// The name for an account whose name cannot be read.
 const UNREADABLE: &str = "unknown-unreadable";

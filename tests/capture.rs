@@ -16,9 +16,7 @@ use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// Every request of a user is captured.
 const ON: &str = "tirreno on; tirreno_user $cookie_user;";

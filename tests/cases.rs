@@ -9,17 +9,14 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tirreno_tests::backend::{Answer, Backend};
 use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{Connection, WebSocket};
 use tirreno_tests::nginx::Nginx;
-use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(30);
+use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
+use tirreno_tests::wait::{SOON, wait_until};
 
 /// Marks data that must not leave the request: tokens, passwords, message texts, contents of files.
 const SECRET: &str = "5ecret";
@@ -135,25 +132,9 @@ impl Replay {
     /// All bytes that are searched for secrets, each with its name: the data that the sensor received, and
     /// nginx's files except its configuration.
     fn remains(&self) -> Vec<(String, Vec<u8>)> {
-        let mut all: Vec<_> = self
-            .sensor
-            .requests()
-            .into_iter()
-            .map(|request| ("the sensor".to_owned(), request.body))
-            .collect();
-        let mut directories = vec![self.nginx.prefix().to_owned()];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("nginx's directory") {
-                let path = entry.expect("nginx's directory").path();
-                match path.is_dir() {
-                    true => directories.push(path),
-                    false => all.extend(
-                        fs::read(&path).ok().map(|bytes| (path.display().to_string(), bytes)),
-                    ),
-                }
-            }
-        }
-        all.push(("shared memory".to_owned(), self.nginx.shared_memory()));
+        let sent = |request: RequestRecord| ("the sensor".to_owned(), request.body);
+        let mut all = self.nginx.remains(self.nginx.prefix());
+        all.extend(self.sensor.requests().into_iter().map(sent));
         all
     }
 
@@ -450,6 +431,18 @@ fn play(world: &mut World, case: &Case, accounts: Option<&Accounts>) -> (Request
     (Request { method, target, headers, body }, answer)
 }
 
+/// Events as a message has them: types and users.
+fn in_words(events: &[(String, String)]) -> String {
+    match events {
+        [] => "none".to_owned(),
+        events => {
+            let words: Vec<_> =
+                events.iter().map(|(kind, user)| format!("{kind} {user}")).collect();
+            words.join(", ")
+        }
+    }
+}
+
 /// An event's type and user, as the tables write them.
 fn told(event: &StoredEvent) -> (String, String) {
     let user = match &*event.user_name {
@@ -529,14 +522,7 @@ fn mattermost() {
         let number = case.number().to_string();
         let status = case.0["status"].as_u64().expect("a status") as u16;
         let got: Vec<_> = events.get(&number).into_iter().flatten().map(|e| told(e)).collect();
-        let said = match &*got {
-            [] => "none".to_owned(),
-            got => got
-                .iter()
-                .map(|(kind, user)| format!("{kind} {user}"))
-                .collect::<Vec<_>>()
-                .join(", "),
-        };
+        let said = in_words(&got);
         let user = case.0["expected_user"]
             .as_str()
             .map(str::to_owned)
@@ -622,14 +608,7 @@ fn play_table(name: &str, before: &[(&str, &str, Value)]) {
     for (number, row) in rows.iter().enumerate() {
         let number = (number + 1).to_string();
         let got: Vec<_> = events.get(&number).into_iter().flatten().map(|e| told(e)).collect();
-        let said = match &*got {
-            [] => "none".to_owned(),
-            got => got
-                .iter()
-                .map(|(kind, user)| format!("{kind} {user}"))
-                .collect::<Vec<_>>()
-                .join(", "),
-        };
+        let said = in_words(&got);
         let [_, _, _, _, expected, user] = **row else { panic!("{row:?}") };
         let kind = expected.split([' ', ';']).next().unwrap_or_default();
         let who = |got: &str| match user {

@@ -18,9 +18,7 @@ use tirreno_tests::client::{self, Connection, RequestHeaders, Response};
 use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Answer, Rate, RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::tls::{Authority, Leaf};
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// So many users take turns.
 const USERS: usize = 10;

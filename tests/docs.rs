@@ -5,14 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use tirreno_tests::client::get;
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::tls::Authority;
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_until};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()

@@ -3,16 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
 use std::{env, fs};
 
 use rustix::process::{Resource, getrlimit};
 use tirreno_tests::backend::{Answer, Backend};
 use tirreno_tests::client;
 use tirreno_tests::nginx::Nginx;
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// What a process keeps of all bodies together, and the most that each may cost besides, in bytes.
 const BOUND: u64 = 16 << 20;

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Rate, Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_for;
+use tirreno_tests::wait::{SOON, wait_for};
 
-const SOON: Duration = Duration::from_secs(60);
 /// How soon a real event must be stored.
 const STORED_WITHIN: Duration = Duration::from_secs(10);
 

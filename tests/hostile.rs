@@ -7,18 +7,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, thread};
 
 use ring::digest::{SHA256, digest};
 use tirreno_tests::client::{self, Connection};
 use tirreno_tests::nginx::{Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_until;
+use tirreno_tests::wait::{SOON, wait_until};
 
 use Place::{Agent, Language, Path, Query, Referer, User};
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// The places of a client's bytes in a request.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 use std::{env, fs};
 
 use bytes::Bytes;
@@ -19,10 +18,8 @@ use tirreno_tests::client::{RequestHeaders, TIMEOUT};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::tls::Authority;
-use tirreno_tests::wait::wait_until;
+use tirreno_tests::wait::{SOON, wait_until};
 use tokio::runtime::Runtime;
-
-const SOON: Duration = Duration::from_secs(60);
 
 const SERVER: &str = "
     tirreno on;

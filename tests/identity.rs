@@ -14,9 +14,7 @@ use tirreno_tests::backend::{Answer, Backend, BackendRequest};
 use tirreno_tests::client::{self, Connection, RequestHeaders, Response, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_until};
 
 /// No request but those of its own session may be recorded as this user's.
 const VICTIM: &str = "victim-id";

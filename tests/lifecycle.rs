@@ -17,9 +17,8 @@ use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
-use tirreno_tests::wait::{wait_for, wait_until};
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
 /// The tolerance for a busy machine. Without the promised limit, the tested wait would take a minute.
 const SLACK: Duration = Duration::from_secs(8);
 /// Clients that are ahead of the sensor by at most this number leave few events for the moment of a stop.

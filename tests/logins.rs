@@ -11,9 +11,7 @@ use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, RequestHeaders};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_until};
 
 /// Must not leave the request.
 const SECRET: &str = "5ecr3t";

@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tirreno_tests::backend::Backend;
 use tirreno_tests::cases::{self, CASE, is_alias};
@@ -15,9 +14,7 @@ use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::status::Row;
-use tirreno_tests::wait::wait_until;
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_until};
 
 /// Marks data that must not leave the request.
 const SECRET: &str = "5ecret";
@@ -157,7 +154,7 @@ impl Site {
     /// The bytes that are searched for secrets, each with its name: all that the sensor received, and
     /// nginx's files and shared memory.
     fn remains(&self) -> Vec<(String, Vec<u8>)> {
-        let mut all = Vec::new();
+        let mut all = self.nginx.remains(self.nginx.prefix());
         for request in self.sensor.requests() {
             let head = request
                 .headers
@@ -167,21 +164,6 @@ impl Site {
                 [request.path.as_bytes(), b"\n", &*head.collect::<Vec<u8>>(), &request.body];
             all.push(("the sensor".to_owned(), bytes.concat()));
         }
-        let mut directories = vec![self.nginx.prefix().to_owned()];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("nginx's directory") {
-                let path = entry.expect("nginx's directory").path();
-                match path.is_dir() {
-                    true => directories.push(path),
-                    // A journal may be gone meanwhile.
-                    false => all.extend(
-                        fs::read(&path).ok().map(|bytes| (path.display().to_string(), bytes)),
-                    ),
-                }
-            }
-        }
-        // The rings.
-        all.extend([("shared memory".to_owned(), self.nginx.shared_memory())]);
         all
     }
 }

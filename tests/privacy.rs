@@ -4,15 +4,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
 
 use rusqlite::Connection as Database;
 use tirreno_tests::client::get;
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions};
-use tirreno_tests::wait::wait_until;
+use tirreno_tests::wait::{SOON, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
 const KEY: &str = "f5d3a1c87e2b4960f5d3a1c87e2b4960f5d3a1c87e2b4960f5d3a1c87e2b4960";
 const USER: &str = "hedy@example.org";
 /// The user in a URL, as browsers and this client write it.

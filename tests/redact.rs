@@ -2,14 +2,12 @@
 //! readable.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tirreno_tests::client::get;
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::wait_until;
+use tirreno_tests::wait::{SOON, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
 const SECRET: &str = "5ecr3t";
 
 fn lines(text: &str) -> Vec<&str> {

@@ -7,15 +7,12 @@
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, RequestHeaders, WebSocket, percent_encode};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// The number of the last request, which is its `User-Agent`.
 static LAST: AtomicU64 = AtomicU64::new(0);

@@ -17,9 +17,8 @@ use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
 use tirreno_tests::small_disk::SmallDisk;
-use tirreno_tests::wait::{wait_for, wait_until};
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
-const SOON: Duration = Duration::from_secs(60);
 /// The connections of each target in this file.
 const CONNECTIONS: usize = 2;
 const USERS: usize = 7;

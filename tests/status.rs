@@ -4,15 +4,12 @@ use std::collections::BTreeSet;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
 use tirreno_tests::client::{self, Response};
 use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 const SERVER: &str = "
     tirreno on;

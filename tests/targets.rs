@@ -24,9 +24,7 @@ use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
 use tirreno_tests::slow_sync::SlowSync;
 use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::status::Row;
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// nginx, a sensor and a directory that workers may write in.
 struct Bench {

@@ -16,9 +16,7 @@ use tirreno_tests::ports::free_port;
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::status::Row;
 use tirreno_tests::tls::Authority;
-use tirreno_tests::wait::wait_for;
-
-const SOON: Duration = Duration::from_secs(30);
+use tirreno_tests::wait::{SOON, wait_for};
 
 /// Makes keys and certificates in a directory with OpenSSL.
 struct Maker(TempDir);

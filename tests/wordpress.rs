@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 use std::{env, io};
 
 use base64::Engine;
@@ -20,9 +19,7 @@ use tirreno_tests::cases::{self, CASE, is_alias};
 use tirreno_tests::client::{Connection, Response, form};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions};
-use tirreno_tests::wait::{wait_for, wait_until};
-
-const SOON: Duration = Duration::from_secs(60);
+use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
 /// WordPress's host name, whatever its port.
 const HOST: &str = "blog.example.com";

@@ -264,19 +264,8 @@ impl Stage {
     /// Reports secrets in sent data, in nginx's files except its configuration, and in its shared memory.
     pub fn print_secrets(&self, sensor: &Sensor, wrong: &mut Vec<String>) {
         let sent = |request: RequestRecord| ("sent".to_owned(), url_decode(&request.body));
-        let mut remains: Vec<_> = sensor.requests().into_iter().map(sent).collect();
-        let mut directories = vec![self.nginx.prefix().join("logs")];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("nginx's directory") {
-                let path = entry.expect("nginx's directory").path();
-                match path.is_dir() {
-                    true => directories.push(path),
-                    false => remains
-                        .push((path.display().to_string(), fs::read(&path).unwrap_or_default())),
-                }
-            }
-        }
-        remains.push(("shared memory".to_owned(), self.nginx.shared_memory()));
+        let mut remains = self.nginx.remains(&self.nginx.prefix().join("logs"));
+        remains.extend(sensor.requests().into_iter().map(sent));
         let mut found = 0;
         // Shorter texts would be found by chance.
         let secrets: Vec<_> = self.secrets.iter().filter(|secret| secret.len() >= 8).collect();

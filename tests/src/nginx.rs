@@ -473,6 +473,24 @@ impl Nginx {
         all
     }
 
+    /// All that nginx has left below `directory` and in shared memory, each with its name.
+    pub fn remains(&self, directory: &Path) -> Vec<(String, Vec<u8>)> {
+        let mut remains = vec![("shared memory".to_owned(), self.shared_memory())];
+        let mut directories = vec![directory.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("nginx's directory") {
+                let path = entry.expect("nginx's directory").path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else if let Ok(bytes) = fs::read(&path) {
+                    // Others, such as a journal, are gone meanwhile.
+                    remains.push((path.display().to_string(), bytes));
+                }
+            }
+        }
+        remains
+    }
+
     /// The error log.
     pub fn error_log(&self) -> String {
         let log = fs::read(self.prefix().join("logs/error.log"));

@@ -3,6 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+/// How long a test waits for what happens at once, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// The pause between two looks at a condition.
 const POLL: Duration = Duration::from_millis(5);
 
