@@ -11,7 +11,7 @@
 //! - [`filters`] read what rules ask of a request's body and of its answer, as they pass,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
 //! - [`response`] is the view of a response that rules read, [`variables`] shows what became of a request,
-//! - [`worker`] is what one worker process owns: its ring, its threads, its timer,
+//! - [`worker`] is what one worker process owns: its ring, its threads, its [`timer`],
 //! - [`explain`] says for `ci/explain` what would become of a request,
 //! - [`status`] answers `tirreno_status`.
 
@@ -41,6 +41,7 @@ mod permissions;
 mod request;
 mod response;
 mod status;
+mod timer;
 mod variables;
 mod worker;
 mod zone;

@@ -3,15 +3,12 @@
 //! They wait outside of the ring, in a bounded queue of the worker that captured them, for five seconds at
 //! most. An event that finds no room, or whose answer is late, goes with the user `session-…`.
 
-use core::ffi::c_void;
-use core::{mem, ptr};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 
-use nginx_sys::{
-    ngx_add_timer, ngx_connection_t, ngx_cycle_t, ngx_del_timer, ngx_event_t, ngx_msec_t,
-};
+use nginx_sys::{ngx_cycle_t, ngx_event_t, ngx_msec_t};
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::rank::Rank;
 use tirreno_pipeline::clock::wall_ms;
@@ -22,6 +19,7 @@ use tirreno_pipeline::record::{Capture, Held};
 use tirreno_pipeline::shm::zone::Zone;
 
 use crate::conf::MainConf;
+use crate::timer::Timer;
 use crate::{guarded, worker};
 
 /// How long an event waits at most, in milliseconds.
@@ -39,9 +37,7 @@ struct Waiting {
     keys: Keys,
     events: VecDeque<Event>,
     bytes: usize,
-    timer: Box<ngx_event_t>,
-    /// `ngx_event_t` needs a connection, of which nginx reads only the log.
-    _connection: Box<ngx_connection_t>,
+    timer: Timer,
 }
 
 struct Event {
@@ -62,33 +58,20 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         Ok(lookups) => lookups,
         Err(error) => return worker::thread_failed(cycle.log, &error),
     };
-    // SAFETY: zeros are what nginx itself starts from for events and connections.
-    let (mut timer, mut connection) = unsafe {
-        (Box::new(mem::zeroed::<ngx_event_t>()), Box::new(mem::zeroed::<ngx_connection_t>()))
-    };
-    connection.fd = -1;
-    timer.handler = Some(on_timer);
-    timer.log = cycle.log;
-    timer.data = ptr::from_mut(connection.as_mut()).cast::<c_void>();
-    timer.set_cancelable(1);
     WAITING.set(Some(Waiting {
         lookups,
         zone,
         keys: zone.keys(),
         events: VecDeque::new(),
         bytes: 0,
-        timer,
-        _connection: connection,
+        timer: Timer::new(on_timer, cycle.log),
     }));
 }
 
 /// The process exits: the waiting events go without the answer.
 pub(crate) fn stop() {
     let Some(mut waiting) = WAITING.take() else { return };
-    if waiting.timer.timer_set() == 1 {
-        // SAFETY: the timer is set.
-        unsafe { ngx_del_timer(waiting.timer.as_mut()) };
-    }
+    waiting.timer.cancel();
     waiting.lookups.take_answers();
     waiting.settle(i64::MAX);
 }
@@ -148,9 +131,8 @@ unsafe extern "C" fn on_timer(_event: *mut ngx_event_t) {
 
 impl Waiting {
     fn set_timer(&mut self) {
-        if !self.events.is_empty() && self.timer.timer_set() == 0 {
-            // SAFETY: the event lives in a box until the process exits.
-            unsafe { ngx_add_timer(self.timer.as_mut(), TICK) };
+        if !self.events.is_empty() {
+            self.timer.set(TICK);
         }
     }
 

@@ -5,7 +5,6 @@
 //! loop watches; that descriptor's connection counts as idle, so that nginx itself calls its handler
 //! when the worker is to exit. A timer runs only while there is something to do by the clock.
 
-use core::ffi::c_void;
 use core::{mem, ptr};
 use std::cell::RefCell;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -15,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use nginx_sys::{
     NGX_CMD_TERMINATE, NGX_LOG_ERR, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_OK,
-    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_add_timer, ngx_channel, ngx_close_connection,
-    ngx_connection_t, ngx_cycle_t, ngx_event_actions, ngx_event_t, ngx_exiting,
-    ngx_free_connection, ngx_get_connection, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process,
-    ngx_socket_t, ngx_terminate, ngx_uint_t,
+    NGX_PROCESS_SINGLE, NGX_PROCESS_WORKER, ngx_channel, ngx_close_connection, ngx_connection_t,
+    ngx_cycle_t, ngx_event_actions, ngx_event_t, ngx_exiting, ngx_free_connection,
+    ngx_get_connection, ngx_int_t, ngx_log_t, ngx_msec_t, ngx_process, ngx_socket_t, ngx_terminate,
+    ngx_uint_t,
 };
 use ngx::log::ngx_cycle_log;
 use ngx::ngx_log_error;
@@ -33,6 +32,7 @@ use tirreno_pipeline::shm::zone::SkipReason;
 
 use crate::capture::NoEvent;
 use crate::conf::MainConf;
+use crate::timer::Timer;
 use crate::{guarded, lookup};
 
 /// How long a line about invalid requests waits for more of them, in milliseconds; and how often messages are
@@ -67,9 +67,7 @@ struct Worker {
     mismatch_note: Once,
     /// Keeps the state file.
     keeper: Option<Keeper>,
-    timer: Box<ngx_event_t>,
-    /// `ngx_event_t` needs a connection, of which nginx reads only the log.
-    _connection: Box<ngx_connection_t>,
+    timer: Timer,
 }
 
 thread_local! {
@@ -102,15 +100,6 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     });
     let own_files = Some(descriptor);
     let setup = Setup { zone, targets: targets.clone(), log, connect: None, own_files };
-    // SAFETY: zeros are what nginx itself starts from for events and connections.
-    let (mut timer, mut connection) = unsafe {
-        (Box::new(mem::zeroed::<ngx_event_t>()), Box::new(mem::zeroed::<ngx_connection_t>()))
-    };
-    connection.fd = -1;
-    timer.handler = Some(on_timer);
-    timer.log = cycle.log;
-    timer.data = ptr::from_mut(connection.as_mut()).cast::<c_void>();
-    timer.set_cancelable(1);
     let mut worker = Worker {
         producer: Producer::new(zone, std::process::id()),
         setup,
@@ -122,8 +111,7 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
         mismatches: [0; 2],
         mismatch_note: Once::every(MISMATCH_NOTE),
         keeper,
-        timer,
-        _connection: connection,
+        timer: Timer::new(on_timer, cycle.log),
     };
     worker.start_thread(cycle.log);
     worker.set_timer();
@@ -176,10 +164,7 @@ fn make_system_calls_cheap() {
 pub(crate) fn stop(cycle: &ngx_cycle_t) {
     lookup::stop();
     let Some(mut worker) = WORKER.take() else { return };
-    if worker.timer.timer_set() == 1 {
-        // SAFETY: the timer is set.
-        unsafe { nginx_sys::ngx_del_timer(worker.timer.as_mut()) };
-    }
+    worker.timer.cancel();
     worker.log_messages(cycle.log);
     if let Some(keeper) = worker.keeper.take() {
         keeper.finish();
@@ -344,10 +329,7 @@ impl Worker {
             Some(_) if self.mismatches != [0; 2] => LATER,
             Some(_) => return,
         };
-        if self.timer.timer_set() == 0 {
-            // SAFETY: the event is zeroed and lives in a box until the process exits.
-            unsafe { ngx_add_timer(self.timer.as_mut(), pause) };
-        }
+        self.timer.set(pause);
     }
 
     fn log_messages(&mut self, log: *mut ngx_log_t) {

@@ -45,9 +45,6 @@ pub const MAX_RECORD: usize = 32 * 1024;
 /// The longest URL that Tirreno keeps, in bytes.
 const MAX_URL: usize = 2047;
 
-/// The shortest record.
-pub const MIN_RECORD: usize = FIXED;
-
 /// Length of a trace id, the same as of nginx's `$request_id`. Tirreno takes 36 bytes at most.
 pub const TRACE_LEN: usize = 32;
 

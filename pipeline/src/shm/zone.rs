@@ -974,11 +974,6 @@ impl Ledger {
         !others.any(|(_, courier)| courier.pid.load(Relaxed) != 0)
     }
 
-    /// How many events are pending in the spool, as it was shown last.
-    pub fn stored_pending(&self, slot: usize) -> u64 {
-        self.account(slot).stored.pending.load(Relaxed)
-    }
-
     /// How many events of the target this deliverer holds.
     pub fn holds(&self, slot: usize) -> u32 {
         self.held(slot).load(Relaxed)
