@@ -21,14 +21,6 @@ fn main() {
     println!("cargo::rerun-if-changed=src/bits.c");
     let include = env::var_os("DEP_NGINX_INCLUDE").expect("nginx's headers");
     Build::new().file("src/bits.c").includes(env::split_paths(&include)).compile("tirreno_bits");
-
-    // nginx 1.23 turned headers that may repeat into linked lists.
-    println!("cargo::rustc-check-cfg=cfg(nginx1_23_0)");
-    let version: Option<u32> =
-        env::var("DEP_NGINX_VERSION_NUMBER").ok().and_then(|v| v.parse().ok());
-    if version.is_some_and(|v| v >= 1_023_000) {
-        println!("cargo::rustc-cfg=nginx1_23_0");
-    }
 }
 
 /// Passes on a list that `nginx-sys` found as values of one cfg, and from

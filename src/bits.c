@@ -3,7 +3,8 @@
  *
  * bindgen before 0.73 computes wrong places for bits that stand behind something smaller than an `unsigned`
  * (rust-lang/rust-bindgen#3384), as those of a request do since nginx 1.30: reading the bindings' would read, and
- * setting would set, others than those that are meant.
+ * setting would set, others than those that are meant. Also what nginx 1.22 keeps in another structure than later
+ * versions.
  */
 
 #include <ngx_config.h>
@@ -32,4 +33,21 @@ void
 ngx_http_tirreno_set_header_sent(ngx_http_request_t *r)
 {
     r->header_sent = 1;
+}
+
+/*
+ * The request's header Cookie that follows `last`; without it, the first one. `n` is its number from 0. nginx
+ * 1.23 has made a list of the array.
+ */
+const ngx_table_elt_t *
+ngx_http_tirreno_cookie(const ngx_http_request_t *r, const ngx_table_elt_t *last, ngx_uint_t n)
+{
+#if (nginx_version >= 1023000)
+    (void) n;
+    return last ? last->next : r->headers_in.cookie;
+#else
+    ngx_table_elt_t *const *cookies = r->headers_in.cookies.elts;
+    (void) last;
+    return n < r->headers_in.cookies.nelts ? cookies[n] : NULL;
+#endif
 }

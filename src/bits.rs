@@ -1,12 +1,19 @@
-//! The single bits of nginx's request. `bits.c` tells why they are not those of the bindings.
+//! The single bits of nginx's request, and its cookies. `bits.c` tells why they are not those of the bindings.
 
-use nginx_sys::{ngx_http_request_t, ngx_uint_t};
+use core::ptr;
+
+use nginx_sys::{ngx_http_request_t, ngx_table_elt_t, ngx_uint_t};
 
 unsafe extern "C" {
     fn ngx_http_tirreno_header_only(r: *const ngx_http_request_t) -> ngx_uint_t;
     fn ngx_http_tirreno_error_page(r: *const ngx_http_request_t) -> ngx_uint_t;
     fn ngx_http_tirreno_need_in_memory(r: *mut ngx_http_request_t);
     fn ngx_http_tirreno_set_header_sent(r: *mut ngx_http_request_t);
+    fn ngx_http_tirreno_cookie(
+        r: *const ngx_http_request_t,
+        last: *const ngx_table_elt_t,
+        n: ngx_uint_t,
+    ) -> *const ngx_table_elt_t;
 }
 
 /// Whether the answer is a header alone.
@@ -31,4 +38,16 @@ pub(crate) fn need_in_memory(request: &mut ngx_http_request_t) {
 pub(crate) fn set_header_sent(request: &mut ngx_http_request_t) {
     // SAFETY: sets a bit.
     unsafe { ngx_http_tirreno_set_header_sent(request) }
+}
+
+/// The headers `Cookie`.
+pub(crate) fn cookies(request: &ngx_http_request_t) -> impl Iterator<Item = &ngx_table_elt_t> {
+    let mut last = ptr::null();
+    (0..).map_while(move |n| {
+        // SAFETY: the header before is of this request, and what is found lives while that does.
+        unsafe {
+            last = ngx_http_tirreno_cookie(request, last, n);
+            last.as_ref()
+        }
+    })
 }

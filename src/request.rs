@@ -270,8 +270,8 @@ impl Exchange for HttpExchange<'_, '_> {
     }
 
     fn cookies(&self) -> impl Iterator<Item = &[u8]> {
-        let headers = self.request.headers();
-        headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"cookie")).map(|(_, value)| value)
+        let headers = bits::cookies(self.request.fields());
+        headers.map(|header| self.request.text(header.value))
     }
 
     fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_> {

@@ -307,8 +307,9 @@ impl<T: Text> Value<T> {
                 self.take(if *is_cookie { cookie_text(text) } else { Cow::Borrowed(text) })
             }
             Source::Cookie(name) => {
-                let values = exchange.cookies().flat_map(|line| cookie_pairs_of(line, name));
-                self.first(values.map(|(_, value)| cookie_text(value)))
+                let cookies = exchange.cookies().flat_map(cookies);
+                let values = cookies.filter_map(|cookie| cookie_value(cookie, name));
+                self.first(values.map(cookie_text))
             }
             Source::SetCookie(name) => {
                 Read::from_option(exchange.set_cookie(name).map(cookie_text)).and(self)
@@ -350,16 +351,19 @@ impl<T: Text> Value<T> {
         mut f: impl FnMut(Cow<'e, [u8]>) -> bool,
     ) {
         let mut give = |found| match found {
-            Read::Text(text) if !text.is_empty() => f(text),
-            _ => false,
+            Read::Text(text) if !text.is_empty() => Some(f(text)),
+            _ => None,
         };
-        match &self.source {
-            Source::Cookie(name) if name.is_prefix => {
-                let mut own = exchange.cookies().flat_map(|line| cookie_pairs_of(line, name));
-                own.any(|(_, value)| give(self.take(cookie_text(value))));
-            }
-            _ => {
-                give(self.get(exchange, None));
+        let Source::Cookie(name) = &self.source else {
+            give(self.get(exchange, None));
+            return;
+        };
+        for line in exchange.cookies() {
+            for value in cookies(line).filter_map(|cookie| cookie_value(cookie, name)) {
+                let is_enough = give(self.take(cookie_text(value)));
+                if is_enough.is_some_and(|is_enough| is_enough || !name.is_prefix) {
+                    return;
+                }
             }
         }
     }
@@ -534,14 +538,16 @@ pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     cookies(line).filter_map(cookie_pair)
 }
 
-/// The pairs with that name. Cookies with another beginning are not parsed.
-pub fn cookie_pairs_of<'l>(
-    line: &'l [u8],
-    name: &Name,
-) -> impl Iterator<Item = (&'l [u8], &'l [u8])> {
-    let own = name.text.as_bytes();
-    let similar = cookies(line).filter(move |cookie| cookie.trim_ascii_start().starts_with(own));
-    similar.filter_map(cookie_pair).filter(move |(known, _)| name.matches(known))
+/// The value of a cookie with that name. A cookie with another beginning is not parsed.
+#[inline]
+fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
+    let rest = cookie.trim_ascii_start().strip_prefix(name.text.as_bytes())?;
+    let equals = rest.iter().position(|b| *b == b'=')?;
+    let is_it = match name.is_prefix {
+        true => name.matches(cookie[..cookie.len() - rest.len() + equals].trim_ascii()),
+        false => rest[..equals].trim_ascii_end().is_empty(),
+    };
+    is_it.then(|| rest[equals + 1..].trim_ascii())
 }
 
 fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -706,6 +712,22 @@ mod tests {
         match value(text).get(facts, None) {
             Read::Text(text) => String::from_utf8(text.into_owned()).unwrap(),
             other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cookie_of_a_name_is_as_if_all_were_parsed() {
+        let names = ["a", "aa", "ab", "a*", "ab*"].map(|name| Name::parse(name).unwrap());
+        let mut cookies = vec![Vec::new()];
+        for _ in 0..7 {
+            let longer = |cookie: &Vec<u8>| b"ab= ".map(|b| [&cookie[..], &[b]].concat());
+            cookies = cookies.iter().flat_map(longer).collect();
+            let pairs = cookies.iter().flat_map(|cookie| names.iter().map(move |n| (cookie, n)));
+            for (cookie, name) in pairs {
+                let parsed = cookie_pair(cookie).filter(|(known, _)| name.matches(known));
+                let value = parsed.map(|(_, value)| value);
+                assert_eq!(cookie_value(cookie, name), value, "{name:?} {cookie:?}");
+            }
         }
     }
 
