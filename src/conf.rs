@@ -19,7 +19,7 @@ use tirreno_pipeline::capture::redact::{Redaction, SecretSegments};
 use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::event::{EventType, Param};
-use tirreno_pipeline::identity::keys::Keys;
+use tirreno_pipeline::identity::keys::{Keys, TokenHash};
 use tirreno_pipeline::identity::lookup::LookupConfig;
 use tirreno_pipeline::shm::zone::Zone;
 
@@ -186,6 +186,8 @@ pub(crate) struct LocationConf {
     pub(crate) realm: Option<ngx_str_t>,
     /// The server's realm, found when it is needed.
     default_realm: OnceCell<Box<[u8]>>,
+    /// The hash of the realm's tokens, made when it is needed.
+    tokens: OnceCell<TokenHash>,
     pub(crate) lookup: Option<Rc<Named>>,
     /// `tirreno_url`: whether `page`.
     pub(crate) url_page: Option<bool>,
@@ -236,6 +238,7 @@ impl Default for LocationConf {
             verify: None,
             realm: None,
             default_realm: OnceCell::new(),
+            tokens: OnceCell::new(),
             lookup: None,
             url_page: None,
             own_secrets: Vec::new(),
@@ -285,6 +288,11 @@ impl LocationConf {
             Some(realm) => realm.as_bytes(),
             None => self.default_realm.get_or_init(|| request.server_realm().into()),
         }
+    }
+
+    /// The hash of the realm's tokens, by the keys of the `http` block.
+    pub(crate) fn tokens(&self, request: Request<'_>, keys: &Keys) -> &TokenHash {
+        self.tokens.get_or_init(|| keys.tokens(self.realm(request)))
     }
 
     /// The index of the `tirreno_identity` block that `tirreno_lookup` names.

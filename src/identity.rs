@@ -20,7 +20,7 @@ use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::identity::keys::{Keys, TokenKey};
 use tirreno_pipeline::identity::lookup::MARK;
 use tirreno_pipeline::record::Capture;
-use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
+use tirreno_pipeline::shm::bindings::{Binding, Bindings};
 
 use crate::capture::path_for_rules;
 use crate::conf::{LocationConf, MainConf};
@@ -29,18 +29,17 @@ use crate::request::{HttpExchange, Request};
 
 /// The session of a request. It lives in the request's pool, because an internal redirect clears the module's
 /// context.
-#[derive(Clone, Copy)]
 struct Known<'r> {
     /// The key of the token that the request carries.
     token: Option<TokenKey>,
     /// The session's user, and the evidence.
-    user: Option<(&'r [u8], Identity)>,
+    user: Cell<Option<(&'r [u8], Identity)>>,
     /// When that was learned, in milliseconds since the epoch.
     time_ms: i64,
     /// The SHA-256 of the token, once it was needed.
     digest: Option<SessionDigest>,
     /// Whether the answer's content has been learned.
-    is_learned: bool,
+    is_learned: Cell<bool>,
 }
 
 /// What all requests of this nginx share.
@@ -65,6 +64,9 @@ pub(crate) fn begin_answer(request: Request<'_>) {
 /// Called when the answer has been read and its last part is about to be sent, or when the request ends without
 /// one.
 pub(crate) fn end_answer(request: Request<'_>) {
+    if kept(request).is_some_and(|known| known.is_learned.get()) {
+        return;
+    }
     let Some((location, main)) = place(request) else { return };
     let known = known(request, location, main);
     learn(request, location, main, known, true);
@@ -91,8 +93,8 @@ pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
 pub(crate) fn session<'e>(exchange: &'e HttpExchange<'_, '_>) -> Session<'e> {
     let request = exchange.request;
     let Some((location, main)) = place(request) else { return Session::None };
-    let known = known(request, location, main).get();
-    match (known.user, known.token) {
+    let known = known(request, location, main);
+    match (known.user.get(), known.token) {
         (Some((user, identity)), _) => Session::Bound(user.into(), identity),
         (None, Some(_)) => {
             let alias = alias(exchange, location, main);
@@ -157,14 +159,13 @@ pub(crate) fn hold_for_lookup(
     let (Some(which), Some(known)) = (location.lookup_place(main), kept(request)) else {
         return false;
     };
-    let known = known.get();
-    let is_by_lookup = known.user.is_some_and(|(_, identity)| identity == Identity::Lookup);
+    let is_by_lookup = known.user.get().is_some_and(|(_, identity)| identity == Identity::Lookup);
     let (Some(key), true) = (known.token, is_nobodys || is_by_lookup) else { return false };
     let (realm, mut waits) = (location.realm(request), false);
     let Some(shared) = shared(main) else { return false };
     own_token(exchange, location, |parts| {
         let [token] = parts else { return true };
-        if shared.keys.token(realm, parts.iter().copied()) != key {
+        if location.tokens(request, shared.keys).key(parts.iter().copied()) != key {
             return false;
         }
         let accepted = Accepted { which, key, realm, token };
@@ -183,14 +184,14 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
     let request = exchange.request;
     let (location, main) = (request.location()?, request.main_conf()?);
     let known = place(request).map(|(location, main)| known(request, location, main));
-    if let Some(digest) = known.and_then(|known| known.get().digest) {
+    if let Some(digest) = known.and_then(|known| known.digest) {
         return Some(digest);
     }
-    let wanted = known.and_then(|known| known.get().token);
-    let (shared, realm) = (shared(main), location.realm(request));
+    let (wanted, shared) = (known.and_then(|known| known.token), shared(main));
+    let tokens = shared.map(|shared| location.tokens(request, shared.keys));
     let mut found = None;
     own_token(exchange, location, |parts| {
-        let key = shared.map(|shared| shared.keys.token(realm, parts.iter().copied()));
+        let key = tokens.map(|tokens| tokens.key(parts.iter().copied()));
         if wanted.is_none() || wanted == key {
             found = Some((key, digest(parts.iter().copied())));
         }
@@ -207,46 +208,38 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
 }
 
 /// Looks up the request's session, unless that was done before.
-fn known<'r>(
-    request: Request<'r>,
-    location: &'r LocationConf,
-    main: &MainConf,
-) -> &'r Cell<Known<'r>> {
+fn known<'r>(request: Request<'r>, location: &'r LocationConf, main: &MainConf) -> &'r Known<'r> {
     if let Some(known) = kept(request) {
         return known;
     }
-    // Tokens never come from the path.
-    let exchange = HttpExchange { request, path: None, status: request.status() };
-    let found = look_up(&exchange, location, main);
-    keep(request, found)
+    let (user, is_learned) = (Cell::new(None), Cell::new(false));
+    let mut known = Known { token: None, user, time_ms: 0, digest: None, is_learned };
+    if let Some(shared) = shared(main) {
+        // Tokens never come from the path.
+        let exchange = HttpExchange { request, path: None, status: request.status() };
+        let tokens = location.tokens(request, shared.keys);
+        let known = &mut known;
+        own_token(&exchange, location, |parts| {
+            known.look_up(request, &shared, tokens.key(parts.iter().copied()))
+        });
+    }
+    keep(request, known)
 }
 
-fn look_up<'r>(
-    exchange: &HttpExchange<'r, '_>,
-    location: &LocationConf,
-    main: &MainConf,
-) -> Known<'r> {
-    let mut known = Known { token: None, user: None, time_ms: 0, digest: None, is_learned: false };
-    let Some(shared) = shared(main) else { return known };
-    let request = exchange.request;
-    let (realm, now_ms) = (location.realm(request), request.now_ms());
-    let mut found: Option<Bound> = None;
-    own_token(exchange, location, |parts| {
-        let key = shared.keys.token(realm, parts.iter().copied());
-        known.token.get_or_insert(key);
-        let bound = shared.bindings.find(shared.keys, key, now_ms);
-        found = bound.filter(|bound| bound.is_of(request.start_ms()));
-        if found.is_some() {
-            known.token = Some(key);
-        }
-        found.is_some()
-    });
-    if let Some(bound) = found {
-        known.user = Some((request.keep_text(bound.user()), bound.identity()));
-        known.time_ms = bound.time_ms();
-        known.digest = bound.digest();
+impl<'r> Known<'r> {
+    /// Looks up one of the tokens that the request carries. Returns whether its user is known.
+    fn look_up(&mut self, request: Request<'r>, shared: &Shared<'_>, token: TokenKey) -> bool {
+        self.token.get_or_insert(token);
+        let found = shared.bindings.find(shared.keys, token, request.now_ms());
+        let Some(bound) = found.as_ref().filter(|bound| bound.is_of(request.start_ms())) else {
+            return false;
+        };
+        self.token = Some(token);
+        self.user.set(Some((request.keep_text(bound.user()), bound.identity())));
+        self.time_ms = bound.time_ms();
+        self.digest = bound.digest();
+        true
     }
-    known
 }
 
 /// Learns what the answer tells about sessions, once, as soon as the answer is complete enough.
@@ -254,20 +247,19 @@ fn learn<'r>(
     request: Request<'r>,
     location: &'r LocationConf,
     main: &'r MainConf,
-    cell: &Cell<Known<'r>>,
+    known: &Known<'r>,
     is_read: bool,
 ) {
-    let mut known = cell.get();
-    if known.is_learned {
+    if known.is_learned.get() {
+        return;
+    }
+    let mut exchange = HttpExchange { request, path: None, status: request.status() };
+    if !exchange.is_applications() {
+        known.is_learned.set(true);
         return;
     }
     let (Some(shared), Some(rules)) = (shared(main), location.rules()) else { return };
-    known.is_learned = true;
-    let mut exchange = HttpExchange { request, path: None, status: request.status() };
-    if !exchange.is_applications() {
-        cell.set(known);
-        return;
-    }
+    known.is_learned.set(true);
     let mut path = Vec::new();
     exchange.path = path_for_rules(request.target(), location.event_prefix(), &mut path);
     let may_teach = exchange.path.is_some_and(|path| rules.may_teach(request.method(), path));
@@ -275,10 +267,8 @@ fn learn<'r>(
         true => lesson(&exchange, rules, location.user_case(), is_read),
         false => Lesson::Nothing,
     };
-    if lesson == Lesson::InBody {
-        return;
-    }
     match lesson {
+        Lesson::InBody => known.is_learned.set(false),
         Lesson::User(user) => {
             let user = match user {
                 Cow::Borrowed(user) => user,
@@ -286,17 +276,16 @@ fn learn<'r>(
             };
             bind(&exchange, location, shared, known.token, user, wall_ms());
             let user = request.keep_text(user);
-            known.user = Some((user, Identity::Answer));
+            known.user.set(Some((user, Identity::Answer)));
         }
         Lesson::Ended => end(shared, known.token, request.now_ms()),
-        Lesson::Nothing | Lesson::InBody => {
+        Lesson::Nothing => {
             let mut tokens = location.sessions().iter();
             if known.token.is_some() && tokens.any(|values| is_cleared(values, &exchange)) {
                 end(shared, known.token, request.now_ms());
             }
         }
     }
-    cell.set(known);
 }
 
 /// Binds the tokens that the answer sets or carries to the user; if it has none, the request's token.
@@ -313,7 +302,7 @@ fn bind(
     for values in location.sessions() {
         answer_token(values, exchange, |parts| {
             is_answers = true;
-            let key = keys.token(realm, parts.iter().copied());
+            let key = location.tokens(exchange.request, keys).key(parts.iter().copied());
             bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
         });
     }
@@ -333,7 +322,7 @@ const KEPT: unsafe extern "C" fn(*mut c_void) = kept_no_longer;
 /// The pool frees the memory; this function only marks the cleanup entry as this module's.
 unsafe extern "C" fn kept_no_longer(_known: *mut c_void) {}
 
-fn kept<'r>(request: Request<'r>) -> Option<&'r Cell<Known<'r>>> {
+fn kept<'r>(request: Request<'r>) -> Option<&'r Known<'r>> {
     let r: *mut ngx_http_request_t = request.as_ptr();
     // SAFETY: the request's pool and its cleanups live while it does; what has this handler was made by
     // `keep`.
@@ -341,7 +330,7 @@ fn kept<'r>(request: Request<'r>) -> Option<&'r Cell<Known<'r>>> {
         let mut cleanup = (*(*r).pool).cleanup;
         while let Some(entry) = cleanup.as_ref() {
             if entry.handler.is_some_and(|handler| ptr::fn_addr_eq(handler, KEPT)) {
-                return entry.data.cast::<Cell<Known<'r>>>().as_ref();
+                return entry.data.cast::<Known<'r>>().as_ref();
             }
             cleanup = entry.next;
         }
@@ -349,15 +338,15 @@ fn kept<'r>(request: Request<'r>) -> Option<&'r Cell<Known<'r>>> {
     None
 }
 
-fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Cell<Known<'r>> {
+fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Known<'r> {
     let r: *mut ngx_http_request_t = request.as_ptr();
     // SAFETY: the pool gives so many bytes, aligned, that live while the request does; without memory
     // they are leaked once.
     unsafe {
-        let cleanup = ngx_pool_cleanup_add((*r).pool, size_of::<Cell<Known<'r>>>());
-        let Some(cleanup) = cleanup.as_mut() else { return Box::leak(Box::new(Cell::new(known))) };
-        let place = cleanup.data.cast::<Cell<Known<'r>>>();
-        place.write(Cell::new(known));
+        let cleanup = ngx_pool_cleanup_add((*r).pool, size_of::<Known<'r>>());
+        let Some(cleanup) = cleanup.as_mut() else { return Box::leak(Box::new(known)) };
+        let place = cleanup.data.cast::<Known<'r>>();
+        place.write(known);
         cleanup.handler = Some(KEPT);
         &*place
     }

@@ -54,12 +54,11 @@ impl Keys {
         }
     }
 
-    /// The key of a session's token. The parts of a token are those that `tirreno_session` joins.
-    pub fn token<'t>(&self, realm: &[u8], parts: impl IntoIterator<Item = &'t [u8]>) -> TokenKey {
+    /// The hash of a realm's tokens, which requests have in common.
+    pub fn tokens(&self, realm: &[u8]) -> TokenHash {
         let mut hasher = self.token;
-        write_parts(&mut hasher, realm, parts);
-        let hash = hasher.finish128();
-        TokenKey([hash.h1, hash.h2])
+        write_realm(&mut hasher, realm);
+        TokenHash(hasher)
     }
 
     /// The name that stands for a session whose user is unknown.
@@ -69,22 +68,24 @@ impl Keys {
         parts: impl IntoIterator<Item = &'t [u8]>,
     ) -> String {
         let mut hasher = self.alias;
-        write_parts(&mut hasher, realm, parts);
+        write_realm(&mut hasher, realm);
+        write_parts(&mut hasher, parts);
         format!("session-{:016x}", hasher.finish())
     }
 
     /// A number that differs between users and realms.
     pub(crate) fn user(&self, realm: &[u8], user: &[u8]) -> u64 {
         let mut hasher = self.user;
-        write_parts(&mut hasher, realm, [user]);
+        write_realm(&mut hasher, realm);
+        write_parts(&mut hasher, [user]);
         hasher.finish()
     }
 
     /// A checksum of words that two writers, or the death of one, may have torn. A process that can write the
     /// words cannot compute it without the key.
-    pub(crate) fn check(&self, words: &[u64]) -> u64 {
-        let mix = |sum: u64, word: &u64| (sum.rotate_left(29) ^ word).wrapping_mul(self.check);
-        words.iter().fold(self.check, mix)
+    pub(crate) fn check(&self, words: impl IntoIterator<Item = u64>) -> u64 {
+        let mix = |sum: u64, word: u64| (sum.rotate_left(29) ^ word).wrapping_mul(self.check);
+        words.into_iter().fold(self.check, mix)
     }
 
     /// The mark of this start's own requests to the application.
@@ -107,16 +108,39 @@ impl Keys {
     }
 }
 
-/// No two lists of parts are the same bytes: none of the bytes that nginx takes in a header or a cookie
-/// separates them.
-fn write_parts<'t>(
-    hasher: &mut impl Hasher,
-    realm: &[u8],
-    parts: impl IntoIterator<Item = &'t [u8]>,
-) {
+/// The keyed hash of a realm's tokens.
+#[derive(Clone)]
+pub struct TokenHash(SipHasher13Of128);
+
+impl TokenHash {
+    /// The key of a session's token. The parts of a token are those that `tirreno_session` joins.
+    pub fn key<'t>(&self, parts: impl IntoIterator<Item = &'t [u8]>) -> TokenKey {
+        let mut hasher = self.0;
+        write_parts(&mut hasher, parts);
+        let hash = hasher.finish128();
+        TokenKey([hash.h1, hash.h2])
+    }
+}
+
+impl std::fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenHash").finish_non_exhaustive()
+    }
+}
+
+// No realm with a list of parts is the same bytes as another one: none of the bytes that nginx takes in a header
+// or a cookie separates them.
+
+fn write_realm(hasher: &mut impl Hasher, realm: &[u8]) {
     hasher.write(realm);
-    for part in parts {
-        hasher.write(b"\0");
+    hasher.write_u8(0);
+}
+
+fn write_parts<'t>(hasher: &mut impl Hasher, parts: impl IntoIterator<Item = &'t [u8]>) {
+    for (number, part) in parts.into_iter().enumerate() {
+        if number > 0 {
+            hasher.write_u8(0);
+        }
         hasher.write(part);
     }
 }
@@ -140,8 +164,8 @@ mod tests {
     #[test]
     fn realm_parts_and_secret_count() {
         let (a, b) = (keys(1), keys(2));
-        let one = a.token(b"chat", [&b"token"[..]]);
-        assert_eq!(a.token(b"chat", [&b"token"[..]]), one);
+        let one = a.tokens(b"chat").key([&b"token"[..]]);
+        assert_eq!(a.tokens(b"chat").key([&b"token"[..]]), one);
         for (keys, realm, parts) in [
             (&b, &b"chat"[..], &[&b"token"[..]][..]),
             (&a, b"wiki", &[b"token"]),
@@ -149,7 +173,7 @@ mod tests {
             (&a, b"chat", &[b"token", b""]),
             (&a, b"cha", &[b"ttoken"]),
         ] {
-            assert_ne!(keys.token(realm, parts.iter().copied()), one, "{realm:?} {parts:?}");
+            assert_ne!(keys.tokens(realm).key(parts.iter().copied()), one, "{realm:?} {parts:?}");
         }
         let alias = a.session_alias(b"chat", [&b"token"[..]]);
         assert_eq!(alias.len(), "session-".len() + 16);
@@ -166,9 +190,9 @@ mod tests {
             for bit in 0..64 {
                 let mut torn = words;
                 torn[at] ^= 1 << bit;
-                assert_ne!(keys.check(&torn), keys.check(&words), "{at} {bit}");
+                assert_ne!(keys.check(torn), keys.check(words), "{at} {bit}");
             }
         }
-        assert_ne!(keys.check(&[0; 5]), 0);
+        assert_ne!(keys.check([0; 5]), 0);
     }
 }

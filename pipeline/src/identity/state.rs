@@ -504,7 +504,7 @@ mod tests {
         }
 
         fn token(&self, token: &str) -> TokenKey {
-            self.keys.token(b"r", [token.as_bytes()])
+            self.keys.tokens(b"r").key([token.as_bytes()])
         }
 
         fn bind(&self, token: &str, user: &str, now: i64) {

@@ -232,13 +232,15 @@ impl Bindings {
 
     /// The binding of a request's token, whether it holds or has ended. Counts as a use.
     pub fn find(&self, keys: &Keys, key: TokenKey, now_ms: i64) -> Option<Bound> {
-        let bound = self.newest(keys, key)?;
-        let (bucket, i) = self.slot(bound.slot);
-        let (used, now) = (bucket.uses[i].load(Relaxed), use_time(now_ms) | 1);
-        if used & 1 == 0 || now.wrapping_sub(used) >= USE_STEP << 1 {
-            bucket.uses[i].store(now, Relaxed);
+        let found = self.newest(keys, key);
+        if let Some(bound) = &found {
+            let (bucket, i) = self.slot(bound.slot);
+            let (used, now) = (bucket.uses[i].load(Relaxed), use_time(now_ms) | 1);
+            if used & 1 == 0 || now.wrapping_sub(used) >= USE_STEP << 1 {
+                bucket.uses[i].store(now, Relaxed);
+            }
         }
-        Some(bound)
+        found
     }
 
     /// Binds a token, even if it is bound to another user. Returns whether that changed anything.
@@ -422,34 +424,54 @@ impl Bindings {
 
     /// The slot's entry, unless it is torn.
     fn read(&self, keys: &Keys, slot: usize) -> Option<Bound> {
-        let entry = &self.entries[slot].0;
+        let mut bound = Bound { words: [0; WORDS], slot };
+        self.read_to(keys, &mut bound).then_some(bound)
+    }
+
+    /// Copies the entry of the slot that `bound` names, whose words are zero. Returns whether it is whole.
+    fn read_to(&self, keys: &Keys, bound: &mut Bound) -> bool {
+        let entry = &self.entries[bound.slot].0;
         let end = used_words(entry[3].load(Relaxed));
-        let mut words = [0; WORDS];
-        words[..end].iter_mut().zip(entry).for_each(|(word, place)| *word = place.load(Relaxed));
-        let is_whole = keys.check(&words[..end]) == entry[WORDS - 1].load(Relaxed);
-        is_whole.then_some(Bound { words, slot })
+        let words = bound.words[..end].iter_mut().zip(entry).map(|(word, place)| {
+            *word = place.load(Relaxed);
+            *word
+        });
+        keys.check(words) == entry[WORDS - 1].load(Relaxed)
     }
 
     /// The newest entry of a key: two workers may have written one at the same time.
     fn newest(&self, keys: &Keys, key: TokenKey) -> Option<Bound> {
-        let tag = tag(key.0[1]);
-        let mut newest: Option<Bound> = None;
-        for home in self.homes(key) {
-            // Almost all tags differ: the comparison needs no branch for each.
-            let tags = self.buckets[home].tags.iter().enumerate();
-            let is_same = |(i, own): (usize, &AtomicU32)| u32::from(own.load(Acquire) == tag) << i;
-            let mut same = tags.map(is_same).fold(0, |all, one| all | one);
-            while same != 0 {
-                let slot = home * SLOTS + same.trailing_zeros() as usize;
-                same &= same - 1;
-                let Some(bound) = self.read(keys, slot) else { continue };
-                let is_newer = |known: &Bound| bound.stamp() >= known.stamp();
-                if bound.key() == key && newest.as_ref().is_none_or(is_newer) {
-                    newest = Some(bound);
+        let ([first, second], tag) = (self.homes(key), tag(key.0[1]));
+        let mut newest = None;
+        let mut search = |home: usize| {
+            for (i, own) in self.buckets[home].tags.iter().enumerate() {
+                if own.load(Acquire) == tag {
+                    self.read_newer(keys, key, home * SLOTS + i, &mut newest);
                 }
             }
-        }
+        };
+        search(first);
+        search(second);
         newest
+    }
+
+    /// Replaces `newest` by the slot's entry if that is the key's, and newer. It stays out of the loop over the
+    /// tags, almost all of which differ, so that the compiler can unroll that.
+    #[cold]
+    fn read_newer(&self, keys: &Keys, key: TokenKey, slot: usize, newest: &mut Option<Bound>) {
+        match newest {
+            None => {
+                // In its place, because copying it costs as much as reading it.
+                let bound = newest.insert(Bound { words: [0; WORDS], slot });
+                if !self.read_to(keys, bound) || bound.key() != key {
+                    *newest = None;
+                }
+            }
+            Some(known) => {
+                let other = self.read(keys, slot).filter(|bound| bound.key() == key);
+                *known = other.filter(|bound| bound.stamp() >= known.stamp()).unwrap_or(*known);
+            }
+        }
     }
 
     /// Writes an entry into its old slot, or into the cheapest slot of its buckets.
@@ -590,7 +612,7 @@ struct Writing {
 
 impl Writing {
     fn write(&self, keys: &Keys, words: &mut [u64; WORDS]) {
-        words[WORDS - 1] = keys.check(&words[..used_words(words[3])]);
+        words[WORDS - 1] = keys.check(words[..used_words(words[3])].iter().copied());
         let entry = &self.bindings.entries[self.slot];
         entry.0.iter().zip(words).for_each(|(place, word)| place.store(*word, Relaxed));
     }
@@ -656,7 +678,7 @@ mod tests {
     }
 
     fn token(keys: &Keys, token: &str) -> TokenKey {
-        keys.token(b"realm", [token.as_bytes()])
+        keys.tokens(b"realm").key([token.as_bytes()])
     }
 
     fn bind(table: &Bindings, keys: &Keys, name: &str, user: &str, now: i64) {
