@@ -328,8 +328,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
         whose.account = account.and_then(|account| self.learn(&account, &whose));
         if whose.identity.is_proof() {
-            let claim = self.claim(whose.identity);
-            whose.claimed = claim.filter(|claim| *claim != whose.user).unwrap_or_default();
+            whose.claimed = self.claim(&whose).unwrap_or_default();
         }
         whose
     }
@@ -510,19 +509,24 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         is_known.then_some(key.tag)
     }
 
-    /// The user whom the client claims to be.
-    fn claim(&self, identity: Identity) -> Option<Cow<'e, [u8]>> {
+    /// The user whom the client claims to be, if that is another one.
+    fn claim(&self, whose: &Whose<'e>) -> Option<Cow<'e, [u8]>> {
         let of_rule = self.rules_users().iter().filter_map(|user| match user {
             User::Value(value) if !value.reads_body() => Some(value),
             _ => None,
         });
         // A login of another user may well come with an old cookie.
         let asks_session = self.rules_users().iter().any(|user| matches!(user, User::Session));
-        let is_told = self.rules_users().is_empty() || asks_session && identity != Identity::Answer;
+        let is_told =
+            self.rules_users().is_empty() || asks_session && whose.identity != Identity::Answer;
         let of_location = self.settings.users.iter().filter(|_| is_told);
         let mut claims = of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim);
         let (claim, _) = claims.find_map(|value| self.value(value, true))?;
-        Some(user_name(claim, self.settings.user_case))
+        // Almost every claim is the user's very name.
+        if claim == whose.user {
+            return None;
+        }
+        Some(user_name(claim, self.settings.user_case)).filter(|claim| *claim != whose.user)
     }
 }
 

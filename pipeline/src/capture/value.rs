@@ -652,10 +652,19 @@ pub fn user_name(name: Cow<'_, [u8]>, case_matters: bool) -> Cow<'_, [u8]> {
     let limit = Param::UserName.limit();
     let is_plain = |b: &u8| matches!(b, b'!'..=b'~') & (*b != b'"');
     let is_kept = |b: &u8| is_plain(b) & (case_matters | !b.is_ascii_uppercase());
-    // The loop has no branches, so that the compiler can vectorize it.
-    if name.len() <= limit && name.iter().fold(true, |all, b| all & is_kept(b)) {
-        return name;
-    }
+    // A loop without branches over whole blocks: the compiler makes each a few instructions.
+    let all = |part: &[u8]| part.iter().fold(true, |all, b| all & is_kept(b));
+    let is_as_recorded = || match name.last_chunk::<16>() {
+        Some(last) => name.as_chunks::<16>().0.iter().all(|block| all(block)) && all(last),
+        None => all(&name),
+    };
+    if name.len() <= limit && is_as_recorded() { name } else { changed_name(&name, case_matters) }
+}
+
+/// The recorded form of a name that differs from the name itself.
+#[cold]
+fn changed_name(name: &[u8], case_matters: bool) -> Cow<'static, [u8]> {
+    let limit = Param::UserName.limit();
     let text = unquote(name.trim_ascii());
     let text: Cow<'_, str> = match str::from_utf8(text) {
         Ok(text) => text.into(),
@@ -892,6 +901,17 @@ mod tests {
         assert!(str::from_utf8(&long("a")).is_ok());
         assert_eq!(text(&"a".repeat(100)), "a".repeat(100).as_bytes());
         assert_eq!(text(&"a".repeat(101)).len(), 100);
+        // Wherever in the name the one byte is that is changed.
+        for (len, at) in (1..=40).flat_map(|len| (0..len).map(move |at| (len, at))) {
+            let with = |byte: u8| {
+                let mut name = vec![b'a'; len];
+                name[at] = byte;
+                name
+            };
+            assert_eq!(name(&with(b'N'), false), with(b'n'), "{len} {at}");
+            assert_eq!(name(&with(b'N'), true), with(b'N'), "{len} {at}");
+            assert_ne!(name(&with(0xe4), true), with(0xe4), "{len} {at}");
+        }
     }
 
     #[test]
