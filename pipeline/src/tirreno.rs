@@ -1,5 +1,6 @@
 //! Delivery to a Tirreno server: the form, the connections, and what its answers mean.
 
+pub mod config;
 pub mod connection;
 mod first_steps;
 pub mod form;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use tirreno_pipeline::capture::level::Routing;
 use tirreno_pipeline::clock::wall_ms;
-use tirreno_pipeline::config::{Destination, Endpoint, Secret, TargetConfig, TirrenoConfig};
+use tirreno_pipeline::config::secret::Secret;
+use tirreno_pipeline::config::{Destination, TargetConfig};
 use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
 use tirreno_pipeline::delivery::spool::{Database, SpoolConfig, WhenFull};
 use tirreno_pipeline::event::Param;
@@ -19,6 +20,7 @@ use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::ring::Producer;
 use tirreno_pipeline::shm::zone::{DropReason, Fault, State, Zone, anonymous};
+use tirreno_pipeline::tirreno::config::{Endpoint, TirrenoConfig};
 use tirreno_pipeline::tirreno::http::{Outbound, Post};
 use tirreno_pipeline::tirreno::policy::{Answer, KeyAnswer};
 use tirreno_pipeline::tirreno::target::Connect;

@@ -4,7 +4,8 @@ use core::ffi::c_char;
 use std::time::Duration;
 
 use nginx_sys::ngx_conf_t;
-use tirreno_pipeline::config::{Secret, check_header};
+use tirreno_pipeline::config::header::check_header;
+use tirreno_pipeline::config::secret::Secret;
 use tirreno_pipeline::event::Param;
 use tirreno_pipeline::identity::lookup::{LookupConfig, MARK, SendAs, parse_format, parse_url};
 

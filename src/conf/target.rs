@@ -4,9 +4,10 @@ use core::ffi::c_char;
 use std::time::Duration;
 
 use nginx_sys::ngx_conf_t;
+use tirreno_pipeline::audit::config::{AuditConfig, Sink, Transport};
 use tirreno_pipeline::capture::level::{Level, Routing};
 use tirreno_pipeline::capture::rule::Place;
-use tirreno_pipeline::config::{AuditConfig, Destination, Sink, TargetConfig, Transport};
+use tirreno_pipeline::config::{Destination, TargetConfig};
 use tirreno_pipeline::event::EventType;
 use tirreno_pipeline::privacy::Privacy;
 use tirreno_pipeline::shm::zone::MAX_NAME;

@@ -23,8 +23,8 @@ use flate2::{Compression, write::GzEncoder};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::audit::config::FileConfig;
 use crate::clock::monotonic_ns;
-use crate::config::FileConfig;
 use crate::delivery::thread::{NICE_SENDING, spawn};
 use crate::log_queue::{Level, LogQueue, Once};
 

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
-use crate::config::{Address, Console, ServerConfig, Transport};
+use crate::audit::config::{Console, ServerConfig, Transport};
+use crate::config::address::Address;
 use crate::delivery::tls::Tls;
 use crate::fault::{Fault, TlsFault};
 

@@ -11,11 +11,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::audit::config::{AuditConfig, Framing, Sink};
 use crate::audit::file::RotatedFile;
 use crate::audit::format::{Drops, Formatter, Length};
 use crate::audit::socket::{STALLED, Socket};
 use crate::audit::syslog::Header;
-use crate::config::{AuditConfig, Framing, Sink, TargetConfig};
+use crate::config::TargetConfig;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::health::Health;
 use crate::delivery::inbox::{Inbox, Outcome};
@@ -462,9 +463,11 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::audit::config::{FileConfig, ServerConfig, Transport};
     use crate::audit::format::FormatConfig;
     use crate::capture::level::Routing;
-    use crate::config::{Address, Destination, FileConfig, ServerConfig, Transport};
+    use crate::config::Destination;
+    use crate::config::address::Address;
     use crate::delivery::backoff::{FIRST, GROWTH};
     use crate::event::EventType;
     use crate::log_queue::log_queue;

@@ -16,8 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::audit::config::{Console, Sink};
 use crate::clock::monotonic_ns;
-use crate::config::{Console, Destination, Sink, TargetConfig};
+use crate::config::{Destination, TargetConfig};
 use crate::delivery::collector::Collection;
 use crate::delivery::target::Running;
 use crate::delivery::thread::{NICE_COLLECTING, leave_file_table, spawn};

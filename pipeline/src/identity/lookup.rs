@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::capture::identity::Identity;
 use crate::clock::wall_ms;
-use crate::config::Secret;
+use crate::config::secret::Secret;
 use crate::delivery::http::{self, Addresses};
 use crate::delivery::thread::{self, NICE_COLLECTING};
 use crate::delivery::tls::Tls;

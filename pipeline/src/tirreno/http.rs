@@ -10,9 +10,9 @@ use memchr::memmem;
 use ureq::Agent;
 use ureq::http::{HeaderValue, StatusCode, Uri, header};
 
-use crate::config::TirrenoConfig;
 use crate::delivery::http::{self, Addresses};
 use crate::fault::Fault;
+use crate::tirreno::config::TirrenoConfig;
 use crate::tirreno::policy::{Answer, CONFIRM, KeyAnswer};
 
 /// How many bytes of an answer's body are read, so that the connection can be reused.

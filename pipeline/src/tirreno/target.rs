@@ -10,7 +10,7 @@ use std::{io, mem};
 
 use crate::capture::login::Attempt;
 use crate::capture::rank::Rank;
-use crate::config::{TargetConfig, TirrenoConfig};
+use crate::config::TargetConfig;
 use crate::delivery::http::Addresses;
 use crate::delivery::inbox::{Inbox, Outcome};
 use crate::delivery::priority_queue::PriorityQueue;
@@ -25,6 +25,7 @@ use crate::privacy::Privacy;
 use crate::record::Record;
 use crate::shm::segment::Place;
 use crate::shm::zone::{DropReason, Ledger, State, Zone};
+use crate::tirreno::config::TirrenoConfig;
 use crate::tirreno::connection::Connection;
 use crate::tirreno::first_steps::FirstSteps;
 use crate::tirreno::form;

@@ -3,11 +3,12 @@
 use std::path::{self, PathBuf};
 use std::time::Duration;
 
+use tirreno_pipeline::audit::config::{
+    AuditConfig, Console, FileConfig, Framing, ServerConfig, Sink, SyslogConfig, Transport,
+};
 use tirreno_pipeline::audit::format::FormatConfig;
 use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
-use tirreno_pipeline::config::{
-    Address, AuditConfig, Console, FileConfig, Framing, ServerConfig, Sink, SyslogConfig, Transport,
-};
+use tirreno_pipeline::config::address::Address;
 
 use super::{CONSOLE, FILE, SYSLOG};
 use crate::conf::block::{Parameter, Setting, put};

@@ -4,8 +4,10 @@ use std::fs;
 use std::time::Duration;
 
 use ngx::core::{CoreModuleMainConf, NgxCoreModule};
-use tirreno_pipeline::config::{Endpoint, HEADERS_OF_OURS, Secret, TirrenoConfig, check_header};
+use tirreno_pipeline::config::header::check_header;
+use tirreno_pipeline::config::secret::Secret;
 use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
+use tirreno_pipeline::tirreno::config::{Endpoint, HEADERS_OF_OURS, TirrenoConfig};
 
 use crate::conf::block::{Parameter, Setting, put};
 use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
