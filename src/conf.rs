@@ -31,14 +31,10 @@ use crate::TirrenoModule;
 use crate::request::Request;
 
 mod access;
-mod block;
+pub(crate) mod block;
 pub(crate) mod ext;
-mod key;
-pub(crate) mod lookup;
 pub(crate) mod realm;
 pub(crate) mod rule;
-pub(crate) mod target;
-mod tls;
 pub(crate) mod value;
 
 /// What the `http` block holds.

@@ -20,7 +20,9 @@ use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::rule::unknown_type;
 use tirreno_pipeline::capture::value::ValueError;
 use tirreno_pipeline::config::TargetConfig;
+use tirreno_pipeline::config::target::TargetBlock;
 use tirreno_pipeline::event::{EventType, Param};
+use tirreno_pipeline::identity::parameters::IdentityBlock;
 use tirreno_pipeline::shm::MAX_TARGETS;
 use tirreno_pipeline::shm::bindings::MAX_LOOKUPS;
 use tirreno_pipeline::shm::zone::Zone;
@@ -28,7 +30,7 @@ use tirreno_pipeline::shm::zone::Zone;
 use crate::conf::ext::{ConfExt, DUPLICATE, conf_error, parse_size};
 use crate::conf::rule::{Value, read_token, read_value};
 use crate::conf::value::ComplexValue;
-use crate::conf::{LocationConf, MainConf, Named, lookup, target};
+use crate::conf::{LocationConf, MainConf, Named, block};
 use crate::{TirrenoModule, guarded, status};
 
 /// The longest name of a realm, in bytes.
@@ -212,7 +214,7 @@ handler!(cmd_target, MainConf, |cf, main, args| {
     if main.names.len() == MAX_TARGETS {
         return cf.error(format_args!("too many targets, there may be {MAX_TARGETS}"));
     }
-    match target::read(cf, &name) {
+    match block::read::<TargetBlock>(cf, &name) {
         Ok(target) => {
             let file = target.as_ref().and_then(TargetConfig::file);
             let is_same = |known: &&TargetConfig| known.file().is_some() && known.file() == file;
@@ -235,7 +237,7 @@ handler!(cmd_zone, MainConf, |cf, main, args| {
         return DUPLICATE;
     }
     let least = Zone::min_size(1);
-    match parse_size(args[1]) {
+    match parse_size(args[1].as_bytes()) {
         None => cf.error(format_args!(
             "invalid value \"{}\" in \"tirreno_zone\" directive, it must be a size like \"16m\"",
             args[1]
@@ -522,7 +524,7 @@ handler!(cmd_identity, MainConf, |cf, main, args| {
     if main.lookups.len() == MAX_LOOKUPS {
         return cf.error(format_args!("too many \"tirreno_identity\", there may be {MAX_LOOKUPS}"));
     }
-    match lookup::read(cf, &name) {
+    match block::read::<IdentityBlock>(cf, &name) {
         Ok(config) => {
             main.lookups.push(config);
             NGX_CONF_OK
@@ -535,7 +537,7 @@ handler!(cmd_state, MainConf, |cf, main, args| {
     if main.state.is_some() {
         return DUPLICATE;
     }
-    let Some(path) = cf.prefix_name(args[1]) else { return NGX_CONF_ERROR };
+    let Some(path) = cf.prefix_name(args[1].as_bytes()) else { return NGX_CONF_ERROR };
     main.state = Some((path, cf.place()));
     NGX_CONF_OK
 });

@@ -430,10 +430,12 @@ fn the_reference_names_each_parameter() {
         let names = calls.filter_map(|call| call.split_once("(\"")?.1.split('"').next());
         names.map(str::to_owned).collect::<BTreeSet<_>>()
     };
-    let files =
-        ["target.rs", "target/audit.rs", "target/privacy.rs", "target/tirreno.rs", "tls.rs"];
-    let parameters: Vec<_> =
-        files.iter().flat_map(|file| rows(&format!("src/conf/{file}"))).collect();
+    let tls = rows("pipeline/src/delivery/tls/parameters.rs");
+    let mut parameters = tls.clone();
+    for file in ["config/target.rs", "audit/parameters.rs", "privacy/parameters.rs"] {
+        parameters.extend(rows(&format!("pipeline/src/{file}")));
+    }
+    parameters.extend(rows("pipeline/src/tirreno/parameters.rs"));
     assert!(parameters.len() > 40, "{parameters:?}");
     for name in &parameters {
         let row = format!("**{name}**");
@@ -450,7 +452,7 @@ fn the_reference_names_each_parameter() {
     }
     let identity = reference.split("### tirreno_identity").nth(1).unwrap();
     let identity = identity.split("### ").next().unwrap();
-    for name in rows("src/conf/lookup.rs").union(&rows("src/conf/tls.rs")) {
+    for name in rows("pipeline/src/identity/parameters.rs").union(&tls) {
         assert!(identity.contains(&format!("`{name}`")), "{name} is not below tirreno_identity");
     }
 }

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod file;
 pub mod format;
+pub(crate) mod parameters;
 pub mod socket;
 pub mod syslog;
 pub mod target;

@@ -1,8 +1,12 @@
 //! The configuration of the threads, which the module reads from nginx's.
 
 pub mod address;
+pub mod block;
+pub mod file;
 pub mod header;
+pub(crate) mod key;
 pub mod secret;
+pub mod target;
 
 use std::path::Path;
 use std::time::Duration;

@@ -7,4 +7,5 @@
 pub mod keeper;
 pub mod keys;
 pub mod lookup;
+pub mod parameters;
 pub mod state;

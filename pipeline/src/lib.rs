@@ -16,7 +16,8 @@
 //! - [`privacy`] is a record as one target sees it.
 //! - [`tirreno`] posts events to a Tirreno server, [`audit`] writes audit records.
 //! - [`status`] shows the counters as JSON, as metrics and as a page.
-//! - [`config`] is what a target is configured to do, [`log_queue`] carries messages to nginx's error log.
+//! - [`config`] is what a target is configured to do, and how a block is read.
+//! - [`log_queue`] carries messages to nginx's error log.
 
 pub mod audit;
 pub mod capture;

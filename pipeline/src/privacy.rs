@@ -1,5 +1,7 @@
 //! What is hidden from a target: a record as that target sees it.
 
+pub(crate) mod parameters;
+
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

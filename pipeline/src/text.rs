@@ -28,6 +28,12 @@ pub(crate) fn valid(value: &[u8], limit: usize) -> Cow<'_, str> {
     text
 }
 
+/// Bytes as text; each byte that is no UTF-8 becomes `\xNN`.
+pub(crate) fn readable(bytes: &[u8]) -> String {
+    let chunks = bytes.utf8_chunks();
+    chunks.map(|chunk| format!("{}{}", chunk.valid(), chunk.invalid().escape_ascii())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +45,17 @@ mod tests {
         let places: Vec<_> = (0..=11).map(|most| cut_before(text, most)).collect();
         assert_eq!(places, [0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10]);
         assert_eq!(cut_before("", 5), 0);
+    }
+
+    #[test]
+    fn bytes_are_readable() {
+        for (bytes, text) in [
+            (&b""[..], ""),
+            ("a\n\"é😀".as_bytes(), "a\n\"é😀"),
+            (b"\xf0\x90\x80", "\\xf0\\x90\\x80"),
+            (b"a\xffb\xc3", "a\\xffb\\xc3"),
+        ] {
+            assert_eq!(readable(bytes), text);
+        }
     }
 }

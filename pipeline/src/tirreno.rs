@@ -5,6 +5,7 @@ pub mod connection;
 mod first_steps;
 pub mod form;
 pub mod http;
+pub(crate) mod parameters;
 pub mod policy;
 pub mod rate;
 pub mod target;

@@ -3,13 +3,12 @@
 use core::ffi::{CStr, c_char};
 use core::{fmt, ptr};
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nginx_sys::{
-    NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_add_path, ngx_conf_full_name, ngx_conf_t,
-    ngx_int_t, ngx_parse_offset, ngx_parse_time, ngx_path_t, ngx_pcalloc, ngx_str_t, ngx_uint_t,
+    NGX_ERROR, NGX_LOG_EMERG, NGX_LOG_WARN, ngx_conf_full_name, ngx_conf_t, ngx_int_t,
+    ngx_parse_offset, ngx_parse_time, ngx_str_t,
 };
 use ngx::core::{NGX_CONF_ERROR, Status};
 use ngx::{ngx_conf_log_error, ngx_log_error};
@@ -38,14 +37,8 @@ pub(crate) trait ConfExt {
     fn warn_at(&mut self, place: &Place, message: impl fmt::Display);
     /// Where the directive stands.
     fn place(&self) -> Place;
-    /// The path, relative to the configuration's directory.
-    fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
-    /// A file's path, relative to the configuration's directory, and what the file holds.
-    fn read_file(&mut self, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String>;
-    /// The path, relative to nginx's prefix.
-    fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf>;
-    /// A directory, relative to nginx's prefix; nginx creates it and gives it to the workers' user.
-    fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf>;
+    /// A file's path, relative to nginx's prefix.
+    fn prefix_name(&mut self, name: &[u8]) -> Option<PathBuf>;
 }
 
 impl ConfExt for ngx_conf_t {
@@ -81,75 +74,49 @@ impl ConfExt for ngx_conf_t {
         }
     }
 
-    fn full_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
-        named(self, path, 1)
-    }
-
-    fn read_file(&mut self, path: ngx_str_t) -> Result<(PathBuf, Vec<u8>), String> {
-        let path = self.full_name(path).ok_or("no memory for a path")?;
-        let content = fs::read(&path)
-            .map_err(|error| format!("\"{}\" cannot be read: {error}", path.display()))?;
-        Ok((path, content))
-    }
-
-    fn prefix_name(&mut self, path: ngx_str_t) -> Option<PathBuf> {
-        named(self, path, 0)
-    }
-
-    fn add_path(&mut self, path: ngx_str_t) -> Option<PathBuf> {
-        let mut name = path;
-        // As in nginx's own path directives.
-        while name.len > 1 && name.as_bytes().ends_with(b"/") {
-            name.len -= 1;
-        }
-        // SAFETY: the name is a valid string; the pools hold what is made of it. nginx reads the
-        // path, zeroed but for what its own directives set too, as long as the cycle lives.
-        unsafe {
-            let rc = ngx_conf_full_name(self.cycle, ptr::addr_of_mut!(name), 0);
-            let made = ngx_pcalloc(self.pool, size_of::<ngx_path_t>()).cast::<ngx_path_t>();
-            let path = made.as_mut().filter(|_| Status(rc).is_ok())?;
-            path.name = name;
-            if let Some(file) = self.conf_file.as_ref() {
-                path.conf_file = file.file.name.data;
-                path.line = file.line;
-            }
-            let mut slot = made;
-            let rc = ngx_add_path(self, &mut slot);
-            Status(rc).is_ok().then(|| to_path(name))
-        }
+    fn prefix_name(&mut self, name: &[u8]) -> Option<PathBuf> {
+        full_name(self, name, false).map(to_path)
     }
 }
 
-fn named(cf: &mut ngx_conf_t, path: ngx_str_t, below_conf: ngx_uint_t) -> Option<PathBuf> {
-    let mut path = path;
-    // SAFETY: `path` is a valid string; the cycle's pool holds the result.
-    let rc = unsafe { ngx_conf_full_name(cf.cycle, ptr::addr_of_mut!(path), below_conf) };
-    Status(rc).is_ok().then(|| to_path(path))
+/// The full name of a file, relative to the configuration's directory or to nginx's prefix. It lives as long as
+/// the configuration, and ends with NUL.
+pub(crate) fn full_name(cf: &mut ngx_conf_t, name: &[u8], below_conf: bool) -> Option<ngx_str_t> {
+    // SAFETY: nginx passes valid pools; the cycle's holds the result.
+    unsafe {
+        let mut full = ngx_str_t::from_bytes(cf.pool, &with_nul(name))?;
+        full.len = name.len();
+        let rc = ngx_conf_full_name(cf.cycle, &mut full, below_conf.into());
+        Status(rc).is_ok().then_some(full)
+    }
 }
 
-fn to_path(name: ngx_str_t) -> PathBuf {
+/// nginx's functions may read one byte behind a text.
+fn with_nul(text: &[u8]) -> Vec<u8> {
+    [text, b"\0"].concat()
+}
+
+/// The path that an nginx string names.
+pub(crate) fn to_path(name: ngx_str_t) -> PathBuf {
     OsStr::from_bytes(name.as_bytes()).into()
 }
 
 /// A time as in nginx's own directives, `500ms` or `1m 30s`, in milliseconds.
-pub(crate) fn parse_time_ms(value: ngx_str_t) -> Option<u64> {
-    parsed(value, |value| {
-        // SAFETY: the string is valid.
-        unsafe { ngx_parse_time(value, 0) }
-    })
+pub(crate) fn parse_time_ms(text: &[u8]) -> Option<u64> {
+    // SAFETY: the string is valid.
+    parsed(text, |text| unsafe { ngx_parse_time(text, 0) })
 }
 
 /// A size as in nginx's own directives, `16m` or `1g`, in bytes.
-pub(crate) fn parse_size(value: ngx_str_t) -> Option<usize> {
-    let size = parsed(value, |value| {
-        // SAFETY: the string is valid.
-        unsafe { ngx_parse_offset(value) as ngx_int_t }
-    });
+pub(crate) fn parse_size(text: &[u8]) -> Option<usize> {
+    // SAFETY: the string is valid.
+    let size = parsed(text, |text| unsafe { ngx_parse_offset(text) as ngx_int_t });
     size.map(|s| s as usize)
 }
 
-fn parsed(value: ngx_str_t, parse: impl FnOnce(*mut ngx_str_t) -> ngx_int_t) -> Option<u64> {
-    let mut value = value;
-    let result = parse(ptr::addr_of_mut!(value));
+fn parsed(text: &[u8], parse: impl FnOnce(*mut ngx_str_t) -> ngx_int_t) -> Option<u64> {
+    let mut bytes = with_nul(text);
+    let mut text = ngx_str_t { len: text.len(), data: bytes.as_mut_ptr() };
+    let result = parse(ptr::addr_of_mut!(text));
     if result == NGX_ERROR as ngx_int_t { None } else { u64::try_from(result).ok() }
 }

@@ -4,6 +4,8 @@
 //! `ssl_trusted_certificate` is accepted if its name and dates are right: self-hosters trust the certificate
 //! that `openssl req -x509` made, and curl accepts it, too.
 
+pub(crate) mod parameters;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

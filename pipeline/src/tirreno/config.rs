@@ -129,17 +129,6 @@ impl Endpoint {
     }
 }
 
-/// Headers of a POST that the module sets itself and a configuration cannot change.
-pub const HEADERS_OF_OURS: [&str; 7] = [
-    "Api-Key",
-    "Connection",
-    "Content-Length",
-    "Content-Type",
-    "Expect",
-    "Transfer-Encoding",
-    "X-Request-Id",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;

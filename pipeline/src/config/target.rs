@@ -1,24 +1,20 @@
-//! The block `tirreno_target [name] { … }`.
+//! The block `tirreno_target [name] { … }`, for all types of targets.
 
-use core::ffi::c_char;
 use std::time::Duration;
 
-use nginx_sys::ngx_conf_t;
-use tirreno_pipeline::audit::config::{AuditConfig, Sink, Transport};
-use tirreno_pipeline::capture::level::{Level, Routing};
-use tirreno_pipeline::capture::rule::Place;
-use tirreno_pipeline::config::{Destination, TargetConfig};
-use tirreno_pipeline::event::EventType;
-use tirreno_pipeline::privacy::Privacy;
-use tirreno_pipeline::shm::zone::MAX_NAME;
-
-use super::block::{self, Block, Parameter, Seen, Setting, put};
-use super::ext::{ConfExt, parse_size};
-use super::tls::{self, HasTls, Tls};
-
-mod audit;
-mod privacy;
-mod tirreno;
+use crate::audit::config::{AuditConfig, Sink, Transport};
+use crate::audit::parameters as audit;
+use crate::capture::level::{Level, Routing};
+use crate::capture::rule::Place;
+use crate::config::block::{Block, BlockError, Parameter, Seen, Setting, Table, put};
+use crate::config::file::ConfigFile;
+use crate::config::{Destination, TargetConfig};
+use crate::delivery::tls::parameters as tls;
+use crate::event::EventType;
+use crate::privacy::{self, Privacy};
+use crate::shm::zone::MAX_NAME;
+use crate::text::readable;
+use crate::tirreno::parameters as tirreno;
 
 const MAX_QUEUE: usize = 10_000_000;
 /// The default of `repeat` for a target of type `tirreno`.
@@ -38,19 +34,6 @@ const ANY: u8 = TIRRENO | STREAM;
 const TYPES: [(&str, u8); 5] =
     [("tirreno", TIRRENO), ("file", FILE), ("console", CONSOLE), ("syslog", SYSLOG), ("tcp", TCP)];
 
-/// All parameters, by the types that they belong to.
-const TABLES: [(u8, &[Parameter<Draft>]); 9] = [
-    (ANY, PARAMETERS),
-    (ANY, privacy::PARAMETERS),
-    (TIRRENO, tirreno::PARAMETERS),
-    (TIRRENO | SYSLOG | TCP, &tls::parameters()),
-    (STREAM, audit::OF_STREAMS),
-    (FILE, audit::OF_FILES),
-    (CONSOLE, audit::OF_CONSOLES),
-    (SYSLOG | TCP, audit::OF_SERVERS),
-    (SYSLOG, audit::OF_SYSLOG),
-];
-
 const PARAMETERS: &[Parameter<Draft>] = &[
     Parameter::one("type", |draft, s| put(&mut draft.kind, read_type(s))),
     Parameter::of("events", 1..=usize::MAX, |draft, s| put(&mut draft.events, read_events(s))),
@@ -61,7 +44,18 @@ const PARAMETERS: &[Parameter<Draft>] = &[
     Parameter::one("repeat", |draft, s| put(&mut draft.repeat, read_repeat(s))),
 ];
 
-/// A target while its block is being read; `None` stands for the default.
+/// A target while its block is read.
+#[derive(Default)]
+pub struct TargetBlock {
+    name: String,
+    general: Draft,
+    privacy: Privacy,
+    tls: tls::Draft,
+    tirreno: tirreno::Draft,
+    audit: audit::Draft,
+}
+
+/// What a block of any type says; `None` stands for the default.
 #[derive(Default)]
 struct Draft {
     /// Nothing in it: `none`.
@@ -72,30 +66,42 @@ struct Draft {
     batch_size: Option<usize>,
     shutdown_timeout: Option<Duration>,
     repeat: Option<Option<u32>>,
-    privacy: Privacy,
-    tls: Tls,
-    tirreno: tirreno::Draft,
-    audit: audit::Draft,
 }
 
-impl Block for Draft {
+impl Block for TargetBlock {
     const NAME: &'static str = "tirreno_target";
+    /// Nothing for a target that is switched off.
+    type Config = Option<TargetConfig>;
 
-    fn tables() -> &'static [&'static [Parameter<Self>]] {
-        const ROWS: [&[Parameter<Draft>]; TABLES.len()] = {
-            let mut rows: [&[Parameter<Draft>]; TABLES.len()] = [&[]; TABLES.len()];
-            let mut i = 0;
-            while i < TABLES.len() {
-                rows[i] = TABLES[i].1;
-                i += 1;
-            }
-            rows
-        };
-        &ROWS
+    fn new(name: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name == "all" || name.len() > MAX_NAME || !name.chars().all(plain) {
+            return Err(format!(
+                "invalid target name \"{name}\": at most {MAX_NAME} letters, digits, \"_\", \"-\", \
+                 \".\", and not \"all\""
+            ));
+        }
+        Ok(Self { name: name.to_owned(), ..Self::default() })
+    }
+
+    /// Each with the types that it belongs to.
+    fn tables(&mut self) -> Vec<Table<'_>> {
+        let Self { general, privacy, tls, tirreno, audit, .. } = self;
+        vec![
+            Table::new(ANY, PARAMETERS, general),
+            Table::new(ANY, privacy::parameters::PARAMETERS, privacy),
+            Table::new(TIRRENO, tirreno::PARAMETERS, tirreno),
+            Table::new(TIRRENO | SYSLOG | TCP, tls::PARAMETERS, tls),
+            Table::new(STREAM, audit::OF_STREAMS, &mut audit.format),
+            Table::new(FILE, audit::OF_FILES, &mut audit.file),
+            Table::new(CONSOLE, audit::OF_CONSOLES, &mut audit.out),
+            Table::new(SYSLOG | TCP, audit::OF_SERVERS, &mut audit.server),
+            Table::new(SYSLOG, audit::OF_SYSLOG, &mut audit.syslog),
+        ]
     }
 
     fn check(s: &Setting<'_>) -> Result<(), String> {
-        if !s.args.iter().any(|arg| arg.as_bytes().contains(&b'$')) {
+        if !s.args.iter().any(|arg| arg.contains(&b'$')) {
             return Ok(());
         }
         let cure = match s.name {
@@ -105,61 +111,40 @@ impl Block for Draft {
         let name = s.name;
         Err(format!("\"{name}\" in \"tirreno_target\" cannot contain variables or \"$\"{cure}"))
     }
-}
 
-impl HasTls for Draft {
-    fn tls(&mut self) -> &mut Tls {
-        &mut self.tls
-    }
-}
-
-/// Reads the block that follows; `None` for a target that is switched off.
-pub(crate) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<Option<TargetConfig>, *mut c_char> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    if name.is_empty() || name == "all" || name.len() > MAX_NAME || !name.chars().all(plain) {
-        return Err(cf.error(format_args!(
-            "invalid target name \"{name}\": at most {MAX_NAME} letters, digits, \"_\", \"-\", \
-             \".\", and not \"all\""
-        )));
-    }
-    let place = cf.place();
-    let mut draft = Draft::default();
-    let seen = block::read(cf, &mut draft)?;
-    draft.finish(cf, name, &place, &seen)
-}
-
-impl Draft {
     fn finish(
         self,
-        cf: &mut ngx_conf_t,
-        name: &str,
         place: &Place,
         seen: &[Seen],
-    ) -> Result<Option<TargetConfig>, *mut c_char> {
-        let Some((kind, bit)) = self.kind.unwrap_or(Some(TYPES[0])) else { return Ok(None) };
-        let is_unverified = self.tls.is_unverified();
-        if let Some(Seen { name, place, .. }) = seen.iter().find(|s| TABLES[s.table].0 & bit == 0) {
+        file: &mut dyn ConfigFile,
+    ) -> Result<Self::Config, BlockError> {
+        let Self { name, general, privacy, tls, tirreno, audit } = self;
+        let Some((kind, bit)) = general.kind.unwrap_or(Some(TYPES[0])) else { return Ok(None) };
+        if let Some(Seen { name, place, .. }) = seen.iter().find(|seen| seen.kinds & bit == 0) {
             let message = format!("\"{name}\" does not belong into a target of type \"{kind}\"");
-            return Err(cf.error_at(place, message));
+            return Err(BlockError { place: place.clone(), message });
         }
-        let spool = self.tirreno.spool.clone();
-        let destination = if bit == TIRRENO {
-            self.tirreno.finish(self.tls, name).map(Destination::Tirreno)
-        } else {
-            self.audit.finish(self.tls, name, bit).map(Destination::Audit)
+        let is_unverified = tls.is_unverified();
+        let spool = tirreno.spool.clone();
+        let destination = match bit {
+            TIRRENO => tirreno.finish(tls, &name).map(Destination::Tirreno),
+            FILE => audit.file(&name).map(Destination::Audit),
+            CONSOLE => audit.console().map(Destination::Audit),
+            SYSLOG => audit.syslog(&name, tls).map(Destination::Audit),
+            _ => audit.tcp(&name, tls).map(Destination::Audit),
         };
-        let destination = destination.map_err(|message| cf.error_at(place, message))?;
+        let destination =
+            destination.map_err(|message| BlockError { place: place.clone(), message })?;
         let mut warn = |parameter: &str, message: &str| {
             if let Some(seen) = seen.iter().find(|seen| seen.name == parameter) {
-                cf.warn_at(&seen.place, message);
+                file.warn_at(&seen.place, message);
             }
         };
         if is_unverified {
             warn(
                 "ssl_verify",
-                "\"ssl_verify off\" lets anybody pretend to be the server, remove it and \
-                                name the server's certificate or its authority in \
-                                \"ssl_trusted_certificate\",",
+                "\"ssl_verify off\" lets anybody pretend to be the server, remove it and name the \
+                 server's certificate or its authority in \"ssl_trusted_certificate\",",
             );
         }
         match &destination {
@@ -169,7 +154,7 @@ impl Draft {
                 warn(
                     "url",
                     "\"url\" sends events and the API key to another host over plain http, write \
-                             \"https://\",",
+                     \"https://\",",
                 );
             }
             Destination::Audit(AuditConfig { sink: Sink::Syslog(syslog), .. })
@@ -179,24 +164,24 @@ impl Draft {
                 warn(
                     "server",
                     "\"server\" is another host and gets its messages over UDP, which loses some, and \
-                                shows them to everybody on the way, add \"transport tls\",",
+                     shows them to everybody on the way, add \"transport tls\",",
                 );
             }
             _ => {}
         }
-        let (queue_events, queue_bytes) = self.queue.unwrap_or(DEFAULT_QUEUE);
+        let (queue_events, queue_bytes) = general.queue.unwrap_or(DEFAULT_QUEUE);
         Ok(Some(TargetConfig {
-            name: name.to_owned(),
+            name,
             slot: 0,
-            events: self.events.unwrap_or(Routing::ALL),
+            events: general.events.unwrap_or(Routing::ALL),
             queue_events,
             queue_bytes,
-            interval: self.interval.unwrap_or(Duration::from_secs(1)),
-            batch_size: self.batch_size.unwrap_or(512),
-            shutdown_timeout: self.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
-            repeat: self.repeat.unwrap_or_else(|| (bit == TIRRENO).then_some(DEFAULT_REPEAT)),
+            interval: general.interval.unwrap_or(Duration::from_secs(1)),
+            batch_size: general.batch_size.unwrap_or(512),
+            shutdown_timeout: general.shutdown_timeout.unwrap_or(Duration::from_secs(1)),
+            repeat: general.repeat.unwrap_or_else(|| (bit == TIRRENO).then_some(DEFAULT_REPEAT)),
             spool,
-            privacy: self.privacy,
+            privacy,
             destination,
         }))
     }
@@ -205,10 +190,10 @@ impl Draft {
 /// The type with its bit; nothing for `none`.
 fn read_type(s: &mut Setting<'_>) -> Result<Option<(&'static str, u8)>, String> {
     let text = s.text();
-    if text.as_bytes() == b"none" {
+    if text == "none" {
         return Ok(None);
     }
-    let kind = TYPES.into_iter().find(|known| known.0.as_bytes() == text.as_bytes());
+    let kind = TYPES.into_iter().find(|known| known.0 == text);
     let names = TYPES.map(|known| format!("\"{}\"", known.0)).join(", ");
     kind.map(Some).ok_or_else(|| s.invalid(format_args!("{names} or \"none\"")))
 }
@@ -218,11 +203,13 @@ fn read_queue(s: &mut Setting<'_>) -> Result<(usize, usize), String> {
     let bytes = match s.args.get(1) {
         None => DEFAULT_QUEUE.1,
         Some(arg) => {
-            let size = arg.strip_prefix(b"size=").and_then(parse_size).filter(|size| *size > 0);
+            let size = arg.strip_prefix(b"size=").and_then(|size| s.file.parse_size(size));
+            let size = size.filter(|size| *size > 0);
             size.ok_or_else(|| {
                 format!(
-                    "invalid parameter \"{arg}\" in \"queue\" directive, it must be a size like \
-                     \"size=16m\""
+                    "invalid parameter \"{}\" in \"queue\" directive, it must be a size like \
+                     \"size=16m\"",
+                    readable(arg)
                 )
             })?
         }
@@ -232,7 +219,7 @@ fn read_queue(s: &mut Setting<'_>) -> Result<(usize, usize), String> {
 
 /// `20/m`, or `off`.
 fn read_repeat(s: &mut Setting<'_>) -> Result<Option<u32>, String> {
-    let text = s.text().to_string();
+    let text = s.text();
     if text == "off" {
         return Ok(None);
     }
@@ -242,7 +229,7 @@ fn read_repeat(s: &mut Setting<'_>) -> Result<Option<u32>, String> {
 }
 
 fn read_events(s: &mut Setting<'_>) -> Result<Routing, String> {
-    let patterns: Vec<_> = s.args.iter().map(|arg| arg.to_string()).collect();
+    let patterns: Vec<_> = s.args.iter().map(|arg| readable(arg)).collect();
     let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
     Routing::from_patterns(&patterns).map_err(|pattern| {
         format!(

@@ -3,20 +3,17 @@
 use std::path::{self, PathBuf};
 use std::time::Duration;
 
-use tirreno_pipeline::audit::config::{
+use crate::audit::config::{
     AuditConfig, Console, FileConfig, Framing, ServerConfig, Sink, SyslogConfig, Transport,
 };
-use tirreno_pipeline::audit::format::FormatConfig;
-use tirreno_pipeline::audit::syslog::{Facility, HeaderConfig, Severity};
-use tirreno_pipeline::config::address::Address;
-
-use super::{CONSOLE, FILE, SYSLOG};
-use crate::conf::block::{Parameter, Setting, put};
-use crate::conf::ext::{ConfExt, parse_size};
-use crate::conf::key;
-use crate::conf::tls::Tls;
-use crate::permissions;
-use tirreno_pipeline::capture::rule::Place;
+use crate::audit::format::FormatConfig;
+use crate::audit::syslog::{Facility, HeaderConfig, Severity};
+use crate::capture::rule::Place;
+use crate::config::address::Address;
+use crate::config::block::{Parameter, Setting, put};
+use crate::config::key;
+use crate::delivery::tls::parameters::Draft as Tls;
+use crate::text::readable;
 
 /// Of a file, before it is rotated.
 const DEFAULT_SIZE: u64 = 100 << 20;
@@ -30,91 +27,112 @@ const LEAST_MESSAGE: usize = 1 << 10;
 const SYSLOG_PORT: u16 = 514;
 const SYSLOG_TLS_PORT: u16 = 6514;
 
-pub(super) const OF_STREAMS: &[Parameter<super::Draft>] =
-    &[Parameter::of("format", 1..=usize::MAX, |draft, s| {
-        put(&mut draft.audit.format, read_format(s))
-    })];
+/// Of all these types.
+pub(crate) const OF_STREAMS: &[Parameter<Option<FormatConfig>>] =
+    &[Parameter::of("format", 1..=usize::MAX, |format, s| put(format, read_format(s)))];
 
-pub(super) const OF_FILES: &[Parameter<super::Draft>] = &[
-    Parameter::one("path", |draft, s| {
-        let place = s.cf.place();
-        put(&mut draft.audit.path, read_path(s).map(|path| (path, place)))
+/// Of the type `file`.
+pub(crate) const OF_FILES: &[Parameter<File>] = &[
+    Parameter::one("path", |file, s| {
+        let place = s.file.place();
+        put(&mut file.path, read_path(s).map(|path| (path, place)))
     }),
-    Parameter::one("max_size", |draft, s| put(&mut draft.audit.max_size, s.size_or_off())),
-    Parameter::one("rotate", |draft, s| put(&mut draft.audit.rotate, s.age_or_off())),
-    Parameter::one("max_age", |draft, s| put(&mut draft.audit.max_age, s.age_or_off())),
-    Parameter::one("max_backups", |draft, s| put(&mut draft.audit.max_backups, read_backups(s))),
-    Parameter::one("compress", |draft, s| put(&mut draft.audit.compress, s.flag())),
+    Parameter::one("max_size", |file, s| put(&mut file.max_size, s.size_or_off())),
+    Parameter::one("rotate", |file, s| put(&mut file.rotate, s.age_or_off())),
+    Parameter::one("max_age", |file, s| put(&mut file.max_age, s.age_or_off())),
+    Parameter::one("max_backups", |file, s| put(&mut file.max_backups, read_backups(s))),
+    Parameter::one("compress", |file, s| put(&mut file.compress, s.flag())),
 ];
 
-pub(super) const OF_CONSOLES: &[Parameter<super::Draft>] = &[Parameter::one("out", |draft, s| {
+/// Of the type `console`.
+pub(crate) const OF_CONSOLES: &[Parameter<Option<Console>>] = &[Parameter::one("out", |out, s| {
     let outs = [("stdout", Console::Stdout), ("stderr", Console::Stderr)];
-    put(&mut draft.audit.out, s.one_of(&outs, "\"stdout\" or \"stderr\""))
+    put(out, s.one_of(&outs, "\"stdout\" or \"stderr\""))
 })];
 
-pub(super) const OF_SERVERS: &[Parameter<super::Draft>] = &[
-    Parameter::one("server", |draft, s| {
-        let text = s.text().to_string();
+/// Of the types `syslog` and `tcp`.
+pub(crate) const OF_SERVERS: &[Parameter<Server>] = &[
+    Parameter::one("server", |server, s| {
+        let text = s.text();
         // Which port it has where none is given depends on what follows.
         Address::parse(&text, Some(SYSLOG_PORT)).map_err(|must| s.invalid(must))?;
-        put(&mut draft.audit.server, Ok(text))
+        put(&mut server.server, Ok(text))
     }),
-    Parameter::one("transport", |draft, s| {
+    Parameter::one("transport", |server, s| {
         let transports = [("udp", Wanted::Udp), ("tcp", Wanted::Tcp), ("tls", Wanted::Tls)];
-        put(&mut draft.audit.transport, s.one_of(&transports, "\"udp\", \"tcp\" or \"tls\""))
+        put(&mut server.transport, s.one_of(&transports, "\"udp\", \"tcp\" or \"tls\""))
     }),
-    Parameter::one("framing", |draft, s| {
+    Parameter::one("framing", |server, s| {
         let framings = [
             ("octet-counting", Framing::OctetCounting),
             ("newline", Framing::Newline),
             ("nul", Framing::Nul),
         ];
         let must = "\"octet-counting\", \"newline\" or \"nul\"";
-        put(&mut draft.audit.framing, s.one_of(&framings, must))
+        put(&mut server.framing, s.one_of(&framings, must))
     }),
-    Parameter::one("max_message_size", |draft, s| {
-        let size = parse_size(s.text()).filter(|size| *size >= LEAST_MESSAGE);
+    Parameter::one("max_message_size", |server, s| {
+        let size = s.file.parse_size(s.bytes()).filter(|size| *size >= LEAST_MESSAGE);
         let must = "a size from 1k on, like \"8k\"";
-        put(&mut draft.audit.max_message, size.ok_or_else(|| s.invalid(must)))
+        put(&mut server.max_message, size.ok_or_else(|| s.invalid(must)))
     }),
 ];
 
-pub(super) const OF_SYSLOG: &[Parameter<super::Draft>] = &[
-    Parameter::one("facility", |draft, s| {
-        let facility = Facility::parse(&s.text().to_string());
-        put(&mut draft.audit.facility, facility.map_err(|names| s.invalid(one_of(&names))))
+/// Of the type `syslog`.
+pub(crate) const OF_SYSLOG: &[Parameter<Syslog>] = &[
+    Parameter::one("facility", |header, s| {
+        let facility = Facility::parse(&s.text());
+        put(&mut header.facility, facility.map_err(|names| s.invalid(one_of(&names))))
     }),
-    Parameter::one("severity", |draft, s| {
-        let severity = Severity::parse(&s.text().to_string());
-        put(&mut draft.audit.severity, severity.map_err(|names| s.invalid(one_of(&names))))
+    Parameter::one("severity", |header, s| {
+        let severity = Severity::parse(&s.text());
+        put(&mut header.severity, severity.map_err(|names| s.invalid(one_of(&names))))
     }),
-    Parameter::one("tag", |draft, s| {
-        let text = s.text().to_string();
+    Parameter::one("tag", |header, s| {
+        let text = s.text();
         if !HeaderConfig::is_tag(&text) {
             return Err(s.invalid("1 to 48 printable ASCII characters, no space"));
         }
-        put(&mut draft.audit.tag, Ok(text))
+        put(&mut header.tag, Ok(text))
     }),
 ];
 
-/// What a block says; `None` is the default.
+/// What the block of a target says that writes a stream; `None` is the default.
 #[derive(Default)]
-pub(super) struct Draft {
-    format: Option<FormatConfig>,
+pub(crate) struct Draft {
+    pub(crate) format: Option<FormatConfig>,
+    pub(crate) file: File,
+    pub(crate) out: Option<Console>,
+    pub(crate) server: Server,
+    pub(crate) syslog: Syslog,
+}
+
+/// What the block says of the file.
+#[derive(Default)]
+pub(crate) struct File {
     path: Option<(PathBuf, Place)>,
     max_size: Option<Option<u64>>,
     rotate: Option<Option<Duration>>,
     max_age: Option<Option<Duration>>,
     max_backups: Option<usize>,
     compress: Option<bool>,
-    out: Option<Console>,
+}
+
+/// What the block says of the server.
+#[derive(Default)]
+pub(crate) struct Server {
     server: Option<String>,
     transport: Option<Wanted>,
+    framing: Option<Framing>,
+    max_message: Option<usize>,
+}
+
+/// What the block says of the header of syslog messages.
+#[derive(Default)]
+pub(crate) struct Syslog {
     facility: Option<Facility>,
     severity: Option<Severity>,
     tag: Option<String>,
-    framing: Option<Framing>,
-    max_message: Option<usize>,
 }
 
 /// The parameter `transport`.
@@ -126,55 +144,60 @@ enum Wanted {
 }
 
 impl Draft {
-    /// What the whole block of the target `name` says, of the type that `bit` is.
-    pub(super) fn finish(self, tls: Tls, name: &str, bit: u8) -> Result<AuditConfig, String> {
-        let format = match &self.format {
-            Some(format) => format.clone(),
-            None => FormatConfig::parse("json", &[])?,
-        };
-        let sink = match bit {
-            FILE => Sink::File(self.file(name)?),
-            CONSOLE => Sink::Console(self.out.unwrap_or(Console::Stdout)),
-            SYSLOG => {
-                let header = HeaderConfig {
-                    facility: self.facility.unwrap_or_default(),
-                    severity: self.severity,
-                    tag: self.tag.clone().unwrap_or_else(|| "nginx".into()),
-                };
-                let mut server = self.server(tls, name, Some(Framing::OctetCounting))?;
-                server.max_message.get_or_insert(DEFAULT_MESSAGE);
-                Sink::Syslog(SyslogConfig { server, header })
-            }
-            _ => {
-                let mut server = self.server(tls, name, None)?;
-                // As Graylog expects it.
-                let default = if format.is_gelf() { Framing::Nul } else { Framing::Newline };
-                server.framing.get_or_insert(default);
-                Sink::Tcp(server)
-            }
-        };
-        Ok(AuditConfig { format, sink })
-    }
-
-    fn file(self, name: &str) -> Result<FileConfig, String> {
-        let Some((path, place)) = self.path else {
+    /// A target `name` of the type `file`.
+    pub(crate) fn file(self, name: &str) -> Result<AuditConfig, String> {
+        let File { path, max_size, rotate, max_age, max_backups, compress } = self.file;
+        let Some((path, place)) = path else {
             return Err(format!(
                 "target \"{name}\" has no \"path\", add it like \"path /var/log/audit/nginx.log;\""
             ));
         };
-        Ok(FileConfig {
+        let sink = Sink::File(FileConfig {
             path,
             place: place.to_string(),
-            max_size: self.max_size.unwrap_or(Some(DEFAULT_SIZE)),
-            rotate: self.rotate.flatten(),
-            max_age: self.max_age.flatten(),
-            max_backups: self.max_backups.filter(|count| *count > 0),
-            compress: self.compress.unwrap_or(false),
-        })
+            max_size: max_size.unwrap_or(Some(DEFAULT_SIZE)),
+            rotate: rotate.flatten(),
+            max_age: max_age.flatten(),
+            max_backups: max_backups.filter(|count| *count > 0),
+            compress: compress.unwrap_or(false),
+        });
+        Ok(AuditConfig { format: or_json(self.format)?, sink })
     }
 
+    /// A target of the type `console`.
+    pub(crate) fn console(self) -> Result<AuditConfig, String> {
+        let sink = Sink::Console(self.out.unwrap_or(Console::Stdout));
+        Ok(AuditConfig { format: or_json(self.format)?, sink })
+    }
+
+    /// A target `name` of the type `syslog`.
+    pub(crate) fn syslog(self, name: &str, tls: Tls) -> Result<AuditConfig, String> {
+        let mut server = self.server.finish(tls, name, Some(Framing::OctetCounting))?;
+        server.max_message.get_or_insert(DEFAULT_MESSAGE);
+        let Syslog { facility, severity, tag } = self.syslog;
+        let header = HeaderConfig {
+            facility: facility.unwrap_or_default(),
+            severity,
+            tag: tag.unwrap_or_else(|| "nginx".into()),
+        };
+        let sink = Sink::Syslog(SyslogConfig { server, header });
+        Ok(AuditConfig { format: or_json(self.format)?, sink })
+    }
+
+    /// A target `name` of the type `tcp`.
+    pub(crate) fn tcp(self, name: &str, tls: Tls) -> Result<AuditConfig, String> {
+        let format = or_json(self.format)?;
+        let mut server = self.server.finish(tls, name, None)?;
+        // As Graylog expects it.
+        let default = if format.is_gelf() { Framing::Nul } else { Framing::Newline };
+        server.framing.get_or_insert(default);
+        Ok(AuditConfig { format, sink: Sink::Tcp(server) })
+    }
+}
+
+impl Server {
     /// `syslog`: how messages of syslog are told apart on a connection.
-    fn server(self, tls: Tls, name: &str, syslog: Option<Framing>) -> Result<ServerConfig, String> {
+    fn finish(self, tls: Tls, name: &str, syslog: Option<Framing>) -> Result<ServerConfig, String> {
         let is_syslog = syslog.is_some();
         let Some(server) = self.server else {
             return Err(format!(
@@ -225,33 +248,37 @@ impl Draft {
     }
 }
 
+/// The default of `format` is `json`.
+fn or_json(format: Option<FormatConfig>) -> Result<FormatConfig, String> {
+    format.map_or_else(|| FormatConfig::parse("json", &[]), Ok)
+}
+
 fn one_of(names: &str) -> String {
     format!("one of {names}")
 }
 
 /// The file's one full name, however it is written. That it is no link matters to who renames it.
-fn read_path(value: &mut Setting<'_>) -> Result<PathBuf, String> {
+fn read_path(s: &mut Setting<'_>) -> Result<PathBuf, String> {
     let must = "a file, not a directory";
-    let path = value.cf.prefix_name(value.text()).ok_or("no memory for a path")?;
+    let written = s.args[0];
+    let path = s.file.prefix_name(written)?;
     // nginx's prefix may be relative itself.
     let path = path::absolute(path).map_err(|error| format!("no working directory: {error}"))?;
-    let written = value.text();
-    let text = written.as_bytes();
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(value.invalid(must));
+        return Err(s.invalid(must));
     };
     if name.as_encoded_bytes().ends_with(b".gz") {
-        return Err(value.invalid("a name without \".gz\", which compressed backups end with"));
+        return Err(s.invalid("a name without \".gz\", which compressed backups end with"));
     }
-    if !permissions::answers(&path) {
+    if !s.file.answers(&path) {
         // That is said once the whole configuration is read.
         return Ok(path);
     }
-    if path.is_dir() || text.ends_with(b"/") || text.ends_with(b"/.") {
-        return Err(value.invalid(must));
+    if path.is_dir() || written.ends_with(b"/") || written.ends_with(b"/.") {
+        return Err(s.invalid(must));
     }
     if path.is_symlink() {
-        return Err(value.invalid("a file, not a symbolic link"));
+        return Err(s.invalid("a file, not a symbolic link"));
     }
     // Where the directory does not exist, that is said once the whole configuration is read.
     Ok(directory.canonicalize().map_or_else(|_| path.clone(), |directory| directory.join(name)))
@@ -259,13 +286,13 @@ fn read_path(value: &mut Setting<'_>) -> Result<PathBuf, String> {
 
 /// 0 keeps all.
 fn read_backups(s: &mut Setting<'_>) -> Result<usize, String> {
-    let count = s.text().to_string().parse().ok().filter(|count| *count <= MAX_BACKUPS);
+    let count = s.text().parse().ok().filter(|count| *count <= MAX_BACKUPS);
     count.ok_or_else(|| s.invalid(format_args!("a number up to {MAX_BACKUPS}; 0 keeps all")))
 }
 
 /// `name [option=value …]`.
 fn read_format(s: &mut Setting<'_>) -> Result<FormatConfig, String> {
-    let texts: Vec<_> = s.args.iter().map(|arg| arg.to_string()).collect();
+    let texts: Vec<_> = s.args.iter().map(|arg| readable(arg)).collect();
     let mut options = Vec::new();
     for text in &texts[1..] {
         // It is not repeated: it may be a key.
@@ -278,7 +305,7 @@ fn read_format(s: &mut Setting<'_>) -> Result<FormatConfig, String> {
     if format.hash_key_file().is_some() {
         let path = s.args.iter().find_map(|arg| arg.strip_prefix(b"hash_key_file="));
         let path = path.unwrap_or_default();
-        let key = key::read(s.cf, path, "hash_key_file", "the key of session ids")?;
+        let key = key::read(s.file, path, "hash_key_file", "the key of session ids")?;
         format.set_hash_key(key.as_bytes());
     }
     Ok(format)

@@ -1,17 +1,16 @@
-//! The block `tirreno_identity name { … }`.
+//! The parameters of `tirreno_identity name { … }`.
 
-use core::ffi::c_char;
 use std::time::Duration;
 
-use nginx_sys::ngx_conf_t;
-use tirreno_pipeline::config::header::check_header;
-use tirreno_pipeline::config::secret::Secret;
-use tirreno_pipeline::event::Param;
-use tirreno_pipeline::identity::lookup::{LookupConfig, MARK, SendAs, parse_format, parse_url};
-
-use super::block::{self, Block, Parameter, Setting, put};
-use super::ext::ConfExt;
-use super::tls::{self, HasTls, Tls};
+use crate::capture::rule::Place;
+use crate::config::block::{Block, BlockError, Parameter, Seen, Setting, Table, put};
+use crate::config::file::ConfigFile;
+use crate::config::header::check_header;
+use crate::config::secret::Secret;
+use crate::delivery::tls::parameters::{self as tls, Draft as Tls};
+use crate::event::Param;
+use crate::identity::lookup::{LookupConfig, MARK, SendAs, parse_format, parse_url};
+use crate::text::readable;
 
 /// The most lookups at a time.
 const MAX_CONCURRENCY: usize = 32;
@@ -20,11 +19,9 @@ const OURS: [&str; 6] =
     ["Authorization", "Cookie", "Host", "If-None-Match", "X-Forwarded-For", MARK];
 
 const PARAMETERS: &[Parameter<Draft>] = &[
-    Parameter::one("url", |draft, s| put(&mut draft.url, Ok(s.text().to_string()))),
+    Parameter::one("url", |draft, s| put(&mut draft.url, Ok(s.text()))),
     Parameter::one("send", |draft, s| put(&mut draft.send, read_send(s))),
-    Parameter::one("token_format", |draft, s| {
-        put(&mut draft.token_format, Ok(s.text().to_string()))
-    }),
+    Parameter::one("token_format", |draft, s| put(&mut draft.token_format, Ok(s.text()))),
     Parameter::of("map", 2..=2, |draft: &mut Draft, s| {
         draft.map.push(read_map(s)?);
         Ok(())
@@ -44,7 +41,15 @@ const PARAMETERS: &[Parameter<Draft>] = &[
     .repeated(),
 ];
 
-/// A block while it is read; `None` is the default.
+/// The block while it is read.
+#[derive(Default)]
+pub struct IdentityBlock {
+    name: String,
+    lookup: Draft,
+    tls: Tls,
+}
+
+/// What the block says; `None` is the default.
 #[derive(Default)]
 struct Draft {
     url: Option<String>,
@@ -56,37 +61,35 @@ struct Draft {
     rate: Option<f64>,
     timeout: Option<Duration>,
     headers: Vec<(String, Secret)>,
-    tls: Tls,
 }
 
-impl Block for Draft {
+impl Block for IdentityBlock {
     const NAME: &'static str = "tirreno_identity";
+    type Config = LookupConfig;
 
-    fn tables() -> &'static [&'static [Parameter<Self>]] {
-        const TABLES: [&[Parameter<Draft>]; 2] = [PARAMETERS, &tls::parameters()];
-        &TABLES
+    fn new(name: &str) -> Result<Self, String> {
+        Ok(Self { name: name.to_owned(), ..Self::default() })
     }
-}
 
-impl HasTls for Draft {
-    fn tls(&mut self) -> &mut Tls {
-        &mut self.tls
+    fn tables(&mut self) -> Vec<Table<'_>> {
+        // There is one kind of block.
+        let own = Table::new(1, PARAMETERS, &mut self.lookup);
+        vec![own, Table::new(1, tls::PARAMETERS, &mut self.tls)]
     }
-}
 
-/// Reads the block that follows.
-///
-/// # Errors
-/// What nginx returns for it, when it has said what is wrong.
-pub(crate) fn read(cf: &mut ngx_conf_t, name: &str) -> Result<LookupConfig, *mut c_char> {
-    let place = cf.place();
-    let mut draft = Draft::default();
-    block::read(cf, &mut draft)?;
-    draft.finish(name).map_err(|message| cf.error_at(&place, message))
+    fn finish(
+        self,
+        place: &Place,
+        _seen: &[Seen],
+        _file: &mut dyn ConfigFile,
+    ) -> Result<LookupConfig, BlockError> {
+        let Self { name, lookup, tls } = self;
+        lookup.finish(&name, tls).map_err(|message| BlockError { place: place.clone(), message })
+    }
 }
 
 fn read_send(s: &mut Setting<'_>) -> Result<SendAs, String> {
-    let text = s.text().to_string();
+    let text = s.text();
     let cookie = text.strip_prefix("cookie:").filter(|name| !name.is_empty());
     match (text.as_str(), cookie) {
         ("bearer", _) => Ok(SendAs::Bearer),
@@ -96,7 +99,7 @@ fn read_send(s: &mut Setting<'_>) -> Result<SendAs, String> {
 }
 
 fn read_map(s: &mut Setting<'_>) -> Result<(Box<str>, Param), String> {
-    let (field, parameter) = (s.args[0].to_string(), s.args[1].to_string());
+    let (field, parameter) = (readable(s.args[0]), readable(s.args[1]));
     let known = Param::from_name(parameter.as_bytes()).filter(|known| MAPPED.contains(known));
     known.map(|known| (field.into(), known)).ok_or_else(|| {
         format!(
@@ -107,7 +110,7 @@ fn read_map(s: &mut Setting<'_>) -> Result<(Box<str>, Param), String> {
 }
 
 fn read_header(s: &mut Setting<'_>) -> Result<(String, Secret), String> {
-    let (name, content) = (s.args[0].to_string(), s.args[1].to_string());
+    let (name, content) = (readable(s.args[0]), readable(s.args[1]));
     if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&name)) {
         return Err(format!("\"header\" directive cannot change \"{name}\""));
     }
@@ -117,7 +120,7 @@ fn read_header(s: &mut Setting<'_>) -> Result<(String, Secret), String> {
 }
 
 impl Draft {
-    fn finish(self, name: &str) -> Result<LookupConfig, String> {
+    fn finish(self, name: &str, tls: Tls) -> Result<LookupConfig, String> {
         let missing = |what| format!("\"tirreno_identity {name}\" has no {what}, add it,");
         let url = self.url.ok_or_else(|| missing("\"url\""))?;
         let url = parse_url(&url)
@@ -126,7 +129,7 @@ impl Draft {
             return Err(missing("\"map FIELD userName\", which names the user"));
         }
         let is_tls = url.scheme_str() == Some("https");
-        if !is_tls && self.tls.is_set() {
+        if !is_tls && tls.is_set() {
             return Err("\"ssl_…\" need a \"url\" that begins with \"https://\"".into());
         }
         let token_format = match &self.token_format {
@@ -147,7 +150,7 @@ impl Draft {
             timeout: self.timeout.unwrap_or(Duration::from_secs(2)),
             headers: self.headers,
             tls: match is_tls {
-                true => Some(self.tls.finish(&format!("\"tirreno_identity {name}\""))?),
+                true => Some(tls.finish(&format!("\"tirreno_identity {name}\""))?),
                 false => None,
             },
         })

@@ -1,19 +1,16 @@
-//! The parameters of targets of type `tirreno`.
+//! The parameters of a target of the type `tirreno`.
 
 use std::fs;
 use std::time::Duration;
 
-use ngx::core::{CoreModuleMainConf, NgxCoreModule};
-use tirreno_pipeline::config::header::check_header;
-use tirreno_pipeline::config::secret::Secret;
-use tirreno_pipeline::delivery::spool::{SpoolConfig, WhenFull};
-use tirreno_pipeline::tirreno::config::{Endpoint, HEADERS_OF_OURS, TirrenoConfig};
-
-use crate::conf::block::{Parameter, Setting, put};
-use crate::conf::ext::{ConfExt, parse_size, parse_time_ms};
-use crate::conf::key;
-use crate::conf::tls::Tls;
-use crate::permissions::check_spool;
+use crate::config::block::{Parameter, Setting, put};
+use crate::config::header::check_header;
+use crate::config::key;
+use crate::config::secret::Secret;
+use crate::delivery::spool::{SpoolConfig, WhenFull};
+use crate::delivery::tls::parameters::Draft as Tls;
+use crate::text::readable;
+use crate::tirreno::config::{Endpoint, TirrenoConfig};
 
 /// How long one POST may take. With 5 s, a slow Tirreno stored events twice: after the time was over, and again.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -23,37 +20,44 @@ const API_KEY: &str = "the API key";
 const MAX_CONNECTIONS: usize = 64;
 const MIN_SPOOL: usize = 1 << 20;
 
-pub(super) const PARAMETERS: &[Parameter<super::Draft>] = &[
-    Parameter::one("url", |draft, s| put(&mut draft.tirreno.endpoint, read_url(s))),
+/// Headers of a POST that the module sets itself and a configuration cannot change.
+const OURS: [&str; 7] = [
+    "Api-Key",
+    "Connection",
+    "Content-Length",
+    "Content-Type",
+    "Expect",
+    "Transfer-Encoding",
+    "X-Request-Id",
+];
+
+pub(crate) const PARAMETERS: &[Parameter<Draft>] = &[
+    Parameter::one("url", |draft, s| put(&mut draft.endpoint, read_url(s))),
     Parameter::one("api_key", |draft, s| {
-        key::warn_of_readers(s.cf, API_KEY);
-        let text = s.text().to_string();
-        draft.tirreno.set_key(key::check(&text, s.name, API_KEY)?)
+        key::warn_of_readers(s.file, API_KEY);
+        let text = s.text();
+        draft.set_key(key::check(&text, s.name, API_KEY)?)
     }),
     Parameter::one("api_key_file", |draft, s| {
-        draft.tirreno.set_key(&key::read(s.cf, s.text(), s.name, API_KEY)?)
+        draft.set_key(&key::read(s.file, s.args[0], s.name, API_KEY)?)
     }),
-    Parameter::of("header", 2..=2, |draft: &mut super::Draft, s| {
-        draft.tirreno.headers.push(read_header(s)?);
+    Parameter::of("header", 2..=2, |draft: &mut Draft, s| {
+        draft.headers.push(read_header(s)?);
         Ok(())
     })
     .repeated(),
-    Parameter::one("timeout", |draft, s| put(&mut draft.tirreno.timeout, s.time(1))),
-    Parameter::one("connections", |draft, s| {
-        put(&mut draft.tirreno.connections, s.count(MAX_CONNECTIONS))
-    }),
-    Parameter::one("rate", |draft, s| put(&mut draft.tirreno.rate, read_rate(s))),
-    Parameter::one("accept_200", |draft, s| put(&mut draft.tirreno.accept_200, s.flag())),
-    Parameter::one("resend", |draft, s| put(&mut draft.tirreno.resend, s.flag())),
-    Parameter::one("login_fail_delay", |draft, s| {
-        put(&mut draft.tirreno.login_fail_delay, s.time(0))
-    }),
-    Parameter::of("spool", 1..=4, |draft, s| put(&mut draft.tirreno.spool, read_spool(s))),
+    Parameter::one("timeout", |draft, s| put(&mut draft.timeout, s.time(1))),
+    Parameter::one("connections", |draft, s| put(&mut draft.connections, s.count(MAX_CONNECTIONS))),
+    Parameter::one("rate", |draft, s| put(&mut draft.rate, read_rate(s))),
+    Parameter::one("accept_200", |draft, s| put(&mut draft.accept_200, s.flag())),
+    Parameter::one("resend", |draft, s| put(&mut draft.resend, s.flag())),
+    Parameter::one("login_fail_delay", |draft, s| put(&mut draft.login_fail_delay, s.time(0))),
+    Parameter::of("spool", 1..=4, |draft, s| put(&mut draft.spool, read_spool(s))),
 ];
 
 /// What a block says; `None` is the default.
 #[derive(Default)]
-pub(super) struct Draft {
+pub(crate) struct Draft {
     endpoint: Option<Endpoint>,
     api_key: Option<Secret>,
     headers: Vec<(String, Secret)>,
@@ -63,7 +67,7 @@ pub(super) struct Draft {
     accept_200: Option<bool>,
     resend: Option<bool>,
     login_fail_delay: Option<Duration>,
-    pub(super) spool: Option<SpoolConfig>,
+    pub(crate) spool: Option<SpoolConfig>,
 }
 
 impl Draft {
@@ -76,7 +80,7 @@ impl Draft {
     }
 
     /// What the whole block of the target `name` says.
-    pub(super) fn finish(self, tls: Tls, name: &str) -> Result<TirrenoConfig, String> {
+    pub(crate) fn finish(self, tls: Tls, name: &str) -> Result<TirrenoConfig, String> {
         let Some(endpoint) = self.endpoint else {
             return Err(format!(
                 "target \"{name}\" has no \"url\", add it like \"url https://HOST/sensor/;\""
@@ -112,13 +116,13 @@ impl Draft {
 
 /// The message has no URL: it may hold a password.
 fn read_url(s: &mut Setting<'_>) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::parse(&s.text().to_string());
+    let endpoint = Endpoint::parse(&s.text());
     endpoint.map_err(|e| format!("invalid value in \"url\" directive, {e}"))
 }
 
 fn read_header(s: &mut Setting<'_>) -> Result<(String, Secret), String> {
-    let (header, value) = (s.args[0].to_string(), s.args[1].to_string());
-    if HEADERS_OF_OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
+    let (header, value) = (readable(s.args[0]), readable(s.args[1]));
+    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(&header)) {
         return Err(format!(
             "\"header\" directive cannot change \"{header}\", which the module sets"
         ));
@@ -135,7 +139,7 @@ fn read_header(s: &mut Setting<'_>) -> Result<(String, Secret), String> {
 
 /// A rate, or `auto`.
 fn read_rate(s: &mut Setting<'_>) -> Result<Option<f64>, String> {
-    if s.text().as_bytes() == b"auto" {
+    if s.bytes() == b"auto" {
         return Ok(None);
     }
     let must = "\"auto\" or a rate like \"10r/s\" or \"300r/m\"";
@@ -145,10 +149,10 @@ fn read_rate(s: &mut Setting<'_>) -> Result<Option<f64>, String> {
 /// `path [max_size=1g] [max_age=7d] [when_full=drop_oldest|drop_newest]`; nginx makes the directory
 /// with the worker's owner, as for its temporary files.
 fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
-    let (cf, args) = (&mut *s.cf, s.args);
+    let (file, args) = (&mut *s.file, s.args);
     let mut spool = SpoolConfig {
-        path: cf.add_path(args[0]).ok_or("the spool's path cannot be used")?,
-        place: cf.place().to_string(),
+        path: file.claim_directory(args[0])?,
+        place: file.place().to_string(),
         max_size: 1 << 30,
         max_age: Duration::from_secs(7 * 24 * 60 * 60),
         when_full: WhenFull::DropOldest,
@@ -158,23 +162,21 @@ fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
         let path = spool.path.display();
         return Err(format!("the spool's path \"{path}\" is no directory"));
     }
-    // SAFETY: nginx sets the cycle before it reads a configuration.
-    let core = unsafe { cf.cycle.as_ref() }.and_then(NgxCoreModule::main_conf);
-    check_spool(&spool.path, core)?;
     for arg in &args[1..] {
         let invalid = |must: &str| {
+            let arg = readable(arg);
             format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
         };
         if let Some(size) = arg.strip_prefix(b"max_size=") {
-            let size = parse_size(size).filter(|size| *size >= MIN_SPOOL);
+            let size = file.parse_size(size).filter(|size| *size >= MIN_SPOOL);
             let must = "a size from 1m on, like \"max_size=1g\"";
             spool.max_size = size.ok_or_else(|| invalid(must))? as u64;
         } else if let Some(age) = arg.strip_prefix(b"max_age=") {
-            let age = parse_time_ms(age).filter(|age| *age > 0);
+            let age = file.parse_time_ms(age).filter(|age| *age > 0);
             let must = "a time like \"max_age=7d\"";
             spool.max_age = Duration::from_millis(age.ok_or_else(|| invalid(must))?);
         } else {
-            spool.when_full = match arg.as_bytes() {
+            spool.when_full = match *arg {
                 b"when_full=drop_oldest" => WhenFull::DropOldest,
                 b"when_full=drop_newest" => WhenFull::DropNewest,
                 _ => {

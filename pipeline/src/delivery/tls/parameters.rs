@@ -1,14 +1,22 @@
 //! The parameters `ssl_…` of a block: how its connections over TLS are made.
 
-use tirreno_pipeline::delivery::tls::{self, ClientCertificate, Roots};
 use zeroize::Zeroizing;
 
-use super::block::{Parameter, Setting, put};
-use super::ext::ConfExt;
+use super::{ClientCertificate, Roots, Tls};
+use crate::config::block::{Parameter, Setting, put};
+
+pub(crate) const PARAMETERS: &[Parameter<Draft>] = &[
+    Parameter::one("ssl_trusted_certificate", |draft, s| put(&mut draft.trusted, read_roots(s))),
+    Parameter::one("ssl_verify", |draft, s| put(&mut draft.verify, s.flag())),
+    Parameter::one("ssl_certificate", |draft, s| put(&mut draft.certificate, read_argument(s))),
+    Parameter::one("ssl_certificate_key", |draft, s| {
+        put(&mut draft.key, read_argument(s).map(Zeroizing::new))
+    }),
+];
 
 /// What a block says; `None` is the default.
 #[derive(Default)]
-pub(crate) struct Tls {
+pub(crate) struct Draft {
     trusted: Option<Roots>,
     verify: Option<bool>,
     /// The content of `ssl_certificate` and of `ssl_certificate_key`.
@@ -16,29 +24,7 @@ pub(crate) struct Tls {
     key: Option<Zeroizing<Vec<u8>>>,
 }
 
-/// A block that has these parameters.
-pub(crate) trait HasTls: 'static {
-    /// Where they are kept.
-    fn tls(&mut self) -> &mut Tls;
-}
-
-/// The rows of such a block.
-pub(crate) const fn parameters<B: HasTls>() -> [Parameter<B>; 4] {
-    [
-        Parameter::one("ssl_trusted_certificate", |block: &mut B, s| {
-            put(&mut block.tls().trusted, read_roots(s))
-        }),
-        Parameter::one("ssl_verify", |block: &mut B, s| put(&mut block.tls().verify, s.flag())),
-        Parameter::one("ssl_certificate", |block: &mut B, s| {
-            put(&mut block.tls().certificate, read_argument(s))
-        }),
-        Parameter::one("ssl_certificate_key", |block: &mut B, s| {
-            put(&mut block.tls().key, read_argument(s).map(Zeroizing::new))
-        }),
-    ]
-}
-
-impl Tls {
+impl Draft {
     /// Whether a parameter was set.
     pub(crate) fn is_set(&self) -> bool {
         self.trusted.is_some()
@@ -56,7 +42,7 @@ impl Tls {
     ///
     /// # Errors
     /// What is wrong, or missing.
-    pub(crate) fn finish(self, block: &str) -> Result<tls::Tls, String> {
+    pub(crate) fn finish(self, block: &str) -> Result<Tls, String> {
         let system = |error| {
             format!(
                 "{block} cannot verify certificates: {error}, install the package \
@@ -81,12 +67,12 @@ impl Tls {
                 return Err(of_block("\"ssl_certificate_key\" needs \"ssl_certificate\"".into()));
             }
         };
-        tls::Tls::new(roots, client).map_err(of_block)
+        Tls::new(roots, client).map_err(of_block)
     }
 }
 
 fn read_roots(s: &mut Setting<'_>) -> Result<Roots, String> {
-    let (path, pem) = s.cf.read_file(s.text())?;
+    let (path, pem) = s.file.read_file(s.args[0])?;
     Roots::from_pem(&pem).map_err(|error| {
         format!(
             "\"{}\" cannot be used as \"{}\": {error}, it must hold certificates of authorities in \
@@ -98,5 +84,5 @@ fn read_roots(s: &mut Setting<'_>) -> Result<Roots, String> {
 }
 
 fn read_argument(s: &mut Setting<'_>) -> Result<Vec<u8>, String> {
-    Ok(s.cf.read_file(s.text())?.1)
+    Ok(s.file.read_file(s.args[0])?.1)
 }
