@@ -1,6 +1,9 @@
 //! Blocks with parameters of their own, like `tirreno_target { … }`: a table names each parameter, the
 //! arguments that it takes, and what they set.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! The block `tirreno_target [name] { … }`, for all types of targets.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use crate::audit::config::{AuditConfig, Sink, Transport};

@@ -1,5 +1,8 @@
 //! The parameters of `tirreno_identity name { … }`.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use crate::capture::rule::Place;
