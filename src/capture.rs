@@ -18,7 +18,8 @@ use nginx_sys::{
 use ngx::core::Status;
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 use ngx::ngx_string;
-use tirreno_pipeline::capture::decision::{Accounts, Decision, Exchange as _, Settings, decide};
+use tirreno_pipeline::capture::decision::{Accounts, Decision, Settings, decide};
+use tirreno_pipeline::capture::exchange::Exchange as _;
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::page::Page;

@@ -14,7 +14,9 @@ use nginx_sys::{
     ngx_http_server_name_t, ngx_int_t, ngx_str_t, ngx_test_config,
 };
 use ngx::http::{HttpModuleLocationConf as _, HttpModuleMainConf as _, NgxHttpCoreModule};
-use tirreno_pipeline::capture::decision::{Exchange, Session, decide};
+use tirreno_pipeline::capture::cookie::Name;
+use tirreno_pipeline::capture::decision::decide;
+use tirreno_pipeline::capture::exchange::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{
     AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Field, Found, Head, Reads, Room, Text,
     Wanted,
@@ -22,7 +24,6 @@ use tirreno_pipeline::capture::extract::{
 use tirreno_pipeline::capture::redact;
 use tirreno_pipeline::capture::rule::{Rule, is_off};
 use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
-use tirreno_pipeline::capture::value::Name;
 use tirreno_pipeline::event::EventType;
 
 use crate::capture::path_for_rules;

@@ -11,7 +11,8 @@ use std::borrow::Cow;
 use std::cell::Cell;
 
 use nginx_sys::{ngx_http_request_t, ngx_pool_cleanup_add};
-use tirreno_pipeline::capture::decision::{Exchange as _, Lesson, Session, lesson};
+use tirreno_pipeline::capture::decision::{Lesson, lesson};
+use tirreno_pipeline::capture::exchange::{Exchange as _, Session};
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::session::{
     SessionDigest, answer_token, digest, is_cleared, request_tokens,

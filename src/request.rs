@@ -12,10 +12,11 @@ use ngx::http::{
     HttpModule as _, HttpModuleLocationConf as _, HttpModuleMainConf as _,
     HttpModuleServerConf as _, NgxHttpCoreModule,
 };
-use tirreno_pipeline::capture::decision::{Exchange, Session};
+use tirreno_pipeline::capture::cookie::Name;
+use tirreno_pipeline::capture::exchange::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
 use tirreno_pipeline::capture::rule;
-use tirreno_pipeline::capture::value::{Name, arg, cookie_pairs};
+use tirreno_pipeline::capture::value::{arg, cookie_pairs};
 use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};

@@ -6,8 +6,9 @@ use nginx_sys::{
     ngx_parse_http_time, ngx_table_elt_t,
 };
 use tirreno_pipeline::capture::cookie;
+use tirreno_pipeline::capture::cookie::Name;
 use tirreno_pipeline::capture::rules::CLIENT_CLOSED_REQUEST;
-use tirreno_pipeline::capture::value::{Name, cookie_pairs};
+use tirreno_pipeline::capture::value::cookie_pairs;
 
 use crate::bits;
 use crate::conf::value::bytes;

@@ -2,6 +2,7 @@
 
 pub mod cookie;
 pub mod decision;
+pub mod exchange;
 pub mod extract;
 #[cfg(test)]
 mod facts;

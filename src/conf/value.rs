@@ -9,8 +9,9 @@ use nginx_sys::{
     ngx_str_t, ngx_uint_t, ngx_variable_value_t,
 };
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
+use tirreno_pipeline::capture::exchange::Text;
 use tirreno_pipeline::capture::rule::is_off;
-use tirreno_pipeline::capture::value::{Text, variables};
+use tirreno_pipeline::capture::value::variables;
 
 /// A complex value, compiled to its cheapest form.
 #[derive(Clone)]

@@ -1,4 +1,40 @@
-//! `Set-Cookie` (RFC 6265).
+//! Cookies (RFC 6265): their names, and what `Set-Cookie` does with one.
+
+/// A cookie's name, or a prefix of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Without `*`.
+    pub text: Box<str>,
+    /// Whether it is a prefix.
+    pub is_prefix: bool,
+    /// Names that have this prefix but belong to other values.
+    pub(crate) except: Box<[Box<str>]>,
+}
+
+impl Name {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (name, is_prefix) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
+        is_token(name).then(|| Self { text: name.into(), is_prefix, except: Box::default() })
+    }
+
+    /// Whether a cookie of that name is meant.
+    pub fn matches(&self, name: &[u8]) -> bool {
+        let own = self.text.as_bytes();
+        match self.is_prefix {
+            true => {
+                let is_other = || self.except.iter().any(|other| other.as_bytes() == name);
+                name.starts_with(own) && !is_other()
+            }
+            false => name == own,
+        }
+    }
+}
+
+/// Whether `text` is a token of RFC 9110: the name of a method, a header or a cookie.
+pub(crate) fn is_token(text: &str) -> bool {
+    let is_mark = |b| b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
+}
 
 /// What the value of a `Set-Cookie` header does with the cookie `name`: `true` where it gives it a value
 /// that is not empty and lasts, `false` where it clears it, nothing where it is about another cookie.

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::capture::decision::Exchange;
+use crate::capture::exchange::{Exchange, Text};
 use crate::capture::extract::{self, BodyFormat, Field, Reads, TextError, Wanted};
 use crate::capture::level::Level;
 use crate::capture::path;
 use crate::capture::rules::{Methods, Pattern, Rules, Segments, StatusKey};
-use crate::capture::value::{Compile, Purpose, Read, Source, Text, Value, ValueError};
+use crate::capture::value::{Compile, Purpose, Read, Source, Value, ValueError};
 use crate::event::{EventType, Param};
 
 /// The longest name of an audit record, or of a field in it.

@@ -8,9 +8,9 @@ use std::fmt;
 use std::iter;
 use std::ops::{Range, RangeInclusive};
 
-use crate::capture::decision::Exchange;
+use crate::capture::cookie::{Name, is_token};
+use crate::capture::exchange::Exchange;
 use crate::capture::path;
-use crate::capture::value::{Name, is_token};
 
 /// The methods that a rule matches.
 #[derive(Clone, Debug, PartialEq, Eq)]

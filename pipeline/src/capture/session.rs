@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
-use crate::capture::decision::Exchange;
-use crate::capture::value::{Source, Text, Value};
+use crate::capture::exchange::{Exchange, Text};
+use crate::capture::value::{Source, Value};
 
 /// The digest that replaces a token in a record.
 pub type SessionDigest = [u8; 32];

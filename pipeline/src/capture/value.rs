@@ -13,7 +13,8 @@ use memchr::memchr;
 use regex::bytes::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::capture::decision::Exchange;
+use crate::capture::cookie::{Name, is_token};
+use crate::capture::exchange::{Exchange, Text};
 use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
 use crate::capture::path;
 use crate::event::Param;
@@ -21,14 +22,6 @@ use crate::text::cut_before;
 
 /// The memory limit of a compiled regular expression, in bytes. It matches in linear time.
 const REGEX_SIZE: usize = 256 << 10;
-
-/// A text of nginx that may have variables.
-pub trait Text: 'static {
-    /// The text, if it does not depend on the request.
-    fn constant(&self) -> Option<&[u8]>;
-    /// Whether a variable of the text is defined in the configuration (by `map`), whatever its name.
-    fn has_own_variable(&self) -> bool;
-}
 
 /// The result of reading a value from an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,42 +99,6 @@ pub enum Source<T> {
     Request(BodyFormat, Field),
     /// Fields of the JSON answer; the first one with a value counts.
     Answer(Box<[Field]>),
-}
-
-/// A cookie's name, or a prefix of names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// Without `*`.
-    pub text: Box<str>,
-    /// Whether it is a prefix.
-    pub is_prefix: bool,
-    /// Names that have this prefix but belong to other values.
-    except: Box<[Box<str>]>,
-}
-
-impl Name {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (name, is_prefix) = text.strip_suffix('*').map_or((text, false), |name| (name, true));
-        is_token(name).then(|| Self { text: name.into(), is_prefix, except: Box::default() })
-    }
-
-    /// Whether a cookie of that name is meant.
-    pub fn matches(&self, name: &[u8]) -> bool {
-        let own = self.text.as_bytes();
-        match self.is_prefix {
-            true => {
-                let is_other = || self.except.iter().any(|other| other.as_bytes() == name);
-                name.starts_with(own) && !is_other()
-            }
-            false => name == own,
-        }
-    }
-}
-
-/// Whether `text` is a token of RFC 9110: the name of a method, a header or a cookie.
-pub(crate) fn is_token(text: &str) -> bool {
-    let is_mark = |b| b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
 }
 
 /// Why a value is invalid.
