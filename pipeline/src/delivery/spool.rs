@@ -11,4 +11,4 @@ mod schema;
 pub use database::{
     Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, Stamp, Stored, WhenFull,
 };
-pub use handle::{SETTLE, SETTLE_WITHIN, SetAside, Spool};
+pub use handle::{SETTLE, SETTLE_FROM, SETTLE_WITHIN, SetAside, Spool};

@@ -38,8 +38,7 @@ const WINDOW_BYTES: usize = 4 << 20;
 const RESERVED_BYTES: usize = 64 << 10;
 /// … handed over so many at a time.
 const CHUNK: usize = 512;
-/// How often the thread looks for more events to hand over, while some are on their way, and while they do not
-/// move.
+/// How often the thread looks whether something is due, while events are on their way, and while they do not move.
 const PROGRESS: Duration = Duration::from_millis(20);
 const NO_PROGRESS: Duration = Duration::from_millis(250);
 /// How often it looks for events of other processes in the spool, while there may be any; and how often whether
@@ -140,15 +139,12 @@ pub struct Closed;
 pub struct Shared {
     policy: Mutex<Policy>,
     policy_changed: Condvar,
-    /// The events that are on their way or kept, with their time of capture.
-    held: Mutex<BTreeMap<EventId, (i64, Rank)>>,
+    held: Mutex<Held>,
     /// The bytes of those from the spool.
     stored_bytes: AtomicUsize,
     closed: AtomicBool,
     /// The next deliverer sends what is in the spool.
     leaving: AtomicBool,
-    /// Whether an event has had its outcome since the target's thread looked.
-    progressed: AtomicBool,
     timeout: Duration,
     privacy: Privacy,
     store: Option<Arc<Spool>>,
@@ -158,12 +154,70 @@ pub struct Shared {
     lanes_changed: Condvar,
 }
 
+/// The events that are on their way or kept.
+#[derive(Default)]
+struct Held {
+    /// Each with its time of capture.
+    events: BTreeMap<EventId, (i64, Rank)>,
+    /// How many there are of each rank, …
+    counts: [usize; Rank::ALL.len()],
+    /// … and how few may be left until more are handed over. Handing them over one by one would cost more than
+    /// sending them.
+    low: [usize; Rank::ALL.len()],
+    /// Whether so few are left of a rank, or none at all.
+    is_low: bool,
+    /// Whether one has had its outcome since the target's thread looked, …
+    progressed: bool,
+    /// … and whether that thread looks again soon without being woken.
+    looks_soon: bool,
+}
+
+impl Held {
+    fn insert(&mut self, id: EventId, time_ms: i64, rank: Rank) {
+        if self.events.insert(id, (time_ms, rank)).is_none() {
+            self.counts[rank.place()] += 1;
+        }
+    }
+
+    /// Removes an event that has had its outcome; returns whether the target's thread is to be woken.
+    fn remove(&mut self, id: EventId) -> bool {
+        let is_news = !mem::replace(&mut self.progressed, true) && !self.looks_soon;
+        let Some((_, rank)) = self.events.remove(&id) else { return is_news };
+        let (count, low) = (&mut self.counts[rank.place()], self.low[rank.place()]);
+        *count -= 1;
+        let is_low = *count == low || self.events.is_empty();
+        self.is_low |= is_low;
+        is_news || is_low
+    }
+
+    /// The target's thread looks: whether events have had their outcomes since it did the last time. If so, it
+    /// looks again soon.
+    fn look(&mut self) -> bool {
+        self.looks_soon = mem::take(&mut self.progressed);
+        self.looks_soon
+    }
+
+    /// As many as there was room for were handed over.
+    fn refilled(&mut self) {
+        self.low = self.counts.map(|count| count / 2);
+        self.is_low = false;
+    }
+}
+
 /// The events for each connection; each user's events go over the same one.
 #[derive(Default)]
 struct Lanes {
     queues: Vec<PriorityQueue<Event>>,
     /// No event comes any more.
     closed: bool,
+}
+
+impl Lanes {
+    /// The events for that user's connection, if any may still come.
+    fn of(&mut self, user: u64) -> Option<&mut PriorityQueue<Event>> {
+        let lane = user % self.queues.len().max(1) as u64;
+        if self.closed { None } else { self.queues.get_mut(lane as usize) }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -236,16 +290,12 @@ impl Shared {
 
     /// When a held event was captured, in milliseconds since the epoch.
     pub fn captured_ms(&self, event: &Event) -> i64 {
-        lock(&self.held).get(&event.id).map_or(0, |(time_ms, _)| *time_ms)
+        lock(&self.held).events.get(&event.id).map_or(0, |(time_ms, _)| *time_ms)
     }
 
     /// An event's fate is decided and counted.
     pub fn release(&self, event: &Event) {
-        let left = {
-            let mut held = lock(&self.held);
-            held.remove(&event.id);
-            held.len()
-        };
+        let wakes = lock(&self.held).remove(event.id);
         match &event.content {
             Content::Record(bytes) => self.inbox.returned(bytes.len()),
             Content::Stored { .. } => {
@@ -253,9 +303,8 @@ impl Shared {
                 self.inbox.let_go();
             }
         }
-        let was_idle = !self.progressed.swap(true, Relaxed);
-        // It looks by itself while events move.
-        if left == 0 || was_idle {
+        let calls = self.store.as_ref().is_some_and(|store| event.is_stored() && store.calls());
+        if wakes || calls {
             self.inbox.wake();
         }
     }
@@ -282,7 +331,7 @@ impl Shared {
 
     /// How many events are held.
     pub fn len(&self) -> usize {
-        lock(&self.held).len()
+        lock(&self.held).events.len()
     }
 
     /// Whether no event is held.
@@ -336,7 +385,6 @@ pub fn new(
         stored_bytes: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
         leaving: AtomicBool::new(false),
-        progressed: AtomicBool::new(false),
         timeout: tirreno.timeout,
         privacy: config.privacy.clone(),
         store: store.clone(),
@@ -483,7 +531,7 @@ impl TirrenoTarget {
             self.stop();
         }
         self.send_failed(now);
-        let progressed = self.shared.progressed.swap(false, Relaxed);
+        let progressed = lock(&self.shared.held).look();
         if progressed || inbox.handed() != mem::replace(&mut self.handed, inbox.handed()) {
             self.active = now;
         }
@@ -506,12 +554,9 @@ impl TirrenoTarget {
 
     /// How many events of each rank may go on their way now.
     fn room(&self) -> [usize; Rank::ALL.len()] {
-        let mut room = WINDOW;
-        for (_, rank) in lock(&self.shared.held).values() {
-            let left = &mut room[rank.place()];
-            *left = left.saturating_sub(1);
-        }
-        room.map(|left| left.min(CHUNK))
+        let counts = lock(&self.shared.held).counts;
+        let rank = |place: usize| WINDOW[place].saturating_sub(counts[place]).min(CHUNK);
+        std::array::from_fn(rank)
     }
 
     /// Sends what is due and only in memory.
@@ -520,9 +565,13 @@ impl TirrenoTarget {
             match inbox.due_in() {
                 Some(due) if due.is_zero() => {}
                 // What took the room wakes this when it is done with.
-                later => return later,
+                later => {
+                    lock(&self.shared.held).refilled();
+                    return later;
+                }
             }
             if self.send_memory(inbox) == 0 {
+                lock(&self.shared.held).refilled();
                 return None;
             }
         }
@@ -537,7 +586,7 @@ impl TirrenoTarget {
             // It was parsed when it was read from the ring.
             let Some(record) = Record::parse(bytes) else { continue };
             let rank = record.rank();
-            lock(&self.shared.held).insert(id, (record.time_ms(), rank));
+            lock(&self.shared.held).insert(id, record.time_ms(), rank);
             let user = self.config.privacy.view(record).user_key();
             let (kind, content) = (Some(record.kind()), Content::Record(bytes.clone()));
             let event = Event { id, user, rank, kind, content };
@@ -552,9 +601,9 @@ impl TirrenoTarget {
                 Some(Attempt::Good(attempt)) => {
                     let withdrawn = self.first_steps.good(attempt, record.stamp());
                     self.withdraw(withdrawn);
-                    self.send(event);
+                    self.send([event]);
                 }
-                _ => self.send(event),
+                _ => self.send([event]),
             }
         }
         lent.len()
@@ -580,26 +629,26 @@ impl TirrenoTarget {
             ),
         };
         while let Some(event) = self.first_steps.next(now, most, most_bytes) {
-            self.send(event);
+            self.send([event]);
         }
     }
 
-    /// Hands a held event to its user's connection.
-    fn send(&mut self, event: Event) {
-        {
-            let mut lanes = lock(&self.shared.lanes);
-            let count = lanes.queues.len().max(1) as u64;
-            let lane = (event.user % count) as usize;
-            if !lanes.closed
-                && let Some(queue) = lanes.queues.get_mut(lane)
-            {
-                queue.push(event.rank, event.user, event);
-                self.shared.lanes_changed.notify_all();
-                return;
+    /// Hands held events to their users' connections.
+    fn send(&self, events: impl IntoIterator<Item = Event>) {
+        let mut refused = Vec::new();
+        let mut lanes = lock(&self.shared.lanes);
+        for event in events {
+            match lanes.of(event.user) {
+                Some(queue) => queue.push(event.rank, event.user, event),
+                None => refused.push(event),
             }
         }
-        self.shared.policy().give_up(event.id, DropReason::Internal);
-        self.shared.release(&event);
+        drop(lanes);
+        self.shared.lanes_changed.notify_all();
+        for event in refused {
+            self.shared.policy().give_up(event.id, DropReason::Internal);
+            self.shared.release(&event);
+        }
     }
 
     /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
@@ -668,17 +717,18 @@ impl TirrenoTarget {
             self.look_at = Some(now);
         }
         let others = if self.any_others.1 { OTHERS } else { ANY_OTHERS };
+        let reads = self.look_at.is_some_and(|at| at <= now) || lock(&self.shared.held).is_low;
+        let look = self.look_at.map(|at| at.saturating_duration_since(now));
         let writes = store.unwritten();
-        let is_due = progressed
-            || self.look_at.is_some_and(|at| at <= now)
-            || writes == Some(Duration::ZERO);
-        if !is_due {
-            let look = self.look_at.map(|at| at - now);
+        if !reads && !progressed && writes != Some(Duration::ZERO) {
             return [look, writes, Some(others)].into_iter().flatten().min();
         }
         let (expired, again) = store.maintain(now);
         self.spool_expired += expired;
         self.show_spool(store);
+        if !reads {
+            return [look, again, Some(others)].into_iter().flatten().min();
+        }
         let totals = store.totals();
         let read = if store.may_send() { self.read_spool(store) } else { Some(false) };
         if read.is_some() {
@@ -694,6 +744,7 @@ impl TirrenoTarget {
         {
             self.send_memory(inbox);
         }
+        lock(&self.shared.held).refilled();
         let is_over = totals.is_some_and(|totals| totals.pending == 0) && read == Some(true);
         let look = match store.next_due() {
             _ if is_over && !inbox.has_new() => None,
@@ -757,7 +808,7 @@ impl TirrenoTarget {
             let span = self.config.interval + COMMIT;
             let events = store.take(room, bytes, span)?;
             let is_all = events.is_empty();
-            events.into_iter().for_each(|stored| self.send_stored(stored));
+            self.send_stored(events);
             if is_all {
                 // Unless it is the room that is missing.
                 return Some(room.iter().all(|left| *left > 0));
@@ -765,14 +816,20 @@ impl TirrenoTarget {
         }
     }
 
-    fn send_stored(&mut self, stored: Stored) {
-        let id = EventId::Stored(stored.id);
-        let content = Content::Stored { trace: stored.trace, body: stored.body };
-        lock(&self.shared.held).insert(id, (stored.time_ms, stored.rank));
-        self.shared.inbox.hold(1);
-        self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
-        let Stored { user, rank, kind, .. } = stored;
-        self.send(Event { id, user, rank, kind, content });
+    fn send_stored(&self, events: Vec<Stored>) {
+        self.shared.inbox.hold(events.len());
+        let mut held = lock(&self.shared.held);
+        let events = events.into_iter().map(|stored| {
+            let Stored { user, rank, kind, time_ms, .. } = stored;
+            let id = EventId::Stored(stored.id);
+            let content = Content::Stored { trace: stored.trace, body: stored.body };
+            self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
+            held.insert(id, time_ms, rank);
+            Event { id, user, rank, kind, content }
+        });
+        let events: Vec<_> = events.collect();
+        drop(held);
+        self.send(events);
     }
 
     /// No event comes any more.
@@ -794,7 +851,7 @@ impl TirrenoTarget {
         }
         self.ticked = now;
         let slot = self.config.slot;
-        let oldest = lock(&self.shared.held).values().map(|(time_ms, _)| *time_ms).min();
+        let oldest = lock(&self.shared.held).events.values().map(|(time_ms, _)| *time_ms).min();
         if let Some(oldest) = oldest {
             self.ledger.show_oldest(slot, oldest);
         }
@@ -849,5 +906,39 @@ impl TirrenoTarget {
         self.delivered = (now, totals.delivered);
         let seconds = (rate > 0.0).then(|| (totals.pending as f64 / rate).ceil() as u64);
         self.ledger.show_drain(self.config.slot, seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_events_are_handed_over_when_half_of_a_rank_is_gone() {
+        let mut held = Held::default();
+        for id in 1..=8 {
+            held.insert(EventId::Memory(id), 1, if id <= 2 { Rank::One } else { Rank::Four });
+        }
+        assert_eq!(held.counts, [2, 0, 0, 6]);
+        held.refilled();
+        // The first one ends a long wait.
+        assert!(held.remove(EventId::Memory(3)) && !held.is_low);
+        assert!(held.look());
+        assert!(!held.remove(EventId::Memory(4)) && !held.is_low);
+        assert!(held.remove(EventId::Memory(5)) && held.is_low);
+        held.refilled();
+        assert!(held.remove(EventId::Memory(1)) && held.is_low, "there may be more of a high rank");
+        held.refilled();
+        // Nothing more was there: it is asked again less and less often.
+        let wakes = [2, 6, 7, 8].map(|id| {
+            let wakes = held.remove(EventId::Memory(id));
+            if wakes {
+                held.refilled();
+            }
+            wakes
+        });
+        assert_eq!(wakes, [true, false, true, true]);
+        assert!(held.look() && !held.look());
+        assert!(held.remove(EventId::Memory(9)), "it does not look again soon");
     }
 }

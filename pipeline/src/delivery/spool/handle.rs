@@ -1,8 +1,9 @@
 //! A target's spool for its threads: it is opened when that is possible, set aside when it is damaged, and
 //! bypassed while it does not work.
 //!
-//! Outcomes are committed together: when there are [`SETTLE`] of them, or the first has waited for
-//! [`SETTLE_WITHIN`]. After a kill, events whose outcomes were not committed are sent again.
+//! Outcomes are committed together: the target's thread does it when there are [`SETTLE_FROM`] of them, or the
+//! first has waited for [`SETTLE_WITHIN`], while the connections go on. They wait for the commit when there are
+//! [`SETTLE`]. After a kill, events whose outcomes were not committed are sent again.
 //!
 //! While nothing happens, the database is not used: the needed state is kept here, and the file beside the
 //! database shows whether somebody else changed it.
@@ -24,8 +25,10 @@ use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::rejected::Rejected;
 use crate::shm::zone::{Fault, SpoolTotals};
 
-/// So many outcomes are committed together, …
+/// At most so many outcomes wait to be committed.
 pub const SETTLE: usize = 64;
+/// So many are committed together, and those that come meanwhile, …
+pub const SETTLE_FROM: usize = 48;
 /// … or after this time at the latest.
 pub const SETTLE_WITHIN: Duration = Duration::from_millis(25);
 /// The pause between attempts to use a spool that does not work.
@@ -61,6 +64,8 @@ struct Shared {
     /// Outcomes that are not written yet, and since when.
     unwritten: BTreeMap<u64, Outcome>,
     since: Option<Instant>,
+    /// Whether somebody was told that there are enough of them.
+    called: bool,
     /// Events that were handed out, and that somebody else deleted.
     gone: BTreeSet<u64>,
     totals: Option<SpoolTotals>,
@@ -276,8 +281,20 @@ impl Spool {
     /// How long outcomes may still wait until [`maintain`](Self::maintain) writes them; `None`: all are
     /// written.
     pub fn unwritten(&self) -> Option<Duration> {
-        let since = lock(&self.shared).since?;
-        Some(SETTLE_WITHIN.saturating_sub(since.elapsed()))
+        let shared = lock(&self.shared);
+        let waited = shared.since?.elapsed();
+        Some(match shared.unwritten.len() {
+            // The next attempt writes them.
+            _ if shared.fault.is_some() => RETRY,
+            SETTLE_FROM.. => Duration::ZERO,
+            _ => SETTLE_WITHIN.saturating_sub(waited),
+        })
+    }
+
+    /// Whether [`maintain`](Self::maintain) is to be called for the outcomes that wait. It says so once.
+    pub fn calls(&self) -> bool {
+        let mut shared = lock(&self.shared);
+        shared.unwritten.len() >= SETTLE_FROM && !std::mem::replace(&mut shared.called, true)
     }
 
     /// Whether somebody deleted an event that was handed out: it must not be sent.
@@ -369,7 +386,7 @@ impl Spool {
         inner.recount = true;
         // The new file has other events.
         let mut shared = lock(&self.shared);
-        (shared.unwritten, shared.since) = (BTreeMap::new(), None);
+        (shared.unwritten, shared.since, shared.called) = (BTreeMap::new(), None, false);
         let file = self.file.display();
         let text = format!(
             "spool: \"{file}\" was deleted or replaced while it was used: what was in it and not yet on its \
@@ -453,6 +470,7 @@ impl Spool {
             let mut shared = lock(&self.shared);
             shared.unwritten.retain(|id, _| !outcomes.contains_key(id));
             shared.since = (!shared.unwritten.is_empty()).then(Instant::now);
+            shared.called = false;
             inner.shrink = Some(Instant::now() + SHRINK);
             let is_rejected = |outcome: &Outcome| matches!(outcome, Outcome::Rejected(_));
             inner.recount |= outcomes.values().any(is_rejected);
@@ -510,5 +528,96 @@ impl Spool {
 impl fmt::Debug for Spool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Spool").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use rusqlite::Connection;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::clock::monotonic_ns;
+    use crate::delivery::spool::WhenFull;
+    use crate::event::Param;
+    use crate::log_queue::log_queue;
+    use crate::privacy::Privacy;
+    use crate::record::{Capture, Record};
+
+    /// A spool with so many events that were handed out, and their ids.
+    fn handed_out(dir: &TempDir, count: usize) -> (Spool, Vec<u64>) {
+        let config = SpoolConfig {
+            path: dir.path().into(),
+            max_size: 1 << 30,
+            max_age: Duration::from_secs(3600),
+            when_full: WhenFull::DropOldest,
+        };
+        let spool = Spool::new(&config, "t", "http://t/sensor/", 7, "t", &log_queue().0);
+        let now = monotonic_ns();
+        let events: Vec<_> = (now..now + count as u64)
+            .map(|stamp| {
+                let mut capture = Capture::new(1);
+                capture.set(Param::UserName, b"u").unwrap();
+                let mut bytes = vec![0; capture.record_len()];
+                capture.write(stamp, &mut bytes);
+                bytes
+            })
+            .collect();
+        let privacy = Privacy::default();
+        let intake: Vec<_> =
+            events.iter().map(|bytes| privacy.view(Record::parse(bytes).unwrap()).into()).collect();
+        assert!(spool.may_send());
+        assert_eq!(spool.append(&intake, Duration::ZERO).unwrap().stored, count as u64);
+        let taken = spool.take([count; Rank::ALL.len()], usize::MAX, Duration::ZERO).unwrap();
+        (spool, taken.iter().map(|event| event.id).collect())
+    }
+
+    #[test]
+    fn outcomes_are_committed_when_there_are_enough() {
+        let dir = TempDir::new().unwrap();
+        let (spool, ids) = handed_out(&dir, SETTLE);
+        let pending = || spool.totals().unwrap().pending;
+        for id in &ids[..SETTLE_FROM - 1] {
+            spool.settle(*id, Outcome::Delivered);
+            assert!(!spool.calls());
+        }
+        assert_eq!(pending(), SETTLE as u64);
+        spool.settle(ids[SETTLE_FROM - 1], Outcome::Delivered);
+        assert!(spool.calls() && !spool.calls(), "it says so once");
+        assert_eq!(spool.unwritten(), Some(Duration::ZERO));
+        spool.maintain(Instant::now());
+        assert_eq!(pending(), (SETTLE - SETTLE_FROM) as u64);
+        assert!(!spool.calls());
+        ids[SETTLE_FROM..].iter().for_each(|id| spool.settle(*id, Outcome::Delivered));
+        spool.leave();
+        assert_eq!((pending(), spool.unwritten()), (0, None));
+    }
+
+    #[test]
+    fn nobody_commits_more_than_are_allowed_to_wait() {
+        let dir = TempDir::new().unwrap();
+        let (spool, ids) = handed_out(&dir, SETTLE);
+        ids.iter().for_each(|id| spool.settle(*id, Outcome::Delivered));
+        assert_eq!(spool.totals().unwrap().delivered, SETTLE as u64);
+    }
+
+    #[test]
+    fn outcomes_wait_while_the_database_is_held_by_another() {
+        let dir = TempDir::new().unwrap();
+        let (spool, ids) = handed_out(&dir, SETTLE_FROM);
+        let other = Connection::open(&spool.file).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        ids.iter().for_each(|id| spool.settle(*id, Outcome::Delivered));
+        let (_, again) = spool.maintain(Instant::now());
+        assert_eq!(spool.fault(), Some(Fault::Busy));
+        assert!(again.is_some_and(|after| !after.is_zero()), "its thread would not sleep");
+        other.execute_batch("ROLLBACK").unwrap();
+        while spool.totals().unwrap().delivered < SETTLE_FROM as u64 {
+            thread::sleep(Duration::from_millis(50));
+            spool.maintain(Instant::now());
+        }
+        assert_eq!((spool.unwritten(), spool.fault()), (None, None));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use tempfile::TempDir;
 
 use super::*;
+use crate::delivery::spool::SETTLE_FROM;
 use crate::delivery::spool::lock::{Sender, announce, is_shared, set_aside};
 use crate::delivery::turns::TURN;
 use crate::event::{EventType, Param};
@@ -671,7 +672,7 @@ fn an_event_costs_few_bytes_on_disk() {
     let (start, began) = (written(), Instant::now());
     let mut left = count;
     while left > 0 {
-        let events = database.take([64; 4], usize::MAX, Stamp::END).unwrap();
+        let events = database.take([SETTLE_FROM; 4], usize::MAX, Stamp::END).unwrap();
         left -= events.len() as u64;
         settle(&mut database, &events, Outcome::Delivered);
     }
