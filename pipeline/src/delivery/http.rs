@@ -286,6 +286,7 @@ impl Connector<Box<dyn Transport>> for AnswerConnector {
             inner,
             buffers: LazyBuffers::new(input.max(MAX_CLEAN), output),
             head: Some(Vec::new()),
+            unsent: 0,
         }))
     }
 }
@@ -305,6 +306,8 @@ struct AnswerTransport {
     buffers: LazyBuffers,
     /// The received part of the answer's head; `None` once the head has passed.
     head: Option<Vec<u8>>,
+    /// How much in the inner output buffer is not sent yet.
+    unsent: usize,
 }
 
 impl AnswerTransport {
@@ -367,6 +370,22 @@ impl AnswerTransport {
     }
 }
 
+/// Sends what was kept of the output.
+fn flush(
+    inner: &mut Box<dyn Transport>,
+    unsent: &mut usize,
+    timeout: NextTimeout,
+) -> Result<(), Error> {
+    let amount = std::mem::take(unsent);
+    if amount == 0 {
+        return Ok(());
+    }
+    let sent = inner.transmit_output(amount, timeout);
+    // Buffers stay with the connection, and tokens and keys are sent.
+    inner.buffers().output()[..amount].zeroize();
+    sent
+}
+
 fn no_room() -> Error {
     Error::Io(io::ErrorKind::InvalidData.into())
 }
@@ -405,24 +424,27 @@ impl Transport for AnswerTransport {
         &mut self.buffers
     }
 
+    /// Keeps the output as far as there is room: the head and the body of a request go in one packet.
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.head.get_or_insert_default();
         let all = &mut self.buffers.output()[..amount];
         let (mut rest, mut sent) = (&*all, Ok(()));
         while sent.is_ok() && !rest.is_empty() {
-            let room = self.inner.buffers().output();
+            let room = &mut self.inner.buffers().output()[self.unsent..];
             let part = rest.len().min(room.len());
             room[..part].copy_from_slice(&rest[..part]);
             rest = &rest[part..];
-            sent = self.inner.transmit_output(part, timeout);
-            // Buffers stay with the connection, and tokens and keys are sent.
-            self.inner.buffers().output()[..part].zeroize();
+            self.unsent += part;
+            if part == room.len() {
+                sent = flush(&mut self.inner, &mut self.unsent, timeout);
+            }
         }
         all.zeroize();
         sent
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        flush(&mut self.inner, &mut self.unsent, timeout)?;
         while self.head.is_some() {
             if !self.inner.maybe_await_input(timeout)? {
                 return Ok(false);
@@ -447,5 +469,75 @@ impl Transport for AnswerTransport {
 
     fn is_tls(&self) -> bool {
         self.inner.is_tls()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that answers each request, and keeps what is sent in one piece each.
+    #[derive(Debug)]
+    struct Wire {
+        buffers: LazyBuffers,
+        sent: Arc<Mutex<Vec<Vec<u8>>>>,
+    }
+
+    impl Transport for Wire {
+        fn buffers(&mut self) -> &mut dyn Buffers {
+            &mut self.buffers
+        }
+
+        fn transmit_output(&mut self, amount: usize, _: NextTimeout) -> Result<(), Error> {
+            let piece = self.buffers.output()[..amount].to_vec();
+            self.sent.lock().unwrap().push(piece);
+            Ok(())
+        }
+
+        fn await_input(&mut self, _: NextTimeout) -> Result<bool, Error> {
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            self.buffers.input_append_buf()[..answer.len()].copy_from_slice(answer);
+            self.buffers.input_appended(answer.len());
+            Ok(true)
+        }
+
+        fn is_open(&mut self) -> bool {
+            true
+        }
+    }
+
+    /// The pieces in which those parts of a request are sent, and what is left in the last buffer.
+    fn pieces(room: usize, parts: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let wire = Wire { buffers: LazyBuffers::new(1024, room), sent: sent.clone() };
+        let mut transport = AnswerTransport {
+            inner: Box::new(wire),
+            buffers: LazyBuffers::new(MAX_CLEAN, 1024),
+            head: None,
+            unsent: 0,
+        };
+        let forever = NextTimeout { after: time::Duration::NotHappening, reason: Timeout::Global };
+        for part in parts {
+            transport.buffers().output()[..part.len()].copy_from_slice(part);
+            transport.transmit_output(part.len(), forever).unwrap();
+        }
+        assert!(transport.await_input(forever).unwrap());
+        assert!(transport.buffers().input().starts_with(b"HTTP/1.1 204"));
+        let left = transport.inner.buffers().output().to_vec();
+        (std::mem::take(&mut *sent.lock().unwrap()), left)
+    }
+
+    #[test]
+    fn head_and_body_are_sent_in_one_piece_and_forgotten() {
+        let (sent, left) = pieces(64, &[b"POST / HTTP/1.1\r\n\r\n", b"a=1"]);
+        assert_eq!(sent, [b"POST / HTTP/1.1\r\n\r\na=1"]);
+        assert_eq!(left, [0; 64]);
+    }
+
+    #[test]
+    fn what_is_longer_than_the_buffer_is_sent_whole() {
+        let (sent, left) = pieces(4, &[b"abcdef", b"", b"ghijkl", b"m"]);
+        assert_eq!(sent, [&b"abcd"[..], b"efgh", b"ijkl", b"m"]);
+        assert_eq!(left, [0; 4]);
     }
 }
