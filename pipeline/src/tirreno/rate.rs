@@ -4,11 +4,11 @@
 //! limit nor when to retry; a refused event does not count. Several hosts may share one limit without
 //! knowing of each other.
 //!
-//! A pacer goes through four phases. In the phase *start*, it sends faster and faster until the first 429.
-//! In the phase *full*, the window is full, and the pacer probes until the server accepts an event again.
-//! The size of the first burst says nothing about the host's fair share, so in the phase *search*, all
-//! hosts begin at the same rate and grow alike until the window is full again; the events of a host in the
-//! window are then its share. In the phase *settled*, a 429 lowers the rate by a factor, and after a while
+//! A pacer goes through four phases. In the phase *start*, it sends the first events faster and faster, then it
+//! waits no longer until the first 429. In the phase *full*, the window is full, and the pacer probes until the
+//! server accepts an event again. The size of the first burst says nothing about the host's fair share, so in
+//! the phase *search*, all hosts begin at the same rate and grow alike until the window is full again; the
+//! events of a host in the window are then its share. In the phase *settled*, a 429 lowers the rate by a factor, and after a while
 //! without a 429, the rate grows again by a factor. A host with a higher rate gets more of the 429s, so
 //! unequal shares become equal. Growth accelerates while no 429 comes, so that the share of a host that has
 //! stopped, or a limit that was lifted, is found soon.
@@ -26,8 +26,11 @@ const START_BURST: f64 = 5.0;
 /// … then the rate in events a second, …
 const START: f64 = 8.0;
 /// … and its growth a second, as a multiple of the rate. Hosts that start at about the same time get
-/// similar shares of the window, and a server without a limit gets a large burst within two seconds.
+/// similar shares of a small window.
 const START_GROWTH: f64 = 3.0;
+/// When the server has accepted so many events, the start is over: in a larger window, what each host gets first
+/// matters little, and a server without a limit gets what an outage has left at full speed.
+const START_EVENTS: u32 = 10;
 /// The rate at the beginning of a search, in events a second, …
 const SEARCH: f64 = 1.0;
 /// … and its growth a second, as a fraction of the rate.
@@ -76,9 +79,9 @@ pub struct Pacer {
 /// The state of the search for this host's share of the server's limit; see the module.
 #[derive(Debug)]
 enum Phase {
-    /// No 429 has come. The rate grows fast, but only while it is used.
-    Start { rate: Rate },
-    /// There is no limit, or it is too high to matter.
+    /// No 429 has come. The rate grows fast, but only while it is used. So many events were accepted.
+    Start { rate: Rate, accepted: u32 },
+    /// No limit is known, or it is too high to matter.
     Free,
     /// The server answers 429. These are the times of the first and the last 429.
     Full { since: Instant, last: Instant },
@@ -136,7 +139,7 @@ impl Pacer {
     pub fn new(ceiling: Option<f64>) -> Self {
         let phase = match ceiling {
             Some(_) => Phase::Free,
-            None => Phase::Start { rate: Rate { value: START, grown: None } },
+            None => Phase::Start { rate: Rate { value: START, grown: None }, accepted: 0 },
         };
         Self { ceiling, phase, next: None, refused_in_a_row: 0 }
     }
@@ -202,9 +205,9 @@ impl Pacer {
 
     fn learned_rate(&self) -> Option<f64> {
         match &self.phase {
-            Phase::Start { rate } | Phase::Search { rate, .. } | Phase::Settled { rate, .. } => {
-                Some(rate.value)
-            }
+            Phase::Start { rate, .. }
+            | Phase::Search { rate, .. }
+            | Phase::Settled { rate, .. } => Some(rate.value),
             Phase::Free | Phase::Full { .. } => None,
         }
     }
@@ -253,7 +256,10 @@ impl Pacer {
         let may_grow = waiting && self.ceiling.is_none_or(|c| self.pace().is_none_or(|r| r < c));
         match &mut self.phase {
             // The rate grows even if no events wait, because a limit is found only by reaching it.
-            Phase::Start { rate } => rate.grow(START_GROWTH, now),
+            Phase::Start { rate, accepted } => {
+                *accepted += 1;
+                rate.grow(START_GROWTH, now);
+            }
             Phase::Free => {}
             // The event was under way on another connection when the first 429 came.
             Phase::Full { since, .. } if sent < *since => {}
@@ -282,7 +288,8 @@ impl Pacer {
                 }
             }
         }
-        if self.learned_rate().is_some_and(|rate| rate >= FASTEST) {
+        let has_started = matches!(self.phase, Phase::Start { accepted: START_EVENTS.., .. });
+        if has_started || self.learned_rate().is_some_and(|rate| rate >= FASTEST) {
             self.phase = Phase::Free;
             self.next = None;
         }
@@ -603,6 +610,17 @@ mod tests {
         let mut host = [Host::new(0..60, 300)];
         play(&mut host, &mut Window::without_limit(), 1);
         assert!(host[0].at <= Duration::from_secs(2), "{:?}", host[0].at);
+    }
+
+    #[test]
+    fn a_server_without_a_limit_gets_all_at_full_speed_after_a_second() {
+        let mut host = [Host::new(0..60, 2000)];
+        play(&mut host, &mut Window::without_limit(), 1);
+        // Events take 1.75 ms on average.
+        let full_speed = Duration::from_secs_f64(2000.0 * 0.00175);
+        let late = host[0].at.saturating_sub(full_speed);
+        assert!(late <= Duration::from_secs(1), "{late:?}");
+        assert!(host[0].accepted[9] >= Duration::from_millis(200), "{:?}", host[0].accepted);
     }
 
     #[test]
