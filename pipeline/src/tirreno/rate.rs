@@ -4,14 +4,14 @@
 //! limit nor when to retry; a refused event does not count. Several hosts may share one limit without
 //! knowing of each other.
 //!
-//! A pacer goes through four phases. In the phase *start*, it sends the first events faster and faster, then it
-//! waits no longer until the first 429. In the phase *full*, the window is full, and the pacer probes until the
-//! server accepts an event again. The size of the first burst says nothing about the host's fair share, so in
-//! the phase *search*, all hosts begin at the same rate and grow alike until the window is full again; the
-//! events of a host in the window are then its share. In the phase *settled*, a 429 lowers the rate by a factor, and after a while
-//! without a 429, the rate grows again by a factor. A host with a higher rate gets more of the 429s, so
-//! unequal shares become equal. Growth accelerates while no 429 comes, so that the share of a host that has
-//! stopped, or a limit that was lifted, is found soon.
+//! A pacer goes through four phases. In the phase *start*, it sends the first events faster and faster, and
+//! the others without a pause, until the first 429. In the phase *full*, the window is full, and the pacer
+//! probes until the server accepts an event again. The size of the first burst says nothing about the host's
+//! fair share, so in the phase *search*, all hosts begin at the same rate and grow alike until the window is
+//! full again; the events of a host in the window are then its share. In the phase *settled*, a 429 lowers the
+//! rate by a factor, and after a while without a 429, the rate grows again by a factor. A host with a higher
+//! rate gets more of the 429s, so unequal shares become equal. Growth accelerates while no 429 comes, so that
+//! the share of a host that has stopped, or a limit that was lifted, is found soon.
 //!
 //! The number of 429s depends on how long the rate stays constant after one: about one 429 for each host in
 //! that time.

@@ -550,6 +550,7 @@ mod tests {
     fn handed_out(dir: &TempDir, count: usize) -> (Spool, Vec<u64>) {
         let config = SpoolConfig {
             path: dir.path().into(),
+            place: String::new(),
             max_size: 1 << 30,
             max_age: Duration::from_secs(3600),
             when_full: WhenFull::DropOldest,
