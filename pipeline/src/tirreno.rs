@@ -8,4 +8,5 @@ pub mod http;
 pub(crate) mod parameters;
 pub mod policy;
 pub mod rate;
+pub mod shared;
 pub mod target;

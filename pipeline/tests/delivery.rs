@@ -23,7 +23,7 @@ use tirreno_pipeline::shm::zone::{DropReason, Fault, State, Zone, anonymous};
 use tirreno_pipeline::tirreno::config::{Endpoint, TirrenoConfig};
 use tirreno_pipeline::tirreno::http::{Outbound, Post};
 use tirreno_pipeline::tirreno::policy::{Answer, KeyAnswer};
-use tirreno_pipeline::tirreno::target::Connect;
+use tirreno_pipeline::tirreno::shared::Connect;
 
 /// What a scripted server does with an event's URL.
 type Script = dyn Fn(&str) -> Answer + Send + Sync;

@@ -24,7 +24,7 @@ use crate::delivery::target::Running;
 use crate::delivery::thread::{NICE_COLLECTING, leave_file_table, spawn};
 use crate::log_queue::{Level, LogQueue};
 use crate::shm::zone::{DropReason, Enrolment, Ledger, Stay, Term, Zone};
-use crate::tirreno::target::Connect;
+use crate::tirreno::shared::Connect;
 use crate::{audit, tirreno};
 
 /// How often a sleeping thread checks by itself whether it is elected; the kernel should have woken it before.

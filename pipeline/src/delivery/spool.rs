@@ -4,11 +4,13 @@
 //! process to send them.
 
 pub mod database;
+mod error;
 mod handle;
 pub mod lock;
 mod schema;
 
 pub use database::{
-    Appended, Database, Intake, Merge, Outcome, SpoolConfig, SpoolError, Stamp, Stored, WhenFull,
+    Appended, Database, Intake, Merge, Outcome, SpoolConfig, Stamp, Stored, WhenFull,
 };
+pub use error::SpoolError;
 pub use handle::{SETTLE, SETTLE_FROM, SETTLE_WITHIN, SetAside, Spool};

@@ -12,7 +12,7 @@ use crate::log_queue::{Level, LogQueue};
 use crate::shm::zone::DropReason;
 use crate::tirreno::http::Outbound;
 use crate::tirreno::policy::{Attempt, CONFIRM, Pause, Permit, Verdict};
-use crate::tirreno::target::{Closed, Connect, Event, Shared};
+use crate::tirreno::shared::{Closed, Connect, Event, Shared};
 
 /// The longest wait for an event if no event is kept: a new event ends it …
 const IDLE: Duration = Duration::from_secs(3600);

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use crate::capture::rank::Rank;
 use crate::delivery::spool::database::{
-    Appended, Database, Intake, Outcome, SpoolConfig, SpoolError, Stamp, Stored,
+    Appended, Database, Intake, Outcome, SpoolConfig, Stamp, Stored,
 };
+use crate::delivery::spool::error::SpoolError;
 use crate::delivery::spool::lock::{Sender, is_shared, set_aside};
 use crate::log_queue::{Level, LogQueue, Once};
 use crate::shm::rejected::Rejected;

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use crate::capture::identity::Identity;
 use crate::capture::rank::Rank;
-use crate::delivery::spool::database::SpoolError;
+use crate::delivery::spool::error::SpoolError;
 use crate::event::EventType;
 use crate::hash::stable_hash;
 
