@@ -29,6 +29,7 @@ use tirreno_pipeline::capture::rule::{is_off, read, read_field};
 use tirreno_pipeline::capture::rules::Segments;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::record::{Capture, Extra, push_segment};
+use tirreno_pipeline::shm::ring::PushError;
 use tirreno_pipeline::shm::zone::SkipReason;
 
 use crate::conf::rule::RuleSet;
@@ -36,7 +37,7 @@ use crate::conf::value::ComplexValue;
 use crate::conf::{LocationConf, MainConf};
 use crate::request::{HttpExchange, Request};
 use crate::worker::Mismatch;
-use crate::{filters, guarded, identity, worker};
+use crate::{guarded, identity, worker};
 
 /// What became of a request.
 #[derive(Clone, Copy)]
@@ -94,7 +95,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Puts the module into nginx's phases and filters.
+/// Puts the module into nginx's log phase.
 pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
     main.request_id = variable_index(cf, ngx_string!("request_id"))?;
     main.accept_language = variable_index(cf, ngx_string!("http_accept_language"))?;
@@ -105,7 +106,6 @@ pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), St
         let handler = ngx_array_push(&mut phase.handlers).cast::<ngx_http_handler_pt>();
         *handler.as_mut().ok_or(Status::NGX_ERROR)? = Some(log_handler);
     }
-    filters::install();
     Ok(())
 }
 
@@ -172,7 +172,7 @@ pub(crate) unsafe fn capture(r: *mut ngx_http_request_t) -> Option<Captured> {
 }
 
 /// Why a request is no event.
-pub(crate) enum NoEvent {
+enum NoEvent {
     Skipped(SkipReason),
     /// No target wants it, or this process has no ring.
     NoTarget,
@@ -389,7 +389,12 @@ impl<'e> Encoder<'e, '_, '_> {
         if let Some(zone) = self.main.zone {
             zone.count_identity(whose.identity, is_mismatched, whose.unreadable_session);
         }
-        worker::push(&event)
+        match worker::push(&event) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(PushError::Full)) => Err(NoEvent::Full),
+            Some(Err(PushError::TooLong)) => Err(NoEvent::Skipped(SkipReason::Invalid)),
+            None => Err(NoEvent::NoTarget),
+        }
     }
 
     /// The event's level in audit records.

@@ -168,8 +168,11 @@ extern "C" fn postconfiguration(cf: *mut ngx_conf_t) -> ngx_int_t {
         }
         main.realms = conf::realm::of_servers(cf);
         main.gather_secret_segments();
-        let done = zone::request(cf, main).and_then(|()| capture::install(cf, main));
-        done.map_or_else(Into::into, |()| Status::NGX_OK.into())
+        if let Err(status) = zone::request(cf, main).and_then(|()| capture::install(cf, main)) {
+            return status.into();
+        }
+        filters::install();
+        Status::NGX_OK.into()
     })
 }
 
@@ -192,12 +195,19 @@ extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         let cycle = unsafe { &*cycle };
         if let Some(main) = TirrenoModule::main_conf(cycle) {
             worker::start(cycle, main);
+            if worker::is_ready() {
+                lookup::start(cycle, main);
+            }
         }
         Status::NGX_OK.into()
     })
 }
 
 extern "C" fn exit_process(cycle: *mut ngx_cycle_t) {
-    // SAFETY: nginx passes the current cycle.
-    guarded((), || worker::stop(unsafe { &*cycle }));
+    guarded((), || {
+        // The events that wait for a lookup go into the worker's ring.
+        lookup::stop();
+        // SAFETY: nginx passes the current cycle.
+        worker::stop(unsafe { &*cycle });
+    });
 }

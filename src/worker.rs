@@ -28,12 +28,10 @@ use tirreno_pipeline::log_queue::{
 };
 use tirreno_pipeline::record::{Capture, TRACE_LEN};
 use tirreno_pipeline::shm::ring::{Producer, PushError};
-use tirreno_pipeline::shm::zone::SkipReason;
 
-use crate::capture::NoEvent;
 use crate::conf::MainConf;
+use crate::guarded;
 use crate::timer::Timer;
-use crate::{guarded, lookup};
 
 /// How long a line about invalid requests waits for more of them, in milliseconds; and how often messages are
 /// polled if the event loop cannot watch the descriptor.
@@ -116,7 +114,6 @@ pub(crate) fn start(cycle: &ngx_cycle_t, main: &MainConf) {
     worker.start_thread(cycle.log);
     worker.set_timer();
     WORKER.set(Some(worker));
-    lookup::start(cycle, main);
 }
 
 /// Makes the event loop watch the descriptor. `None` if no connection is free.
@@ -162,7 +159,6 @@ fn make_system_calls_cheap() {
 
 /// The process exits: delivers what is only in memory, and logs the rest.
 pub(crate) fn stop(cycle: &ngx_cycle_t) {
-    lookup::stop();
     let Some(mut worker) = WORKER.take() else { return };
     worker.timer.cancel();
     worker.log_messages(cycle.log);
@@ -219,14 +215,9 @@ fn is_terminated(log: *mut ngx_log_t) -> bool {
     }
 }
 
-/// Writes a record into this worker's ring.
-pub(crate) fn push(event: &Capture<'_>) -> Result<(), NoEvent> {
-    with_worker(|worker| match worker.producer.push(event) {
-        Ok(()) => Ok(()),
-        Err(PushError::Full) => Err(NoEvent::Full),
-        Err(PushError::TooLong) => Err(NoEvent::Skipped(SkipReason::Invalid)),
-    })
-    .unwrap_or(Err(NoEvent::NoTarget))
+/// Writes a record into this worker's ring; `None` if this process has no ring.
+pub(crate) fn push(event: &Capture<'_>) -> Option<Result<(), PushError>> {
+    with_worker(|worker| worker.producer.push(event))
 }
 
 /// Counts an invalid request; the next messages mention it.
