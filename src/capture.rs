@@ -23,7 +23,6 @@ use tirreno_pipeline::capture::exchange::Exchange as _;
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::page::Page;
-use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
 use tirreno_pipeline::capture::rule::{is_off, read, read_field};
 use tirreno_pipeline::capture::rules::Segments;
@@ -191,9 +190,9 @@ fn push(
     captured: &mut Captured,
 ) -> Result<(), NoEvent> {
     let Scratch { path, encoding } = scratch;
-    let path = path_for_rules(request.target(), location.event_prefix(), path);
+    let path = request.path_for_rules(location, path);
     let exchange = HttpExchange { request, path, status: request.status() };
-    let realm = location.realm(request);
+    let realm = request.realm(location);
     let accounts = main.accounts.as_ref().map(|known| {
         let time_ms = request.start_ms();
         Accounts { known, realm, time_ms }
@@ -223,7 +222,7 @@ fn push(
     if let (Some(once), Some(zone)) = (once, main.zone) {
         // A refused request and an accepted one are different events.
         let (address, is_failed) = (request.peer(), exchange.status >= 400);
-        let what = (decision.kind.name(), is_failed, location.realm(request), exchange.path);
+        let what = (decision.kind.name(), is_failed, request.realm(location), exchange.path);
         if !zone.is_first(&(what, user, address), once, request.start_ms()) {
             let level = encoder.level(encoder.is_audited());
             zone.count_merged(encoder.targets(level.unwrap_or(Level::Api)));
@@ -302,7 +301,7 @@ impl<'e> Encoder<'e, '_, '_> {
         }
         left_out |= event.set(Param::UserName, user).is_err();
         event.set_extra(Extra::Claimed, claimed);
-        event.set_extra(Extra::Realm, location.realm(request));
+        event.set_extra(Extra::Realm, request.realm(location));
         if let Some(account) = &decision.whose.account {
             event.set_extra(Extra::Account, account);
         }
@@ -442,19 +441,6 @@ impl<'e> Encoder<'e, '_, '_> {
             .filter(|(i, target)| selected & (1 << i) != 0 && target.events.contains(kind, level))
             .fold(0, |targets, (_, target)| targets | 1 << target.slot)
     }
-}
-
-/// The path to match rules against: that of the request line, normalized, without the prefix. A request that
-/// nginx could not parse has no path, so no rule matches it.
-pub(crate) fn path_for_rules<'p>(
-    target: &'p [u8],
-    prefix: &[u8],
-    normalized: &'p mut Vec<u8>,
-) -> Option<&'p [u8]> {
-    if target.is_empty() {
-        return None;
-    }
-    path::below(path::normalize(target, normalized), prefix)
 }
 
 /// Calls `f` for each named segment of a rule's path; without the value if the URL hides it, too.

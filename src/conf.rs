@@ -28,7 +28,6 @@ use self::realm::ServerRealm;
 use self::rule::{Entry, Known, RuleSet, Token, Value};
 use self::value::ComplexValue;
 use crate::TirrenoModule;
-use crate::request::Request;
 
 mod access;
 pub(crate) mod block;
@@ -278,17 +277,17 @@ impl LocationConf {
         self.sessions.as_ref().map(|(tokens, _)| tokens.as_ref()).unwrap_or_default()
     }
 
-    /// `tirreno_realm`; without it, the realm of the server.
-    pub(crate) fn realm(&self, request: Request<'_>) -> &[u8] {
+    /// `tirreno_realm`; without it, the realm of the server, which `of_server` finds.
+    pub(crate) fn realm<'s>(&self, of_server: impl FnOnce() -> &'s [u8]) -> &[u8] {
         match &self.realm {
             Some(realm) => realm.as_bytes(),
-            None => self.default_realm.get_or_init(|| request.server_realm().into()),
+            None => self.default_realm.get_or_init(|| of_server().into()),
         }
     }
 
-    /// The hash of the realm's tokens, by the keys of the `http` block.
-    pub(crate) fn tokens(&self, request: Request<'_>, keys: &Keys) -> &TokenHash {
-        self.tokens.get_or_init(|| keys.tokens(self.realm(request)))
+    /// The hash of the realm's tokens, which `new` makes when it is needed.
+    pub(crate) fn tokens(&self, new: impl FnOnce() -> TokenHash) -> &TokenHash {
+        self.tokens.get_or_init(new)
     }
 
     /// The index of the `tirreno_identity` block that `tirreno_lookup` names.

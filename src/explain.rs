@@ -26,7 +26,6 @@ use tirreno_pipeline::capture::rule::{Rule, is_off};
 use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
 use tirreno_pipeline::event::EventType;
 
-use crate::capture::path_for_rules;
 use crate::conf::LocationConf;
 use crate::conf::value::ComplexValue;
 use crate::identity;
@@ -111,7 +110,7 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
         return;
     }
     let mut normalized = Vec::new();
-    let path = path_for_rules(request.target(), location.event_prefix(), &mut normalized);
+    let path = request.path_for_rules(location, &mut normalized);
     let _ = match path {
         Some(path) => writeln!(out, "path: {}", shown(path)),
         None => writeln!(out, "path: none, it is not below \"tirreno_event_prefix\""),

@@ -266,7 +266,7 @@ unsafe fn wanted(
     let method = request.method();
     let rules = location.rules().filter(|rules| may(rules, method))?;
     let mut path = Vec::new();
-    let path = capture::path_for_rules(request.target(), location.event_prefix(), &mut path)?;
+    let path = request.path_for_rules(location, &mut path)?;
     rules.reads(method, path).filter(asked)
 }
 

@@ -23,7 +23,6 @@ use tirreno_pipeline::identity::lookup::MARK;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::bindings::{Binding, Bindings};
 
-use crate::capture::path_for_rules;
 use crate::conf::{LocationConf, MainConf};
 use crate::lookup::{self, Accepted};
 use crate::request::{HttpExchange, Request};
@@ -112,7 +111,7 @@ fn alias(
     main: &MainConf,
 ) -> Option<String> {
     let (shared, mut alias) = (shared(main)?, None);
-    let realm = location.realm(exchange.request);
+    let realm = exchange.request.realm(location);
     own_token(exchange, location, |parts| {
         alias = Some(shared.keys.session_alias(realm, parts.iter().copied()));
         true
@@ -162,11 +161,11 @@ pub(crate) fn hold_for_lookup(
     };
     let is_by_lookup = known.user.get().is_some_and(|(_, identity)| identity == Identity::Lookup);
     let (Some(key), true) = (known.token, is_nobodys || is_by_lookup) else { return false };
-    let (realm, mut waits) = (location.realm(request), false);
+    let (realm, mut waits) = (request.realm(location), false);
     let Some(shared) = shared(main) else { return false };
     own_token(exchange, location, |parts| {
         let [token] = parts else { return true };
-        if location.tokens(request, shared.keys).key(parts.iter().copied()) != key {
+        if request.tokens(location, shared.keys).key(parts.iter().copied()) != key {
             return false;
         }
         let accepted = Accepted { which, key, realm, token };
@@ -189,7 +188,7 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
         return Some(digest);
     }
     let (wanted, shared) = (known.and_then(|known| known.token), shared(main));
-    let tokens = shared.map(|shared| location.tokens(request, shared.keys));
+    let tokens = shared.map(|shared| request.tokens(location, shared.keys));
     let mut found = None;
     own_token(exchange, location, |parts| {
         let key = tokens.map(|tokens| tokens.key(parts.iter().copied()));
@@ -218,7 +217,7 @@ fn known<'r>(request: Request<'r>, location: &'r LocationConf, main: &MainConf) 
     if let Some(shared) = shared(main) {
         // Tokens never come from the path.
         let exchange = HttpExchange { request, path: None, status: request.status() };
-        let tokens = location.tokens(request, shared.keys);
+        let tokens = request.tokens(location, shared.keys);
         let known = &mut known;
         own_token(&exchange, location, |parts| {
             known.look_up(request, &shared, tokens.key(parts.iter().copied()))
@@ -262,7 +261,7 @@ fn learn<'r>(
     let (Some(shared), Some(rules)) = (shared(main), location.rules()) else { return };
     known.is_learned.set(true);
     let mut path = Vec::new();
-    exchange.path = path_for_rules(request.target(), location.event_prefix(), &mut path);
+    exchange.path = request.path_for_rules(location, &mut path);
     let may_teach = exchange.path.is_some_and(|path| rules.may_teach(request.method(), path));
     let lesson = match may_teach {
         true => lesson(&exchange, rules, location.user_case(), is_read),
@@ -298,12 +297,12 @@ fn bind(
     user: &[u8],
     now_ms: i64,
 ) {
-    let (Shared { bindings, keys }, realm) = (shared, location.realm(exchange.request));
+    let (Shared { bindings, keys }, realm) = (shared, exchange.request.realm(location));
     let mut is_answers = false;
     for values in location.sessions() {
         answer_token(values, exchange, |parts| {
             is_answers = true;
-            let key = location.tokens(exchange.request, keys).key(parts.iter().copied());
+            let key = exchange.request.tokens(location, keys).key(parts.iter().copied());
             bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
         });
     }

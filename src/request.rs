@@ -15,8 +15,9 @@ use ngx::http::{
 use tirreno_pipeline::capture::cookie::Name;
 use tirreno_pipeline::capture::exchange::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
-use tirreno_pipeline::capture::rule;
 use tirreno_pipeline::capture::value::{arg, cookie_pairs};
+use tirreno_pipeline::capture::{path, rule};
+use tirreno_pipeline::identity::keys::{Keys, TokenHash};
 use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
@@ -112,6 +113,23 @@ impl<'r> Request<'r> {
         self.text(self.fields().unparsed_uri)
     }
 
+    /// The path to match rules against: that of the request line, normalized, without the location's prefix. A
+    /// request that nginx could not parse has none, so no rule matches it.
+    pub(crate) fn path_for_rules<'p>(
+        &self,
+        location: &LocationConf,
+        normalized: &'p mut Vec<u8>,
+    ) -> Option<&'p [u8]>
+    where
+        'r: 'p,
+    {
+        let target = self.target();
+        if target.is_empty() {
+            return None;
+        }
+        path::below(path::normalize(target, normalized), location.event_prefix())
+    }
+
     /// The method in the request line, which an internal redirect may have changed to GET.
     pub(crate) fn method(&self) -> &'r [u8] {
         let (name, line) = (self.text(self.fields().method_name), self.fields().request_line);
@@ -144,8 +162,17 @@ impl<'r> Request<'r> {
         now.sec * 1000 + now.msec as i64
     }
 
-    /// The realm of the server that processes it.
-    pub(crate) fn server_realm(&self) -> &'r [u8] {
+    /// The realm of its users: that of the location, or else that of the server.
+    pub(crate) fn realm<'c>(&self, location: &'c LocationConf) -> &'c [u8] {
+        location.realm(|| self.server_realm())
+    }
+
+    /// The hash of the realm's tokens, by the keys of the `http` block.
+    pub(crate) fn tokens<'c>(&self, location: &'c LocationConf, keys: &Keys) -> &'c TokenHash {
+        location.tokens(|| keys.tokens(self.realm(location)))
+    }
+
+    fn server_realm(&self) -> &'r [u8] {
         // SAFETY: the promise of `new`.
         let server = unsafe { NgxHttpCoreModule::server_conf(&*self.r) };
         let server = server.map(ptr::from_ref);
