@@ -1,42 +1,29 @@
-//! The filters: they read of a request's body and of its answer what rules ask for, as the bytes pass.
+//! The filters: they give a request's body and its answer to [`Readers`], as the bytes pass.
 //!
 //! The filters of the answer stand right behind the copy filter, as `HTTP_AUX_FILTER` in `config` and
 //! `ngx_module_order` say: buffers in files have been read where a rule asks for the answer, headers say
 //! what the client is told (304), and neither nginx's own compression nor what it adds to an answer has
 //! come yet. Only the main request is looked at.
 
-use core::ffi::c_void;
-use core::{ptr, slice};
+use core::slice;
 
 use nginx_sys::{
     NGX_HTTP_PARTIAL_CONTENT, NGX_HTTP_SWITCHING_PROTOCOLS, ngx_buf_t, ngx_chain_t,
     ngx_http_output_body_filter_pt, ngx_http_output_header_filter_pt,
     ngx_http_request_body_filter_pt, ngx_http_request_t, ngx_http_top_body_filter,
-    ngx_http_top_header_filter, ngx_http_top_request_body_filter, ngx_int_t, ngx_pool_cleanup_add,
+    ngx_http_top_header_filter, ngx_http_top_request_body_filter, ngx_int_t,
 };
 use ngx::core::Status;
-use tirreno_pipeline::capture::extract::{
-    AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Found, Head, Reads, Room,
-};
+use tirreno_pipeline::capture::extract::{AnswerReader, BodyReader, Encoding, Head, Reads, Room};
 
 use crate::conf::rule::RuleSet;
-use crate::conf::value::bytes;
+use crate::readers::Readers;
 use crate::request::Request;
 use crate::{bits, capture, guarded, identity, response};
 
 static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;
 static mut NEXT_REQUEST_BODY_FILTER: ngx_http_request_body_filter_pt = None;
-
-/// What was read of one exchange. It lives in the request's pool, because an internal redirect (as to an error
-/// page) clears the module's context.
-struct Readers {
-    room: Room,
-    /// `None` until the first part of the request's body comes. If an internal redirect changes the location
-    /// later, the rules of the first location have chosen what is read: the earlier parts are gone by then.
-    bodies: Option<Vec<BodyReader>>,
-    answer: Option<AnswerReader>,
-}
 
 /// Puts the filters into nginx's chains.
 pub(crate) fn install() {
@@ -49,53 +36,6 @@ pub(crate) fn install() {
         NEXT_REQUEST_BODY_FILTER = ngx_http_top_request_body_filter;
         ngx_http_top_request_body_filter = Some(request_body_filter);
     }
-}
-
-/// The value of a field of the request's body, as the application's parser reads it; with `is_name`, a number
-/// is no value.
-///
-/// # Safety
-/// `r` is a request that nginx is processing; the text lives while it does.
-pub(crate) unsafe fn body_field<'r>(
-    r: *const ngx_http_request_t,
-    format: BodyFormat,
-    field: &str,
-    is_name: bool,
-) -> Found<'r> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let Some(bodies) = find(r).and_then(|readers| readers.bodies.as_deref()) else {
-            return if announces_body(&*r) { Found::Unread } else { Found::Absent };
-        };
-        let body = bodies.iter().find(|body| body.format() == format);
-        body.map_or(Found::Unread, |body| match is_name {
-            true => body.values().name(field),
-            false => body.values().get(field),
-        })
-    }
-}
-
-/// The value of a field of the JSON answer. An answer that was not read is unreadable.
-///
-/// # Safety
-/// As for [`body_field`].
-pub(crate) unsafe fn answer_field<'r>(r: *const ngx_http_request_t, field: &str) -> Found<'r> {
-    // SAFETY: the caller's promise.
-    let answer = unsafe { find(r).and_then(|readers| readers.answer.as_ref()) };
-    match answer.map_or(Found::Unread, |answer| answer.get(field)) {
-        Found::Unread => Found::Unreadable,
-        found => found,
-    }
-}
-
-/// Whether the answer is readable and its beginning contains these bytes.
-///
-/// # Safety
-/// `r` is a request that nginx is processing.
-pub(crate) unsafe fn answer_has(r: *const ngx_http_request_t, text: &[u8]) -> bool {
-    // SAFETY: the caller's promise.
-    let answer = unsafe { find(r).and_then(|readers| readers.answer.as_ref()) };
-    answer.and_then(|answer| answer.has(text)).unwrap_or(false)
 }
 
 unsafe extern "C" fn request_body_filter(
@@ -144,13 +84,14 @@ unsafe fn read_body(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
         if (*r).main != r {
             return;
         }
-        let bodies = match find(r) {
+        let request = Request::new(r);
+        let bodies = match Readers::of_mut(request) {
             Some(Readers { bodies: Some(bodies), .. }) => bodies,
             known => {
                 let may_read = |rules: &RuleSet, method: &[u8]| rules.may_read_of(method);
                 let Some(reads) = wanted(r, may_read, Reads::wants_body) else { return };
-                let Some(readers) = known.or_else(|| attach(r)) else { return };
-                let new = body_readers(r, &reads, &readers.room);
+                let Some(readers) = known.or_else(|| Readers::attach(request)) else { return };
+                let new = body_readers(request, &reads, &readers.room);
                 readers.bodies.insert(new)
             }
         };
@@ -168,23 +109,15 @@ unsafe fn read_body(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
     }
 }
 
-/// # Safety
-/// `r` is a request that nginx is processing.
-unsafe fn body_readers(r: *mut ngx_http_request_t, reads: &Reads, room: &Room) -> Vec<BodyReader> {
-    // SAFETY: the caller's promise: the lists and strings live while the request does.
-    unsafe {
-        let headers = response::headers(&(*r).headers_in.headers);
-        let headers =
-            headers.map(|h| (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)));
-        let is_type = |(key, _): &(&[u8], _)| key.eq_ignore_ascii_case(b"content-type");
-        let content_types: Vec<_> = headers.filter(is_type).map(|(_, value)| value).collect();
-        let head = Head {
-            method: Request::new(r).method(),
-            content_types: &content_types,
-            length: u64::try_from((*r).headers_in.content_length_n).ok(),
-        };
-        reads.bodies.iter().map(|wanted| BodyReader::new(wanted, &head, room)).collect()
-    }
+fn body_readers(request: Request<'_>, reads: &Reads, room: &Room) -> Vec<BodyReader> {
+    let is_type = |(key, _): &(&[u8], _)| key.eq_ignore_ascii_case(b"content-type");
+    let content_types: Vec<_> = request.headers().filter(is_type).map(|(_, value)| value).collect();
+    let head = Head {
+        method: request.method(),
+        content_types: &content_types,
+        length: request.content_length(),
+    };
+    reads.bodies.iter().map(|wanted| BodyReader::new(wanted, &head, room)).collect()
 }
 
 /// Captures a WebSocket when it opens: its log phase comes when it closes, maybe days later.
@@ -212,7 +145,9 @@ unsafe fn begin_answer(r: *mut ngx_http_request_t) {
         let may_read = |rules: &RuleSet, _: &[u8]| rules.may_read();
         let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| !bits::is_header_only(&*r));
         let Some(reads) = reads else { return };
-        let Some(readers) = find(r).or_else(|| attach(r)) else { return };
+        let request = Request::new(r);
+        let readers = Readers::of_mut(request).or_else(|| Readers::attach(request));
+        let Some(readers) = readers else { return };
         let encoding = response::sent_header(r, b"content-encoding").unwrap_or_default();
         readers.answer = Some(AnswerReader::new(&reads, Encoding::parse(encoding), &readers.room));
         bits::need_in_memory(&mut *r);
@@ -227,7 +162,9 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
         if (*r).main != r || chain.is_null() {
             return;
         }
-        let Some(answer) = find(r).and_then(|readers| readers.answer.as_mut()) else { return };
+        let request = Request::new(r);
+        let readers = Readers::of_mut(request);
+        let Some(answer) = readers.and_then(|readers| readers.answer.as_mut()) else { return };
         // The range filter has set this status after this module's header filter ran.
         if (*r).headers_out.status == NGX_HTTP_PARTIAL_CONTENT as usize {
             answer.give_up();
@@ -240,7 +177,7 @@ unsafe fn read_answer(r: *mut ngx_http_request_t, chain: *const ngx_chain_t) {
             if buf.last_buf() == 1 {
                 answer.finish();
                 // The session's user is learned before the client has the whole answer.
-                identity::end_answer(Request::new(r));
+                identity::end_answer(request);
                 return;
             }
         }
@@ -268,57 +205,6 @@ unsafe fn wanted(
     let mut path = Vec::new();
     let path = request.path_for_rules(location, &mut path)?;
     rules.reads(method, path).filter(asked)
-}
-
-/// Whether the request's header announces a body. nginx's own counter is of no use: it counts down while nginx
-/// discards the body of a refused request.
-///
-/// # Safety
-/// The request is one that nginx is processing.
-unsafe fn announces_body(request: &ngx_http_request_t) -> bool {
-    // SAFETY: the caller's promise.
-    let length = unsafe { request.headers_in.content_length.as_ref() };
-    // SAFETY: as above.
-    let length = length.map(|header| unsafe { bytes(header.value.data, header.value.len) });
-    length.is_some_and(|length| length.iter().any(|digit| *digit != b'0'))
-        || request.headers_in.content_length_n > 0
-        || request.headers_in.chunked() == 1
-}
-
-/// # Safety
-/// `r` is a request that nginx is processing.
-unsafe fn find<'r>(r: *const ngx_http_request_t) -> Option<&'r mut Readers> {
-    // SAFETY: the caller's promise; what `detach` frees was made by `attach`.
-    unsafe {
-        let mut cleanup = (*(*r).pool).cleanup;
-        while let Some(entry) = cleanup.as_ref() {
-            if entry.handler.is_some_and(|handler| ptr::fn_addr_eq(handler, DETACH)) {
-                return entry.data.cast::<Readers>().as_mut();
-            }
-            cleanup = entry.next;
-        }
-    }
-    None
-}
-
-/// # Safety
-/// `r` is a request that nginx is processing.
-unsafe fn attach<'r>(r: *mut ngx_http_request_t) -> Option<&'r mut Readers> {
-    // SAFETY: the caller's promise; the pool calls `detach` at its end.
-    unsafe {
-        let cleanup = ngx_pool_cleanup_add((*r).pool, 0).as_mut()?;
-        let readers = Readers { room: Room::new(&BUDGET), bodies: None, answer: None };
-        cleanup.data = Box::into_raw(Box::new(readers)).cast();
-        cleanup.handler = Some(DETACH);
-        cleanup.data.cast::<Readers>().as_mut()
-    }
-}
-
-const DETACH: unsafe extern "C" fn(*mut c_void) = detach;
-
-unsafe extern "C" fn detach(readers: *mut c_void) {
-    // SAFETY: the pool passes what `attach` has put there, once.
-    guarded((), || drop(unsafe { Box::from_raw(readers.cast::<Readers>()) }));
 }
 
 /// The buffers of a chain.

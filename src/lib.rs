@@ -9,7 +9,7 @@
 //! - [`bits`] reads those parts of nginx's request that bindgen misplaces or that its versions have differently,
 //!   through C,
 //! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
-//! - [`filters`] read what rules ask of a request's body and of its answer, as they pass,
+//! - [`filters`] give a request's body and its answer to [`readers`], which rules ask,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
 //! - [`response`] is the view of a response that rules read, [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its [`timer`],
@@ -39,6 +39,7 @@ mod filters;
 mod identity;
 mod lookup;
 mod permissions;
+mod readers;
 mod request;
 mod response;
 mod status;

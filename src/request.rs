@@ -22,7 +22,7 @@ use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, bits, filters, identity, response, worker};
+use crate::{TirrenoModule, bits, identity, readers, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -220,6 +220,22 @@ impl<'r> Request<'r> {
         headers.map(|h| unsafe { (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)) })
     }
 
+    /// The length that the request's header announces for its body, in bytes, less what nginx has read and
+    /// discarded; `None` without such an announcement.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        u64::try_from(self.fields().headers_in.content_length_n).ok()
+    }
+
+    /// Whether the request's header announces a body. nginx's own counter is of no use alone: it counts down
+    /// while nginx discards the body of a refused request.
+    pub(crate) fn announces_body(&self) -> bool {
+        let headers = &self.fields().headers_in;
+        let length = self.known_header(headers.content_length);
+        length.iter().any(|digit| *digit != b'0')
+            || headers.content_length_n > 0
+            || headers.chunked() == 1
+    }
+
     /// The peer's address, which the realip module may have replaced.
     pub(crate) fn peer(&self) -> Option<IpAddr> {
         // SAFETY: a request has a connection; the family tells the address's type.
@@ -303,18 +319,15 @@ impl Exchange for HttpExchange<'_, '_> {
     }
 
     fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_> {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { filters::body_field(self.request.r, format, field.as_str(), is_name) }
+        readers::body_field(self.request, format, field.as_str(), is_name)
     }
 
     fn answer(&self, field: &Field) -> Found<'_> {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { filters::answer_field(self.request.r, field.as_str()) }
+        readers::answer_field(self.request, field.as_str())
     }
 
     fn answer_has(&self, text: &[u8]) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { filters::answer_has(self.request.r, text) }
+        readers::answer_has(self.request, text)
     }
 
     fn status(&self) -> u16 {
