@@ -34,7 +34,8 @@ use tirreno_pipeline::shm::zone::SkipReason;
 use crate::conf::rule::RuleSet;
 use crate::conf::value::ComplexValue;
 use crate::conf::{LocationConf, MainConf};
-use crate::request::{HttpExchange, Request};
+use crate::exchange::HttpExchange;
+use crate::request::Request;
 use crate::worker::Mismatch;
 use crate::{guarded, identity, worker};
 
@@ -191,7 +192,7 @@ fn push(
 ) -> Result<(), NoEvent> {
     let Scratch { path, encoding } = scratch;
     let path = request.path_for_rules(location, path);
-    let exchange = HttpExchange { request, path, status: request.status() };
+    let exchange = HttpExchange::new(request, path).with_session(identity::session);
     let realm = request.realm(location);
     let accounts = main.accounts.as_ref().map(|known| {
         let time_ms = request.start_ms();

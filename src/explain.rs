@@ -28,8 +28,9 @@ use tirreno_pipeline::event::EventType;
 
 use crate::conf::LocationConf;
 use crate::conf::value::ComplexValue;
+use crate::exchange::HttpExchange;
 use crate::identity;
-use crate::request::{HttpExchange, Request};
+use crate::request::Request;
 use asked::Asked;
 use request::{Made, NoMemory};
 
@@ -115,7 +116,7 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
         Some(path) => writeln!(out, "path: {}", shown(path)),
         None => writeln!(out, "path: none, it is not below \"tirreno_event_prefix\""),
     };
-    let http = HttpExchange { request, path, status: request.status() };
+    let http = HttpExchange::new(request, path).with_session(identity::session);
     let exchange = Explained { http, asked };
     let mut settings = location.settings();
     settings.has_session =

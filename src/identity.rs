@@ -24,8 +24,9 @@ use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::bindings::{Binding, Bindings};
 
 use crate::conf::{LocationConf, MainConf};
+use crate::exchange::HttpExchange;
 use crate::lookup::{self, Accepted};
-use crate::request::{HttpExchange, Request};
+use crate::request::Request;
 
 /// The session of a request. It lives in the request's pool, because an internal redirect clears the module's
 /// context.
@@ -216,7 +217,7 @@ fn known<'r>(request: Request<'r>, location: &'r LocationConf, main: &MainConf) 
     let mut known = Known { token: None, user, time_ms: 0, digest: None, is_learned };
     if let Some(shared) = shared(main) {
         // Tokens never come from the path.
-        let exchange = HttpExchange { request, path: None, status: request.status() };
+        let exchange = HttpExchange::new(request, None);
         let tokens = request.tokens(location, shared.keys);
         let known = &mut known;
         own_token(&exchange, location, |parts| {
@@ -253,7 +254,7 @@ fn learn<'r>(
     if known.is_learned.get() {
         return;
     }
-    let mut exchange = HttpExchange { request, path: None, status: request.status() };
+    let mut exchange = HttpExchange::new(request, None);
     if !exchange.is_applications() {
         known.is_learned.set(true);
         return;

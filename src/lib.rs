@@ -8,10 +8,12 @@
 //! - [`request`] is the one safe view of a request,
 //! - [`bits`] reads those parts of nginx's request that bindgen misplaces or that its versions have differently,
 //!   through C,
-//! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
-//! - [`filters`] give a request's body and its answer to [`readers`], which rules ask,
+//! - [`response`] is the view of a response, [`readers`] have what was read of bodies,
+//! - [`exchange`] is a request with its answer, as rules and decisions see it,
 //! - [`identity`] tells whose session a request belongs to, [`lookup`] asks the application,
-//! - [`response`] is the view of a response that rules read, [`variables`] shows what became of a request,
+//! - [`capture`] turns a request into a record, in the log phase or when a WebSocket opens,
+//! - [`filters`] give bodies to the readers, as they pass,
+//! - [`variables`] shows what became of a request,
 //! - [`worker`] is what one worker process owns: its ring, its threads, its [`timer`],
 //! - [`explain`] says for `ci/explain` what would become of a request,
 //! - [`status`] answers `tirreno_status`.
@@ -34,6 +36,7 @@ mod bits;
 mod capture;
 mod conf;
 mod directives;
+mod exchange;
 mod explain;
 mod filters;
 mod identity;

@@ -12,17 +12,13 @@ use ngx::http::{
     HttpModule as _, HttpModuleLocationConf as _, HttpModuleMainConf as _,
     HttpModuleServerConf as _, NgxHttpCoreModule,
 };
-use tirreno_pipeline::capture::cookie::Name;
-use tirreno_pipeline::capture::exchange::{Exchange, Session};
-use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
-use tirreno_pipeline::capture::value::{arg, cookie_pairs};
-use tirreno_pipeline::capture::{path, rule};
+use tirreno_pipeline::capture::path;
 use tirreno_pipeline::identity::keys::{Keys, TokenHash};
 use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, bits, identity, readers, response, worker};
+use crate::{TirrenoModule, bits, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -220,6 +216,11 @@ impl<'r> Request<'r> {
         headers.map(|h| unsafe { (bytes(h.key.data, h.key.len), bytes(h.value.data, h.value.len)) })
     }
 
+    /// The values of its headers `Cookie`.
+    pub(crate) fn cookies(&self) -> impl Iterator<Item = &[u8]> {
+        bits::cookies(self.fields()).map(|header| self.text(header.value))
+    }
+
     /// The length that the request's header announces for its body, in bytes, less what nginx has read and
     /// discarded; `None` without such an announcement.
     pub(crate) fn content_length(&self) -> Option<u64> {
@@ -271,130 +272,5 @@ impl<'r> Request<'r> {
             unsafe { set_variable(variable, text.as_ptr().cast_mut(), TRACE_LEN) };
         }
         trace
-    }
-}
-
-/// Headers by which applications let a client name another method than the request line's.
-const OVERRIDES: [&str; 3] = ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"];
-
-/// A request with its answer, as the decision sees them.
-pub(crate) struct HttpExchange<'r, 'p> {
-    pub(crate) request: Request<'r>,
-    /// The path to match rules against.
-    pub(crate) path: Option<&'p [u8]>,
-    pub(crate) status: u16,
-}
-
-impl Exchange for HttpExchange<'_, '_> {
-    type Text = ComplexValue;
-
-    fn method(&self) -> &[u8] {
-        self.request.method()
-    }
-
-    fn path(&self) -> Option<&[u8]> {
-        self.path
-    }
-
-    fn query(&self) -> &[u8] {
-        let target = self.request.target();
-        let target = target.split(|b| *b == b'#').next().unwrap_or_default();
-        let question = target.iter().position(|b| *b == b'?');
-        question.map_or(&[], |question| &target[question + 1..])
-    }
-
-    fn text(&self, text: &ComplexValue) -> &[u8] {
-        self.request.evaluate(text)
-    }
-
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        let mut headers = self.request.headers();
-        let found = headers.find(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()));
-        found.map(|(_, value)| value)
-    }
-
-    fn cookies(&self) -> impl Iterator<Item = &[u8]> {
-        let headers = bits::cookies(self.request.fields());
-        headers.map(|header| self.request.text(header.value))
-    }
-
-    fn body(&self, format: BodyFormat, field: &Field, is_name: bool) -> Found<'_> {
-        readers::body_field(self.request, format, field.as_str(), is_name)
-    }
-
-    fn answer(&self, field: &Field) -> Found<'_> {
-        readers::answer_field(self.request, field.as_str())
-    }
-
-    fn answer_has(&self, text: &[u8]) -> bool {
-        readers::answer_has(self.request, text)
-    }
-
-    fn status(&self) -> u16 {
-        self.status
-    }
-
-    fn answer_header(&self, name: &str) -> Option<&[u8]> {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::header(self.request.r, name.as_bytes()) }
-    }
-
-    fn location(&self) -> &[u8] {
-        self.answer_header("location").unwrap_or_default()
-    }
-
-    fn set_cookie(&self, name: &Name) -> Option<&[u8]> {
-        // SAFETY: the promise of `Request::new`.
-        let (headers, sets) = unsafe {
-            let r = self.request.r;
-            (response::fields(r), move |key: &[u8]| response::sets_cookie(r, key))
-        };
-        let cookies = headers.filter(|(key, _)| key.eq_ignore_ascii_case(b"set-cookie"));
-        let values = cookies.filter_map(|(_, line)| {
-            let (key, value) = cookie_pairs(line).next()?;
-            (name.matches(key) && !value.is_empty() && sets(key)).then_some(value)
-        });
-        values.last()
-    }
-
-    fn clears_cookie(&self, name: &Name) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::clears_cookie(self.request.r, name) }
-    }
-
-    fn is_exact(&self) -> bool {
-        let target = self.request.target();
-        let end = target.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(target.len());
-        let prefix = self.request.location().map_or(&[][..], |location| location.event_prefix());
-        let own = target[..end].strip_prefix(prefix);
-        let is_normal = own
-            .zip(self.path)
-            .is_some_and(|(own, path)| own == path || own.is_empty() && path == b"/");
-        let overrides =
-            |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
-        // PHP changes other names to `_method`.
-        let named = |name: &&str| arg(self.query(), name, Some(BodyFormat::Php)).is_some();
-        is_normal
-            && !self.request.headers().any(|(key, _)| key.len() > 12 && overrides(key))
-            && (self.query().is_empty() || !rule::OVERRIDES.iter().any(named))
-    }
-
-    fn session(&self) -> Session<'_> {
-        identity::session(self)
-    }
-
-    fn is_applications(&self) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::is_applications(self.request.r, self.status) }
-    }
-
-    fn is_refused(&self) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::is_refusal(self.request.r, self.status) }
-    }
-
-    fn is_hung_up(&self) -> bool {
-        // SAFETY: the promise of `Request::new`.
-        unsafe { response::is_hung_up(self.request.r, self.status) }
     }
 }
