@@ -39,6 +39,11 @@ http {
         tirreno_anonymous on;
         tirreno_default_event off;
         location / { return 200; }
+        location /session {
+            tirreno_user $cookie_user;
+            tirreno_session cookie:sid;
+            tirreno_event page_edit PUT /session session=required;
+        }
     }
 }
 "#;
@@ -206,6 +211,19 @@ fn servers_and_locations() {
     site.assert_says(
         &["GET", "http://a.example/", "200", "Cookie: user=ann"],
         &["event: page_view, by \"tirreno_default_event\"", "user: ann"],
+    );
+}
+
+#[test]
+fn a_session_that_is_nobodys_is_its_own_user() {
+    let site = Site::start();
+    let asked = ["PUT", "http://b.test/session", "200", "Cookie: user=ann; sid=1"];
+    let text = site.explain(&asked);
+    assert!(text.contains("\nuser: session-"), "{text}");
+    // Without a session, the claim counts.
+    site.assert_says(
+        &["PUT", "http://b.test/session", "200", "Cookie: user=ann"],
+        &["user: ann", "identity: claim"],
     );
 }
 

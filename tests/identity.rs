@@ -1137,6 +1137,23 @@ fn an_event_waits_no_longer_than_its_answer_can_come() {
 }
 
 #[test]
+fn an_event_that_waits_while_nginx_exits_goes_without_the_answer() {
+    let server = format!("tirreno_lookup chat; {SERVER}");
+    // It accepts questions and answers none.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let lookup = LOOKUP.replace("%BACKEND%", &silent.local_addr().unwrap().to_string());
+    let mut site = Site::start(&server, |builder| builder.http(&lookup));
+    let token = site.unbound("ann-id");
+    let seen = site.send("GET", "/action/1", &[("Cookie", &*cookie(&token))], "");
+    assert!(seen.is("page_view", &seen.user, "none") && seen.captured == "1", "{seen:?}");
+    site.nginx.quit();
+    let text = fs::read_to_string(site.nginx.prefix().join("audit.json")).unwrap();
+    let users = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let users: Vec<_> = users.map(|record| record["user_id"].clone()).collect();
+    assert_eq!(users, [seen.user]);
+}
+
+#[test]
 fn a_session_stands_for_its_user_where_no_rule_binds_any() {
     let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
     let nginx = Nginx::builder()
