@@ -168,7 +168,15 @@ fn payload(view: &View<'_>) -> Option<String> {
         EventType::PageSearch => {
             let url = self::value(view, Param::Url).unwrap_or_default();
             let page = url.split('?').next().unwrap_or_default();
-            Some(serde_json::json!({ "field_id": page, "value": value }).to_string())
+            let cut = |text: &str, most| text[..text::cut_before(text, most)].to_owned();
+            let of_at_most = |most| {
+                serde_json::json!({ "field_id": cut(page, most), "value": cut(&value, most) })
+                    .to_string()
+            };
+            // JSON makes six bytes of a control character.
+            let whole = of_at_most(MAX_PAYLOAD_VALUE);
+            let fits = whole.len() <= Param::Payload.limit();
+            Some(if fits { whole } else { of_at_most(MAX_PAYLOAD_VALUE / 2) })
         }
         EventType::AccountEmailChange if !value.is_empty() => {
             Some(serde_json::json!({ "new_value": value }).to_string())
@@ -459,6 +467,12 @@ mod tests {
             of(EventType::AccountEmailChange, &[(Param::Payload, b"new@example.com")]).as_deref(),
             Some(r#"{"new_value":"new@example.com"}"#)
         );
+        // In JSON, each of these bytes is six.
+        let hostile = [&b"/"[..], &[0x10; 2000]].concat();
+        let params = [(Param::Url, &*hostile), (Param::Payload, &*hostile)];
+        let payload = of(EventType::PageSearch, &params).unwrap();
+        assert!(payload.len() <= Param::Payload.limit(), "{}", payload.len());
+        assert!(payload.contains(r#""value":"/\u0010"#), "{payload}");
         assert_eq!(of(EventType::AccountEmailChange, &[]), None);
         assert_eq!(of(EventType::PageView, &[]), None);
     }
