@@ -214,17 +214,16 @@ fn known<'r>(request: Request<'r>, location: &'r LocationConf, main: &MainConf) 
         return known;
     }
     let (user, is_learned) = (Cell::new(None), Cell::new(false));
-    let mut known = Known { token: None, user, time_ms: 0, digest: None, is_learned };
+    let known = keep(request, Known { token: None, user, time_ms: 0, digest: None, is_learned });
     if let Some(shared) = shared(main) {
         // Tokens never come from the path.
         let exchange = HttpExchange::new(request, None);
         let tokens = request.tokens(location, shared.keys);
-        let known = &mut known;
         own_token(&exchange, location, |parts| {
             known.look_up(request, &shared, tokens.key(parts.iter().copied()))
         });
     }
-    keep(request, known)
+    known
 }
 
 impl<'r> Known<'r> {
@@ -339,7 +338,8 @@ fn kept<'r>(request: Request<'r>) -> Option<&'r Known<'r>> {
     None
 }
 
-fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Known<'r> {
+/// Called once for a request: nobody else has a reference to what it returns.
+fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r mut Known<'r> {
     let r: *mut ngx_http_request_t = request.as_ptr();
     // SAFETY: the pool gives so many bytes, aligned, that live while the request does; without memory
     // they are leaked once.
@@ -349,6 +349,6 @@ fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Known<'r> {
         let place = cleanup.data.cast::<Known<'r>>();
         place.write(known);
         cleanup.handler = Some(KEPT);
-        &*place
+        &mut *place
     }
 }

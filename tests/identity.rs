@@ -144,7 +144,7 @@ impl Seen {
 
 /// The configuration of each nginx besides the server.
 const HTTP: &str = "
-            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|';
+            log_format seen '$tirreno_event|$tirreno_user|$tirreno_identity|$tirreno_claimed|$tirreno_captured|$cookie_MMUSERID|';
             access_log %PREFIX%/seen.log seen;
             tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; }
             tirreno_target audit { type file; path %PREFIX%/audit.json; interval 20ms; }
@@ -239,6 +239,45 @@ fn seen(line: &str) -> Seen {
 
 fn cookie(token: &str) -> String {
     format!("MMAUTHTOKEN={token}")
+}
+
+#[test]
+fn a_claim_is_the_cookie_that_nginx_finds() {
+    let server = SERVER.replace("tirreno_user cookie:MMUSERID", "tirreno_user $cookie_MMUSERID");
+    let site = Site::start(&server, |builder| builder);
+    let token = site.log_in("ann");
+    let send = |cookies: &str| {
+        let cookies = format!("{cookies}; MMAUTHTOKEN={token}");
+        let seen = site.send("GET", "/action/1", &[("Cookie", &cookies)], "");
+        assert!(seen.is("page_view", "ann-id", "session"), "{cookies}: {seen:?}");
+        let line = site.lines().pop().unwrap();
+        (seen.claimed, line.split('|').nth(5).unwrap().to_owned())
+    };
+    for cookies in [
+        "MMUSERID=ann-id",
+        "MMUSERID=victim; MMUSERID=ann-id",
+        "mmuserid=victim; MMUSERID=ann-id",
+        "MMUSERID=ann-id; mmuserid=victim",
+        "a=b,MMUSERID=victim; MMUSERID=ann-id",
+        "a=b,  mmUserId = ann-id; MMUSERID=victim",
+        "MMUSERID;MMUSERID=victim; MMUSERID=ann-id",
+        "xMMUSERID=victim; MMUSERID=ann-id",
+        "MMUSERIDs=victim; MMUSERID=ann-id",
+        "MMUSERID=; MMUSERID=ann-id",
+        "MMUSERID=ann-i",
+        "MMUSERID=ann-id2",
+    ] {
+        let (claimed, nginx) = send(cookies);
+        let expected = if ["ann-id", "-", ""].contains(&&*nginx) { "" } else { &nginx };
+        assert_eq!(claimed, expected, "{cookies}");
+    }
+    for (cookies, expected) in [
+        ("MMUSERID=ann%2did", ""),
+        ("MMUSERID=ann-id%20x", "ann-id x"),
+        ("MMUSERID=\"ann-id\"", ""),
+    ] {
+        assert_eq!(send(cookies).0, expected, "{cookies}");
+    }
 }
 
 #[test]

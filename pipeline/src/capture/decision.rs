@@ -453,9 +453,13 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         let is_told =
             self.rules_users().is_empty() || asks_session && whose.identity != Identity::Answer;
         let of_location = self.settings.users.iter().filter(|_| is_told);
-        let mut claims = of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim);
-        let (claim, _) = claims.find_map(|value| self.value(value, true))?;
+        let mut claims =
+            of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim).peekable();
         // Almost every claim is the user's very name.
+        if claims.peek().is_some_and(|value| value.is_cookie_of(self.exchange, &whose.user)) {
+            return None;
+        }
+        let (claim, _) = claims.find_map(|value| self.value(value, true))?;
         if claim == whose.user {
             return None;
         }

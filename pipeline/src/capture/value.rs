@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-use memchr::memchr;
 use regex::bytes::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 
@@ -157,6 +156,8 @@ pub struct Value<T> {
     purpose: Purpose,
     /// Whether it is a text that has a header or cookie of the request.
     has_header: bool,
+    /// NAME, if it is exactly nginx's `$cookie_NAME`.
+    cookie: Option<Box<[u8]>>,
 }
 
 /// Compiles nginx's text.
@@ -189,7 +190,7 @@ impl<T: Text> Value<T> {
                 let compiled = compile(text).ok_or(ValueError::Text)?;
                 let is_own = compiled.has_own_variable();
                 let trust = if is_own { Trust::Claim } else { trust_of(text) };
-                (Source::Text(compiled, is_cookie_variable(text)), trust)
+                (Source::Text(compiled, cookie_variable(text).is_some()), trust)
             }
             Some(source) => {
                 let name =
@@ -199,7 +200,10 @@ impl<T: Text> Value<T> {
         };
         let of_header = |name: &[u8]| name.starts_with(b"http_") || name.starts_with(b"cookie_");
         let has_header = matches!(source, Source::Text(..)) && variables(text).any(of_header);
-        Ok(Self { source, regex, trust, purpose, has_header })
+        let is_text = matches!(source, Source::Text(..)) && regex.is_none();
+        let cookie = cookie_variable(text).filter(|_| is_text);
+        let cookie = cookie.and_then(|name| name.strip_prefix(b"cookie_")).map(Into::into);
+        Ok(Self { source, regex, trust, purpose, has_header, cookie })
     }
 
     /// Marks a value that nginx, or a module, vouches for.
@@ -288,6 +292,17 @@ impl<T: Text> Value<T> {
                 found => found,
             },
         }
+    }
+
+    /// Whether the value certainly is this text, because the cookie that it stands for is. That costs much less
+    /// than evaluating nginx's variable.
+    pub fn is_cookie_of<X: Exchange<Text = T>>(&self, exchange: &X, text: &[u8]) -> bool {
+        let Some(name) = &self.cookie else { return false };
+        let line = exchange.cookies().next();
+        let Some(found) = line.and_then(|line| nginx_cookie(line, name)) else { return false };
+        // A quoted or percent-encoded value stands for another text.
+        let end = found.iter().position(|b| matches!(b, b';' | b'%')).unwrap_or(found.len());
+        found[..end] == *text && found.get(end) != Some(&b'%') && !matches!(text, [] | [b'"', ..])
     }
 
     fn body<'e, X: Exchange<Text = T>>(
@@ -481,13 +496,37 @@ fn trust_of(text: &[u8]) -> Trust {
     if answered { Trust::Answer } else { Trust::Claim }
 }
 
-/// Whether a text is exactly one variable, a cookie of the request or the answer.
-fn is_cookie_variable(text: &[u8]) -> bool {
-    let Some(name) = text.strip_prefix(b"$") else { return false };
+/// The name of the variable that the text is, if that is a cookie of the request or the answer.
+fn cookie_variable(text: &[u8]) -> Option<&[u8]> {
+    let name = text.strip_prefix(b"$")?;
     let braced = name.strip_prefix(b"{").and_then(|name| name.strip_suffix(b"}"));
     let name = braced.unwrap_or(name);
     let is_cookie = name.starts_with(b"cookie_") || name.starts_with(b"upstream_cookie_");
-    is_cookie && name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
+    let is_whole = name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+    (is_cookie && is_whole).then_some(name)
+}
+
+/// The value of nginx's `$cookie_NAME` in one `Cookie` header, with what follows it behind a semicolon: names are
+/// compared without case, and a comma ends a cookie before the wanted one. `None` also where nginx might find one
+/// in a malformed header.
+fn nginx_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let mut rest = line;
+    loop {
+        let (start, behind) = rest.split_at_checked(name.len())?;
+        // Almost always it is written as in the configuration.
+        if start == name || start.eq_ignore_ascii_case(name) {
+            return Some(trim_blanks(trim_blanks(behind).strip_prefix(b"=")?));
+        }
+        let end = rest.iter().position(|b| matches!(b, b';' | b','))?;
+        rest = trim_blanks(&rest[end + 1..]);
+    }
+}
+
+fn trim_blanks(mut text: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] = text {
+        text = rest;
+    }
+    text
 }
 
 /// The names and values in a `Cookie` header.
@@ -507,18 +546,20 @@ fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
     is_it.then(|| rest[equals + 1..].trim_ascii())
 }
 
+/// The cookies in a `Cookie` header. It is read byte by byte, here and elsewhere: a search with vector registers
+/// leaves parts of a token in them, and the dynamic linker saves those to the stack, where they stay.
 fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
         let line = rest?;
-        let end = memchr(b';', line);
+        let end = line.iter().position(|b| *b == b';');
         rest = end.map(|end| &line[end + 1..]);
         Some(&line[..end.unwrap_or(line.len())])
     })
 }
 
 fn cookie_pair(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
-    let equals = memchr(b'=', cookie)?;
+    let equals = cookie.iter().position(|b| *b == b'=')?;
     Some((cookie[..equals].trim_ascii(), cookie[equals + 1..].trim_ascii()))
 }
 
@@ -825,6 +866,27 @@ mod tests {
         for text in ["cookie:a~", "cookie:a~(", "$http_x~[", "cookie:a~(a{1000}){1000}"] {
             let error = look(text, None).unwrap_err();
             assert!(matches!(&error, ValueError::Regex(text) if !text.contains('\n')), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_found_as_by_nginx() {
+        for (line, found) in [
+            ("user=ann", Some("ann")),
+            ("a=1; USER=ann; user=eve", Some("ann")),
+            ("a=1,user=eve; user=ann", Some("eve")),
+            ("a=1;  user = ann, b ; c", Some("ann, b ")),
+            ("user=", Some("")),
+            ("xuser=eve; user=ann", Some("ann")),
+            ("users=eve; user=ann", None),
+            ("user;user=eve", None),
+            ("a=user=eve", None),
+            ("us", None),
+            ("", None),
+        ] {
+            let value = nginx_cookie(line.as_bytes(), b"user");
+            let value = value.and_then(|value| value.split(|b| *b == b';').next());
+            assert_eq!(value, found.map(str::as_bytes), "{line}");
         }
     }
 
