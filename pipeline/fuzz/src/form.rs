@@ -137,7 +137,12 @@ pub(crate) fn check_payload(kind: EventType, given: Option<&[u8]>, pairs: &Value
         EventType::PageSearch => {
             let url = sent(pairs, Param::Url).unwrap_or_default();
             let page = url.split(|b| *b == b'?').next().unwrap_or_default();
-            json!({ "field_id": str::from_utf8(page).expect("text"), "value": value })
+            let of = |page: &str, value: &str| json!({ "field_id": page, "value": value });
+            let whole = of(str::from_utf8(page).expect("text"), &value);
+            match whole.to_string().len() {
+                ..=8192 => whole,
+                _ => of(&shortened(page, 500), &shortened(value.as_bytes(), 500)),
+            }
         }
         EventType::AccountEmailChange if given.is_some() => json!({ "new_value": value }),
         _ => {

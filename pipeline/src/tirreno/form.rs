@@ -168,15 +168,14 @@ fn payload(view: &View<'_>) -> Option<String> {
         EventType::PageSearch => {
             let url = self::value(view, Param::Url).unwrap_or_default();
             let page = url.split('?').next().unwrap_or_default();
-            let cut = |text: &str, most| text[..text::cut_before(text, most)].to_owned();
-            let of_at_most = |most| {
-                serde_json::json!({ "field_id": cut(page, most), "value": cut(&value, most) })
-                    .to_string()
+            let of = |page: &str, value: &str| {
+                serde_json::json!({ "field_id": page, "value": value }).to_string()
             };
+            let whole = of(page, &value);
             // JSON makes six bytes of a control character.
-            let whole = of_at_most(MAX_PAYLOAD_VALUE);
+            let cut = |text: &str| text[..text::cut_before(text, MAX_PAYLOAD_VALUE / 2)].to_owned();
             let fits = whole.len() <= Param::Payload.limit();
-            Some(if fits { whole } else { of_at_most(MAX_PAYLOAD_VALUE / 2) })
+            Some(if fits { whole } else { of(&cut(page), &cut(&value)) })
         }
         EventType::AccountEmailChange if !value.is_empty() => {
             Some(serde_json::json!({ "new_value": value }).to_string())
