@@ -419,6 +419,14 @@ fn clean(answer: &httparse::Response<'_, '_>) -> Vec<u8> {
     head
 }
 
+impl Drop for AnswerTransport {
+    /// A request that was given up before it was sent: it may hold a token or a key.
+    fn drop(&mut self) {
+        let unsent = std::mem::take(&mut self.unsent);
+        self.inner.buffers().output()[..unsent].zeroize();
+    }
+}
+
 impl Transport for AnswerTransport {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
@@ -506,8 +514,17 @@ mod tests {
         }
     }
 
-    /// The pieces in which those parts of a request are sent, and what is left in the last buffer.
-    fn pieces(room: usize, parts: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<u8>) {
+    impl Drop for Wire {
+        fn drop(&mut self) {
+            self.sent.lock().unwrap().push(self.buffers.output().to_vec());
+        }
+    }
+
+    const FOREVER: NextTimeout =
+        NextTimeout { after: time::Duration::NotHappening, reason: Timeout::Global };
+
+    /// A connection that was given those parts of a request, and what it has sent.
+    fn given(room: usize, parts: &[&[u8]]) -> (AnswerTransport, Arc<Mutex<Vec<Vec<u8>>>>) {
         let sent = Arc::new(Mutex::new(Vec::new()));
         let wire = Wire { buffers: LazyBuffers::new(1024, room), sent: sent.clone() };
         let mut transport = AnswerTransport {
@@ -516,12 +533,17 @@ mod tests {
             head: None,
             unsent: 0,
         };
-        let forever = NextTimeout { after: time::Duration::NotHappening, reason: Timeout::Global };
         for part in parts {
             transport.buffers().output()[..part.len()].copy_from_slice(part);
-            transport.transmit_output(part.len(), forever).unwrap();
+            transport.transmit_output(part.len(), FOREVER).unwrap();
         }
-        assert!(transport.await_input(forever).unwrap());
+        (transport, sent)
+    }
+
+    /// The pieces in which those parts of a request are sent, and what is left in the last buffer.
+    fn pieces(room: usize, parts: &[&[u8]]) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let (mut transport, sent) = given(room, parts);
+        assert!(transport.await_input(FOREVER).unwrap());
         assert!(transport.buffers().input().starts_with(b"HTTP/1.1 204"));
         let left = transport.inner.buffers().output().to_vec();
         (std::mem::take(&mut *sent.lock().unwrap()), left)
@@ -532,6 +554,13 @@ mod tests {
         let (sent, left) = pieces(64, &[b"POST / HTTP/1.1\r\n\r\n", b"a=1"]);
         assert_eq!(sent, [b"POST / HTTP/1.1\r\n\r\na=1"]);
         assert_eq!(left, [0; 64]);
+    }
+
+    #[test]
+    fn what_was_given_up_before_it_was_sent_is_forgotten() {
+        let (transport, sent) = given(64, &[b"Authorization: Bearer token"]);
+        drop(transport);
+        assert_eq!(*sent.lock().unwrap(), [[0; 64]], "nothing but the last buffer");
     }
 
     #[test]
