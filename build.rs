@@ -18,9 +18,12 @@ fn main() {
     cfg_values("ngx_feature", "DEP_NGINX_FEATURES");
     cfg_values("ngx_os", "DEP_NGINX_OS");
 
-    println!("cargo::rerun-if-changed=src/bits.c");
+    println!("cargo::rerun-if-changed=src/layout.c");
     let include = env::var_os("DEP_NGINX_INCLUDE").expect("nginx's headers");
-    Build::new().file("src/bits.c").includes(env::split_paths(&include)).compile("tirreno_bits");
+    Build::new()
+        .file("src/layout.c")
+        .includes(env::split_paths(&include))
+        .compile("tirreno_layout");
 }
 
 /// Passes on a list that `nginx-sys` found as values of one cfg, and from

@@ -19,7 +19,7 @@ use tirreno_pipeline::capture::extract::{AnswerReader, BodyReader, Encoding, Hea
 use crate::conf::rule::RuleSet;
 use crate::readers::Readers;
 use crate::request::Request;
-use crate::{bits, capture, guarded, identity, response};
+use crate::{capture, guarded, identity, layout, response};
 
 static mut NEXT_HEADER_FILTER: ngx_http_output_header_filter_pt = None;
 static mut NEXT_BODY_FILTER: ngx_http_output_body_filter_pt = None;
@@ -143,14 +143,15 @@ unsafe fn begin_answer(r: *mut ngx_http_request_t) {
         }
         // A response without a body will not be read.
         let may_read = |rules: &RuleSet, _: &[u8]| rules.may_read();
-        let reads = wanted(r, may_read, Reads::wants_answer).filter(|_| !bits::is_header_only(&*r));
+        let reads =
+            wanted(r, may_read, Reads::wants_answer).filter(|_| !layout::is_header_only(&*r));
         let Some(reads) = reads else { return };
         let request = Request::new(r);
         let readers = Readers::of_mut(request).or_else(|| Readers::attach(request));
         let Some(readers) = readers else { return };
         let encoding = response::sent_header(r, b"content-encoding").unwrap_or_default();
         readers.answer = Some(AnswerReader::new(&reads, Encoding::parse(encoding), &readers.room));
-        bits::need_in_memory(&mut *r);
+        layout::need_in_memory(&mut *r);
     }
 }
 

@@ -1,10 +1,10 @@
 /*
- * The single bits of nginx's request that the module reads or sets.
+ * What of nginx's request only a C compiler finds in every version.
  *
  * bindgen before 0.73 computes wrong places for bits that stand behind something smaller than an `unsigned`
  * (rust-lang/rust-bindgen#3384), as those of a request do since nginx 1.30: reading the bindings' would read, and
- * setting would set, others than those that are meant. Also what nginx 1.22 keeps in another structure than later
- * versions.
+ * setting would set, others than those that are meant. nginx 1.22 keeps the headers Cookie in an array, later
+ * versions in a list.
  */
 
 #include <ngx_config.h>
@@ -35,10 +35,7 @@ ngx_http_tirreno_set_header_sent(ngx_http_request_t *r)
     r->header_sent = 1;
 }
 
-/*
- * The request's header Cookie that follows `last`; without it, the first one. `n` is its number from 0. nginx
- * 1.23 has made a list of the array.
- */
+/* The request's header Cookie that follows `last`; without it, the first one. `n` is its number from 0. */
 const ngx_table_elt_t *
 ngx_http_tirreno_cookie(const ngx_http_request_t *r, const ngx_table_elt_t *last, ngx_uint_t n)
 {

@@ -1,4 +1,4 @@
-//! The single bits of nginx's request, and its cookies. `bits.c` tells why they are not those of the bindings.
+//! What of nginx's request the bindings misplace, or have for one version only. `layout.c` tells why.
 
 use core::ptr;
 

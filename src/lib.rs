@@ -6,7 +6,7 @@
 //! - [`zone`] asks nginx for the shared memory,
 //! - [`permissions`] tells whether the workers' user can use a file,
 //! - [`request`] is the one safe view of a request,
-//! - [`bits`] reads those parts of nginx's request that bindgen misplaces or that its versions have differently,
+//! - [`layout`] reads those parts of nginx's request that bindgen misplaces or that its versions have differently,
 //!   through C,
 //! - [`response`] is the view of a response, [`readers`] have what was read of bodies,
 //! - [`exchange`] is a request with its answer, as rules and decisions see it,
@@ -32,7 +32,6 @@ use ngx::http::{HttpModule, HttpModuleLocationConf, HttpModuleMainConf};
 use crate::conf::{LocationConf, MainConf};
 use crate::directives::COMMANDS;
 
-mod bits;
 mod capture;
 mod conf;
 mod directives;
@@ -40,6 +39,7 @@ mod exchange;
 mod explain;
 mod filters;
 mod identity;
+mod layout;
 mod lookup;
 mod permissions;
 mod readers;
@@ -208,10 +208,8 @@ extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 }
 
 extern "C" fn exit_process(cycle: *mut ngx_cycle_t) {
-    guarded((), || {
-        // The events that wait for a lookup go into the worker's ring.
-        lookup::stop();
-        // SAFETY: nginx passes the current cycle.
-        worker::stop(unsafe { &*cycle });
-    });
+    // The events that wait for a lookup go into the worker's ring.
+    guarded((), lookup::stop);
+    // SAFETY: nginx passes the current cycle.
+    guarded((), || worker::stop(unsafe { &*cycle }));
 }

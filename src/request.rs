@@ -18,7 +18,7 @@ use tirreno_pipeline::record::TRACE_LEN;
 
 use crate::conf::value::{ComplexValue, bytes, set_variable, variable_text};
 use crate::conf::{LocationConf, MainConf};
-use crate::{TirrenoModule, bits, response, worker};
+use crate::{TirrenoModule, layout, response, worker};
 
 /// A request that nginx is processing, in its event loop. Its texts live while it does.
 #[derive(Clone, Copy)]
@@ -148,7 +148,7 @@ impl<'r> Request<'r> {
 
     /// Whether its response has a header only.
     pub(crate) fn has_no_body(&self) -> bool {
-        bits::is_header_only(self.fields())
+        layout::is_header_only(self.fields())
     }
 
     /// nginx's cached time in milliseconds since the epoch.
@@ -218,7 +218,7 @@ impl<'r> Request<'r> {
 
     /// The values of its headers `Cookie`.
     pub(crate) fn cookies(&self) -> impl Iterator<Item = &[u8]> {
-        bits::cookies(self.fields()).map(|header| self.text(header.value))
+        layout::cookies(self.fields()).map(|header| self.text(header.value))
     }
 
     /// The length that the request's header announces for its body, in bytes, less what nginx has read and

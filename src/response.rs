@@ -10,8 +10,8 @@ use tirreno_pipeline::capture::cookie::Name;
 use tirreno_pipeline::capture::rules::CLIENT_CLOSED_REQUEST;
 use tirreno_pipeline::capture::value::cookie_pairs;
 
-use crate::bits;
 use crate::conf::value::bytes;
+use crate::layout;
 
 /// nginx's status for an application that does not answer in time; an application may send it, too.
 const GATEWAY_TIMEOUT: u16 = 504;
@@ -42,7 +42,7 @@ pub(crate) unsafe fn is_refusal(r: *const ngx_http_request_t, status: u16) -> bo
         });
         let application = request.upstream.as_ref().map(|upstream| upstream.headers_in.status_n);
         let answered = application == Some(usize::from(status));
-        let only_nginx = bits::is_error_page(request) && states.is_empty();
+        let only_nginx = layout::is_error_page(request) && states.is_empty();
         status == 401
             || states.iter().any(|state| state.status == 401)
             || status >= 400 && !answered

@@ -13,7 +13,7 @@ use ngx::http::{HttpModuleMainConf, Request};
 use tirreno_pipeline::status::{self, Format, SECURITY_POLICY, Snapshot, Target};
 
 use crate::conf::MainConf;
-use crate::{TirrenoModule, bits, guarded};
+use crate::{TirrenoModule, guarded, layout};
 
 /// Answers a request with the status.
 pub(crate) unsafe extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
@@ -107,7 +107,7 @@ unsafe fn send(r: *mut ngx_http_request_t, format: Format, body: &str) -> ngx_in
             }
         }
         let rc = ngx_http_send_header(r);
-        if rc != NGX_OK as ngx_int_t || bits::is_header_only(&*r) {
+        if rc != NGX_OK as ngx_int_t || layout::is_header_only(&*r) {
             return rc;
         }
         let mut chain = ngx_chain_t { buf, next: ptr::null_mut() };

@@ -147,7 +147,7 @@ impl Made {
         unsafe {
             let request = &mut *self.r;
             request.headers_out.status = asked.status.into();
-            crate::bits::set_header_sent(request);
+            crate::layout::set_header_sent(request);
             init(&mut request.headers_out.headers, self.pool)?;
             let hung_up = matches!(asked.status, 0 | 499);
             if !asked.is_by_nginx && !hung_up {

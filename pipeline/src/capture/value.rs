@@ -546,7 +546,7 @@ fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
     is_it.then(|| rest[equals + 1..].trim_ascii())
 }
 
-/// The cookies in a `Cookie` header. It is read byte by byte, here and elsewhere: a search with vector registers
+/// The cookies in a `Cookie` header. All functions here read it byte by byte: a search with vector registers
 /// leaves parts of a token in them, and the dynamic linker saves those to the stack, where they stay.
 fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);

@@ -12,8 +12,8 @@
 //! checksum, and counts as empty.
 //!
 //! In a fuller table a new session evicts an entry: first a binding that no later request has used, then the
-//! oldest binding of the user with the most, then the least recently used one. A user has at
-//! most [`PER_USER`], so that nobody evicts others' sessions by signing in again and again.
+//! oldest binding of the user with the most, then the least recently used one. A user has at most [`PER_USER`],
+//! so that nobody evicts others' sessions by signing in again and again.
 
 use std::cmp::Reverse;
 use std::mem::size_of;
