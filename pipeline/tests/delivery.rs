@@ -13,7 +13,7 @@ use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::config::secret::Secret;
 use tirreno_pipeline::config::{Destination, TargetConfig};
 use tirreno_pipeline::delivery::deliverer::{Deliverer, Setup};
-use tirreno_pipeline::delivery::spool::{Database, SpoolConfig, WhenFull};
+use tirreno_pipeline::delivery::spool::{Database, SpoolConfig};
 use tirreno_pipeline::event::Param;
 use tirreno_pipeline::log_queue::{Reader, log_queue};
 use tirreno_pipeline::privacy::Privacy;
@@ -124,13 +124,7 @@ impl Bench {
     /// The same with a spool in `dir`.
     fn spooled(mut self, dir: &Path) -> Self {
         let mut target = self.setup.targets[0].clone();
-        target.spool = Some(SpoolConfig {
-            path: dir.into(),
-            place: String::new(),
-            max_size: 1 << 30,
-            max_age: Duration::from_secs(3600),
-            when_full: WhenFull::DropOldest,
-        });
+        target.spool = Some(SpoolConfig::new(dir.into(), String::new()));
         self.setup.targets = vec![target].into();
         self
     }

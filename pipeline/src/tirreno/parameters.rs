@@ -150,13 +150,7 @@ fn read_rate(s: &mut Setting<'_>) -> Result<Option<f64>, String> {
 /// with the worker's owner, as for its temporary files.
 fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
     let (file, args) = (&mut *s.file, s.args);
-    let mut spool = SpoolConfig {
-        path: file.claim_directory(args[0])?,
-        place: file.place().to_string(),
-        max_size: 1 << 30,
-        max_age: Duration::from_secs(7 * 24 * 60 * 60),
-        when_full: WhenFull::DropOldest,
-    };
+    let mut spool = SpoolConfig::new(file.claim_directory(args[0])?, file.place().to_string());
     // nginx itself takes whatever has this name for its directory.
     if fs::metadata(&spool.path).is_ok_and(|meta| !meta.is_dir()) {
         let path = spool.path.display();

@@ -101,6 +101,19 @@ pub struct SpoolConfig {
     pub when_full: WhenFull,
 }
 
+impl SpoolConfig {
+    /// A spool in that directory, which the configuration names in that place, with the defaults.
+    pub fn new(path: PathBuf, place: String) -> Self {
+        Self {
+            path,
+            place,
+            max_size: 1 << 30,
+            max_age: Duration::from_secs(7 * 24 * 60 * 60),
+            when_full: WhenFull::DropOldest,
+        }
+    }
+}
+
 /// A record to store.
 #[derive(Clone, Copy, Debug)]
 pub struct Intake<'a> {

@@ -541,7 +541,6 @@ mod tests {
 
     use super::*;
     use crate::clock::monotonic_ns;
-    use crate::delivery::spool::WhenFull;
     use crate::event::Param;
     use crate::log_queue::log_queue;
     use crate::privacy::Privacy;
@@ -549,13 +548,7 @@ mod tests {
 
     /// A spool with so many events that were handed out, and their ids.
     fn handed_out(dir: &TempDir, count: usize) -> (Spool, Vec<u64>) {
-        let config = SpoolConfig {
-            path: dir.path().into(),
-            place: String::new(),
-            max_size: 1 << 30,
-            max_age: Duration::from_secs(3600),
-            when_full: WhenFull::DropOldest,
-        };
+        let config = SpoolConfig::new(dir.path().into(), String::new());
         let spool = Spool::new(&config, "t", "http://t/sensor/", 7, "t", &log_queue().0);
         let now = monotonic_ns();
         let events: Vec<_> = (now..now + count as u64)

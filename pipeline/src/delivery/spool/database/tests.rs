@@ -26,13 +26,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let config = SpoolConfig {
-            path: dir.path().into(),
-            place: String::new(),
-            max_size: 1 << 30,
-            max_age: Duration::from_secs(3600),
-            when_full: WhenFull::DropOldest,
-        };
+        let config = SpoolConfig::new(dir.path().into(), String::new());
         Self { dir, config, next: 0 }
     }
 
