@@ -16,6 +16,7 @@ pub mod rank;
 pub mod redact;
 pub mod rule;
 pub mod rules;
+mod scan;
 mod secret_name;
 pub mod session;
 pub mod value;

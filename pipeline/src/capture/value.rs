@@ -16,6 +16,7 @@ use crate::capture::cookie::{Name, is_token};
 use crate::capture::exchange::{Exchange, Text};
 use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
 use crate::capture::path;
+use crate::capture::scan;
 use crate::event::Param;
 use crate::text::cut_before;
 
@@ -300,9 +301,9 @@ impl<T: Text> Value<T> {
         let Some(name) = &self.cookie else { return false };
         let line = exchange.cookies().next();
         let Some(found) = line.and_then(|line| nginx_cookie(line, name)) else { return false };
+        let is_it = found.strip_prefix(text).is_some_and(|rest| matches!(rest, [] | [b';', ..]));
         // A quoted or percent-encoded value stands for another text.
-        let end = found.iter().position(|b| matches!(b, b';' | b'%')).unwrap_or(found.len());
-        found[..end] == *text && found.get(end) != Some(&b'%') && !matches!(text, [] | [b'"', ..])
+        is_it && !matches!(text, [] | [b'"', ..]) && scan::find_any(text, [b';', b'%']).is_none()
     }
 
     fn body<'e, X: Exchange<Text = T>>(
@@ -337,6 +338,17 @@ impl<T: Text> Value<T> {
                     return;
                 }
             }
+        }
+    }
+
+    /// The value of a cookie as most clients write it: neither quoted nor encoded, and without a blank. `None` does
+    /// not say that there is none.
+    pub fn plain_cookie<'e, X: Exchange<Text = T>>(&self, exchange: &'e X) -> Option<&'e [u8]> {
+        match &self.source {
+            Source::Cookie(name) if !name.is_prefix && self.regex.is_none() => {
+                plain_cookie(exchange.cookies().next()?, name.text.as_bytes())
+            }
+            _ => None,
         }
     }
 
@@ -546,13 +558,24 @@ fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
     is_it.then(|| rest[equals + 1..].trim_ascii())
 }
 
-/// The cookies in a `Cookie` header. All functions here read it byte by byte: a search with vector registers
-/// leaves parts of a token in them, and the dynamic linker saves those to the stack, where they stay.
+/// The value of the first cookie of that name, if it certainly is that and needs no decoding.
+fn plain_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let mut rest = line.trim_ascii_start();
+    while !rest.starts_with(name) {
+        let end = scan::find_any(rest, [b';'])?;
+        rest = rest[end + 1..].trim_ascii_start();
+    }
+    let value = rest[name.len()..].strip_prefix(b"=")?;
+    let end = scan::find_any_or_blank(value, [b';', b'%', b'"']).unwrap_or(value.len());
+    (end > 0 && matches!(value.get(end), None | Some(b';'))).then(|| &value[..end])
+}
+
+/// The cookies in a `Cookie` header.
 fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
         let line = rest?;
-        let end = line.iter().position(|b| *b == b';');
+        let end = scan::find_any(line, [b';']);
         rest = end.map(|end| &line[end + 1..]);
         Some(&line[..end.unwrap_or(line.len())])
     })
@@ -566,7 +589,7 @@ fn cookie_pair(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
 /// A cookie's value without its quotes, percent-decoded if the result is text without controls.
 pub fn cookie_text(value: &[u8]) -> Cow<'_, [u8]> {
     let value = unquote(value);
-    if !value.contains(&b'%') {
+    if scan::find_any(value, [b'%']).is_none() {
         return value.into();
     }
     let decoded: Vec<u8> = path::decode(value.iter().copied()).collect();
@@ -736,6 +759,29 @@ mod tests {
                 assert_eq!(cookie_value(cookie, name), value, "{name:?} {cookie:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_plain_cookie_is_the_first_one_of_that_name() {
+        let name = Name::parse("ab").unwrap();
+        let mut lines = vec![Vec::new()];
+        let mut plain = 0;
+        for _ in 0..7 {
+            let longer = |line: &Vec<u8>| b"ab= ;%".map(|b| [&line[..], &[b]].concat());
+            lines = lines.iter().flat_map(longer).collect();
+            for line in &lines {
+                let Some(found) = plain_cookie(line, b"ab") else { continue };
+                let mut values = cookies(line).filter_map(|cookie| cookie_value(cookie, &name));
+                let first = values.find(|value| !value.is_empty());
+                assert_eq!(Some(found), first, "{}", line.escape_ascii());
+                assert!(!found.iter().any(|b| b.is_ascii_whitespace() || *b == b'%'));
+                plain += 1;
+            }
+        }
+        assert!(plain > 500, "{plain}");
+        let token = b" x=\"1\";  MMUSERID=u;ab=1234567890; y=2";
+        assert_eq!(plain_cookie(token, b"ab"), Some(&b"1234567890"[..]));
+        assert_eq!(plain_cookie(b"ab=\"1\"", b"ab"), None);
     }
 
     #[test]

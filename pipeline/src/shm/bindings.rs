@@ -432,11 +432,16 @@ impl Bindings {
     fn read_to(&self, keys: &Keys, bound: &mut Bound) -> bool {
         let entry = &self.entries[bound.slot].0;
         let end = used_words(entry[3].load(Relaxed));
-        let words = bound.words[..end].iter_mut().zip(entry).map(|(word, place)| {
+        let copy = |(word, place): (&mut u64, &AtomicU64)| {
             *word = place.load(Relaxed);
             *word
-        });
-        keys.check(words) == entry[WORDS - 1].load(Relaxed)
+        };
+        let (first, user) = bound.words.split_at_mut(USER_AT);
+        let (first_places, places) = entry.split_at(USER_AT);
+        // The compiler unrolls the loop over the first words, whose number it knows.
+        let first = first.iter_mut().zip(first_places).map(copy);
+        let user = user[..end - USER_AT].iter_mut().zip(places).map(copy);
+        keys.check(first.chain(user)) == entry[WORDS - 1].load(Relaxed)
     }
 
     /// The newest entry of a key: two workers may have written one at the same time.
