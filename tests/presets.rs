@@ -270,6 +270,7 @@ const MATTERMOST: App = App {
         ("old", mattermost_client![XHR, ("Cookie", "MMUSERID=old; MMAUTHTOKEN=5ecretold")]),
         // Signed out: no user.
         ("nobody", mattermost_client![XHR]),
+        ("switch", mattermost_client![XHR]),
         // A bot, mmctl, with an unknown token.
         ("token", mattermost_client![("Authorization", "Bearer 5ecrettoken")]),
         // A mobile application that sends the cookie of another user.
@@ -354,7 +355,10 @@ const MATTERMOST: App = App {
         POST /api/v4/users/login 200+phone nobody account_login ann
     ",
     body: r#"{"login_id": "ann", "password": "5ecret", "token": "5ecret"}"#,
-    bodies: &[],
+    bodies: &[(
+        "switch",
+        r#"{"current_service":"email","new_service":"gitlab","email":"ann@example.com"}"#,
+    )],
 };
 
 #[test]
@@ -580,7 +584,7 @@ const NEXTCLOUD: App = App {
                 "oc1a2b3c4d5e=5ecretann; oc_sessionPassphrase=5ecret; nc_username=ann; nc_token=5ecret",
             )],
         ),
-        ("old", &[("Cookie", "nc_username=old; nc_token=5ecret")]),
+        ("old", &[("Cookie", "nc_username=old; nc_token=5ecretold")]),
         ("phrase", &[("Cookie", "oc_sessionPassphrase=5ecret")]),
         ("nobody", &[]),
         // dav:5ecret
@@ -594,6 +598,13 @@ const NEXTCLOUD: App = App {
             )],
         ),
         ("alone-basic", &[("Authorization", VICTIMS_BASIC)]),
+        (
+            "alone-remember",
+            &[
+                ("Authorization", VICTIMS_BASIC),
+                ("Cookie", "nc_username=eve; nc_token=5ecreteve; nc_session_id=5ecret"),
+            ],
+        ),
         (
             "mixed-cookie",
             &[(
@@ -649,6 +660,7 @@ const GITLAB: App = App {
     answers: &[
         ("cookies", "set_cookie=known_sign_in%3D5ecret&set_cookie=_gitlab_session%3D5ecret"),
         ("form", "header=Location:https%3A%2F%2Fh%2Fusers%2Fsign_in"),
+        ("welcome", "header=Location:https%3A%2F%2Fh%2Fusers%2Fsign_up%2Fwelcome"),
         ("otp", "body=<input%20name%3D%22user[otp_attempt]%22>"),
     ],
     before: "",
@@ -689,6 +701,28 @@ const WORDPRESS: App = App {
         ("victim", &[("Cookie", "wordpress_logged_in_0a1b2c3d=victim%7C1%7Cx%7Cx")]),
         // app:5ecret
         ("app", &[("Authorization", "Basic YXBwOjVlY3JldA==")]),
+        (
+            "alone-sec",
+            &[
+                ("Authorization", VICTIMS_BASIC),
+                ("Cookie", "wordpress_sec_0a1b2c3d=eve%7C1700000000%7C5ecret%7C5ecret"),
+            ],
+        ),
+        (
+            "alone-auth",
+            &[
+                ("Authorization", VICTIMS_BASIC),
+                ("Cookie", "wordpress_0a1b2c3d=eve%7C1700000000%7C5ecret%7C5ecret"),
+            ],
+        ),
+        // app:5ecret
+        (
+            "test-cookie",
+            &[
+                ("Authorization", "Basic YXBwOjVlY3JldA=="),
+                ("Cookie", "wordpress_test_cookie=WP%20Cookie%20check"),
+            ],
+        ),
         (
             "alone-twice",
             &[("Cookie", "wordpress_logged_in_x=victim|1|x|x; wordpress_logged_in_y=victim|2|x|x")],
@@ -878,7 +912,11 @@ fn nobody_can_be_forged(app: &'static App, preset: &str, refusals: &[&str]) {
     for (name, text) in names.iter().zip(&sent) {
         for event in events.get(name).into_iter().flatten() {
             // A failed login names the account that was tried.
-            let is_tried = text.contains("alone-basic") && event.event_type == "account_login_fail";
+            let tries = |(name, headers): &&(&str, RequestHeaders<'_>)| {
+                text.contains(name) && headers.iter().any(|header| header.1 == VICTIMS_BASIC)
+            };
+            let is_tried = event.event_type == "account_login_fail"
+                && app.clients.iter().any(|client| tries(&client));
             assert!(event.user_name != "victim" || is_tried, "{text}: {}", event.to_line());
         }
     }
