@@ -1364,42 +1364,54 @@ fn a_reload_goes_on_with_the_rate_that_was_learned() {
     assert!(refused < 3, "{refused} were refused after three reloads");
 }
 
+/// With `--full`, each of five rounds has to hold; else one of three, because other tests may take the processors
+/// from the three hosts.
 #[test]
 fn three_hosts_share_a_limit_and_end_together() {
-    for round in 0..if is_full() { 5 } else { 1 } {
-        let rate = Rate::new(25, 5);
-        let sensor = Sensor::start(SensorOptions { rate: Some(rate), ..SensorOptions::default() });
-        // With this interval, each host collects all of its events at the same moment.
-        let target =
-            format!("tirreno_target {{ url {}; api_key test-key; interval 2s; }}", sensor.url());
-        let hosts = [(); 3].map(|()| site_with(&target).start());
-        let hosts: Vec<_> = hosts.iter().enumerate().collect();
-        std::thread::scope(|scope| {
-            for (number, nginx) in &hosts {
-                scope.spawn(move || visit(nginx, &format!("host-{number}"), 60));
-            }
+    if is_full() {
+        (0..5).for_each(|round| {
+            share_between_three_hosts().unwrap_or_else(|no| panic!("{round}: {no}"))
         });
-        let stored = sensor.wait_stored(180, 5 * SOON).unwrap();
-        let posts = posts(&sensor);
-        let first = posts.first().expect("there are POSTs").at;
-        let ends: Vec<_> = (0..3)
-            .map(|number| {
-                let path = format!("/host-{number}/");
-                let own = stored.iter().filter(|event| event.url.starts_with(&path));
-                let last = own.map(|event| event.at).max().expect("each host has events");
-                (last - first).as_secs_f64()
-            })
-            .collect();
-        let fastest = ends.iter().copied().fold(f64::MAX, f64::min);
-        let slowest = ends.iter().copied().fold(0.0, f64::max);
-        let refused = posts.iter().filter(|post| post.answer == Some(429)).count();
-        let refused = refused as f64 / posts.len() as f64;
-        let used = 180.0 / (5.0 * slowest);
-        println!("{round}: {used:.3} used, {refused:.3} refused, ends {ends:.1?}");
-        assert!(used >= 0.85, "{used:.3} of the limit was used");
-        assert!(refused <= 0.15, "{refused:.3} of the POSTs were refused");
-        assert!(slowest <= 1.3 * fastest, "they end after {ends:.1?} seconds");
+        return;
     }
+    let missed: Vec<_> = (0..3).map_while(|_| share_between_three_hosts().err()).collect();
+    assert!(missed.len() < 3, "{missed:#?}");
+}
+
+/// Sends 60 events from each of three hosts to a server with one limit. Returns what was missed.
+fn share_between_three_hosts() -> Result<(), String> {
+    let rate = Rate::new(25, 5);
+    let sensor = Sensor::start(SensorOptions { rate: Some(rate), ..SensorOptions::default() });
+    // With this interval, each host collects all of its events at the same moment.
+    let target =
+        format!("tirreno_target {{ url {}; api_key test-key; interval 2s; }}", sensor.url());
+    let hosts = [(); 3].map(|()| site_with(&target).start());
+    let hosts: Vec<_> = hosts.iter().enumerate().collect();
+    std::thread::scope(|scope| {
+        for (number, nginx) in &hosts {
+            scope.spawn(move || visit(nginx, &format!("host-{number}"), 60));
+        }
+    });
+    let stored = sensor.wait_stored(180, 5 * SOON).unwrap();
+    let posts = posts(&sensor);
+    let first = posts.first().expect("there are POSTs").at;
+    let ends: Vec<_> = (0..3)
+        .map(|number| {
+            let path = format!("/host-{number}/");
+            let own = stored.iter().filter(|event| event.url.starts_with(&path));
+            let last = own.map(|event| event.at).max().expect("each host has events");
+            (last - first).as_secs_f64()
+        })
+        .collect();
+    let fastest = ends.iter().copied().fold(f64::MAX, f64::min);
+    let slowest = ends.iter().copied().fold(0.0, f64::max);
+    let refused = posts.iter().filter(|post| post.answer == Some(429)).count();
+    let refused = refused as f64 / posts.len() as f64;
+    let used = 180.0 / (5.0 * slowest);
+    let seen =
+        format!("{used:.3} of the limit used, {refused:.3} of the POSTs refused, ends {ends:.1?}");
+    println!("{seen}");
+    if used >= 0.85 && refused <= 0.15 && slowest <= 1.3 * fastest { Ok(()) } else { Err(seen) }
 }
 
 #[test]

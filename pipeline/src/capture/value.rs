@@ -519,8 +519,8 @@ fn cookie_variable(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// The value of nginx's `$cookie_NAME` in one `Cookie` header, with what follows it behind a semicolon: names are
-/// compared without case, and a comma ends a cookie before the wanted one. `None` also where nginx might find one
-/// in a malformed header.
+/// compared without case. `None` also where nginx might find one in a malformed header, or behind a comma: that
+/// ends a cookie in nginx 1.28, but not in 1.30.
 fn nginx_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let mut rest = line;
     loop {
@@ -530,7 +530,7 @@ fn nginx_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
             return Some(trim_blanks(trim_blanks(behind).strip_prefix(b"=")?));
         }
         let end = rest.iter().position(|b| matches!(b, b';' | b','))?;
-        rest = trim_blanks(&rest[end + 1..]);
+        rest = trim_blanks(rest[end..].strip_prefix(b";")?);
     }
 }
 
@@ -920,7 +920,7 @@ mod tests {
         for (line, found) in [
             ("user=ann", Some("ann")),
             ("a=1; USER=ann; user=eve", Some("ann")),
-            ("a=1,user=eve; user=ann", Some("eve")),
+            ("a=1,user=eve; user=ann", None),
             ("a=1;  user = ann, b ; c", Some("ann, b ")),
             ("user=", Some("")),
             ("xuser=eve; user=ann", Some("ann")),
