@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 use tirreno_tests::backend::Backend;
 use tirreno_tests::client::{self, Connection, RequestHeaders};
@@ -179,6 +181,30 @@ fn a_failed_login_is_of_the_account_that_the_body_names() {
     // A successful login of a mobile application, with no cookie in the answer.
     site.post("/login", &[("Cookie", "user=victim")], &json("ann@example.com"));
     assert_eq!(site.event(), ("account_login".to_owned(), "u1".to_owned()));
+    site.assert_no_secret();
+}
+
+/// Programs send the name that people type: an address of mail, or the name in other letters.
+#[test]
+fn a_name_in_basic_authentication_is_of_who_signed_in_with_it() {
+    let rule = "tirreno_event page_edit PUT \"/dav/{file}\" session=required user=basic;";
+    let site = Site::start("", &format!("{rule} {SERVER}"), |builder| builder);
+    let put = |name: &str| {
+        let basic = STANDARD.encode(format!("{name}:{SECRET}"));
+        let headers = [("Authorization", &*format!("Basic {basic}"))];
+        let address = SocketAddr::from(([127, 0, 0, 1], site.nginx.port()));
+        let mut connection = Connection::open(address).unwrap();
+        connection.request("PUT", "/dav/a", &headers, b"").unwrap();
+        site.event().1
+    };
+    assert_eq!(put("ann@example.com"), "ann@example.com");
+    site.post(GOOD, &[], &json("ann@example.com"));
+    assert_eq!(site.event(), ("account_login".to_owned(), "u1".to_owned()));
+    for (name, user) in
+        [("ann@example.com", "u1"), ("ANN@example.com", "u1"), ("ann", "ann"), ("bob", "bob")]
+    {
+        assert_eq!(put(name), user);
+    }
     site.assert_no_secret();
 }
 

@@ -339,7 +339,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             }
             User::Basic if self.kind != EventType::AccountLoginFail => {
                 let name = basic_name(self.exchange.header("authorization")?)?;
-                claims_count.then_some((name.into(), Identity::Claim))
+                claims_count.then(|| (self.user_of(name), Identity::Claim))
             }
             written => {
                 let account = account.as_ref().filter(|account| account.is_by(written))?;
@@ -347,6 +347,16 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
                 (!user.is_empty()).then_some((user, Identity::Claim))
             }
         }
+    }
+
+    /// The user who has signed in under that name, or else the name itself.
+    fn user_of(&self, name: Vec<u8>) -> Cow<'e, [u8]> {
+        let name = user_name(name.into(), true);
+        let text = str::from_utf8(&name).unwrap_or_default();
+        let known = self
+            .accounts
+            .and_then(|accounts| accounts.known.find(&accounts.known.key(accounts.realm, text)));
+        known.map_or(name, Cow::Owned)
     }
 
     /// Whether the account in the request determines the user of an event of this type.
