@@ -13,7 +13,8 @@ use std::cell::RefCell;
 
 use nginx_sys::{
     NGX_ERROR, ngx_array_push, ngx_conf_t, ngx_http_get_variable_index, ngx_http_handler_pt,
-    ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_request_t, ngx_int_t, ngx_str_t,
+    ngx_http_phases_NGX_HTTP_LOG_PHASE, ngx_http_phases_NGX_HTTP_PREACCESS_PHASE,
+    ngx_http_request_t, ngx_int_t, ngx_str_t,
 };
 use ngx::core::Status;
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
@@ -95,18 +96,23 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Puts the module into nginx's log phase.
+/// Puts the module into the phase in which a request has its location and nothing else was done, and into the log
+/// phase.
 pub(crate) fn install(cf: &mut ngx_conf_t, main: &mut MainConf) -> Result<(), Status> {
     main.request_id = variable_index(cf, ngx_string!("request_id"))?;
     main.accept_language = variable_index(cf, ngx_string!("http_accept_language"))?;
     let core = NgxHttpCoreModule::main_conf_mut(cf).ok_or(Status::NGX_ERROR)?;
-    let phase = &mut core.phases[ngx_http_phases_NGX_HTTP_LOG_PHASE as usize];
-    // SAFETY: the phase's array holds handlers; nginx reads the configuration in one thread.
-    unsafe {
-        let handler = ngx_array_push(&mut phase.handlers).cast::<ngx_http_handler_pt>();
-        *handler.as_mut().ok_or(Status::NGX_ERROR)? = Some(log_handler);
-    }
-    Ok(())
+    let mut put = |phase, handler| {
+        let phase = &mut core.phases[phase as usize];
+        // SAFETY: the phase's array holds handlers; nginx reads the configuration in one thread.
+        unsafe {
+            let place = ngx_array_push(&mut phase.handlers).cast::<ngx_http_handler_pt>();
+            *place.as_mut().ok_or(Status::NGX_ERROR)? = handler;
+        }
+        Ok(())
+    };
+    put(ngx_http_phases_NGX_HTTP_PREACCESS_PHASE, Some(preaccess_handler))?;
+    put(ngx_http_phases_NGX_HTTP_LOG_PHASE, Some(log_handler))
 }
 
 fn variable_index(cf: &mut ngx_conf_t, name: ngx_str_t) -> Result<usize, Status> {
@@ -114,6 +120,14 @@ fn variable_index(cf: &mut ngx_conf_t, name: ngx_str_t) -> Result<usize, Status>
     // SAFETY: the context is valid, the name is static.
     let index = unsafe { ngx_http_get_variable_index(cf, &mut name) };
     if index == NGX_ERROR as ngx_int_t { Err(Status::NGX_ERROR) } else { Ok(index as usize) }
+}
+
+/// The beginning of a request in its location.
+unsafe extern "C" fn preaccess_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: nginx passes a request; this is its event loop.
+    let request = unsafe { Request::new(r) };
+    guarded((), || identity::begin_request(request));
+    Status::NGX_DECLINED.into()
 }
 
 /// The end of a request, whatever ended it.

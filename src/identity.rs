@@ -1,8 +1,8 @@
 //! Which user a request's session belongs to, and what the answer tells about sessions.
 //!
-//! The session is looked up once, when the answer's header comes, and the result stays in the request's pool
-//! over internal redirects: a logout, or an upload that outlives its session, still belongs to the session's
-//! user. What the answer tells is learned before the client can use it: from headers when they are sent, from a
+//! A session is looked up when its request begins, and if it is nobody's then, once more when the answer's header
+//! comes. The result stays in the request's pool over internal redirects: a logout, or an upload that outlives its
+//! session, still belongs to the session's user, whoever has the token meanwhile. What the answer tells is learned before the client can use it: from headers when they are sent, from a
 //! JSON body before its last part is.
 
 use core::ffi::c_void;
@@ -21,7 +21,7 @@ use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::identity::keys::{Keys, TokenKey};
 use tirreno_pipeline::identity::lookup::MARK;
 use tirreno_pipeline::record::Capture;
-use tirreno_pipeline::shm::bindings::{Binding, Bindings};
+use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
 
 use crate::conf::{LocationConf, MainConf};
 use crate::exchange::HttpExchange;
@@ -31,6 +31,8 @@ use crate::request::Request;
 /// The session of a request. It lives in the request's pool, because an internal redirect clears the module's
 /// context.
 struct Known<'r> {
+    /// Where it was looked up.
+    location: &'r LocationConf,
     /// The key of the token that the request carries.
     token: Option<TokenKey>,
     /// The session's user, and the evidence.
@@ -55,11 +57,23 @@ fn shared(main: &MainConf) -> Option<Shared<'_>> {
     Some(Shared { bindings: zone.bindings(), keys })
 }
 
+/// Called when the header of the request has been read, and again after each internal redirect. By the time of the
+/// answer, a token may be another user's.
+pub(crate) fn begin_request(request: Request<'_>) {
+    let Some((location, main)) = place(request) else { return };
+    if kept(request).is_none_or(|known| !known.is_of(request, location)) {
+        let known = Known::find(request, location, main, |bound| !bound.has_ended());
+        if known.user.get().is_some() {
+            keep(request, known);
+        }
+    }
+}
+
 /// Called when the header of the answer is about to be sent.
 pub(crate) fn begin_answer(request: Request<'_>) {
-    let Some((location, main)) = place(request) else { return };
-    let known = known(request, location, main);
-    learn(request, location, main, known, request.has_no_body());
+    if let Some((known, main)) = known(request) {
+        learn(request, known, main, request.has_no_body());
+    }
 }
 
 /// Called when the answer has been read and its last part is about to be sent, or when the request ends without
@@ -68,9 +82,9 @@ pub(crate) fn end_answer(request: Request<'_>) {
     if kept(request).is_some_and(|known| known.is_learned.get()) {
         return;
     }
-    let Some((location, main)) = place(request) else { return };
-    let known = known(request, location, main);
-    learn(request, location, main, known, true);
+    if let Some((known, main)) = known(request) {
+        learn(request, known, main, true);
+    }
 }
 
 /// The location and the zone of the request, if sessions matter there.
@@ -93,12 +107,11 @@ pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
 /// The session that the request belongs to.
 pub(crate) fn session<'e>(exchange: &'e HttpExchange<'_, '_>) -> Session<'e> {
     let request = exchange.request;
-    let Some((location, main)) = place(request) else { return Session::None };
-    let known = known(request, location, main);
+    let Some((known, main)) = known(request) else { return Session::None };
     match (known.user.get(), known.token) {
         (Some((user, identity)), _) => Session::Bound(user.into(), identity),
         (None, Some(_)) => {
-            let alias = alias(exchange, location, main);
+            let alias = alias(exchange, known.location, main);
             alias.map_or(Session::None, |alias| Session::Unknown(alias.into_bytes().into()))
         }
         (None, None) => Session::None,
@@ -184,7 +197,7 @@ pub(crate) fn hold_for_lookup(
 pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionDigest> {
     let request = exchange.request;
     let (location, main) = (request.location()?, request.main_conf()?);
-    let known = place(request).map(|(location, main)| known(request, location, main));
+    let known = known(request).map(|(known, _)| known);
     if let Some(digest) = known.and_then(|known| known.digest) {
         return Some(digest);
     }
@@ -208,51 +221,64 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
     Some(digest)
 }
 
-/// Looks up the request's session, unless that was done before.
-fn known<'r>(request: Request<'r>, location: &'r LocationConf, main: &MainConf) -> &'r Known<'r> {
-    if let Some(known) = kept(request) {
-        return known;
+/// The request's session, if sessions matter there; looks it up unless that was done before.
+fn known<'r>(request: Request<'r>) -> Option<(&'r Known<'r>, &'r MainConf)> {
+    let kept = kept(request).filter(|_| request.is_main());
+    if let Some(known) = kept
+        && ptr::eq(known.location, request.location()?)
+    {
+        return Some((known, request.main_conf()?));
     }
-    let (user, is_learned) = (Cell::new(None), Cell::new(false));
-    let known = keep(request, Known { token: None, user, time_ms: 0, digest: None, is_learned });
-    if let Some(shared) = shared(main) {
+    let (location, main) = place(request)?;
+    let known = kept.filter(|known| known.is_of(request, location)).unwrap_or_else(|| {
+        let start_ms = request.start_ms();
+        keep(request, Known::find(request, location, main, |bound| bound.is_of(start_ms)))
+    });
+    Some((known, main))
+}
+
+impl<'r> Known<'r> {
+    /// Looks up the tokens that the request carries; a binding counts if it `is_valid`.
+    fn find(
+        request: Request<'r>,
+        location: &'r LocationConf,
+        main: &MainConf,
+        is_valid: impl Fn(&Bound) -> bool,
+    ) -> Self {
+        let (user, is_learned) = (Cell::new(None), Cell::new(false));
+        let mut known = Self { location, token: None, user, time_ms: 0, digest: None, is_learned };
+        let Some(shared) = shared(main) else { return known };
         // Tokens never come from the path.
         let exchange = HttpExchange::new(request, None);
         let tokens = request.tokens(location, shared.keys);
         own_token(&exchange, location, |parts| {
-            known.look_up(request, &shared, tokens.key(parts.iter().copied()))
+            let token = tokens.key(parts.iter().copied());
+            known.token.get_or_insert(token);
+            let found = shared.bindings.find(shared.keys, token, request.now_ms());
+            let Some(bound) = found.as_ref().filter(|bound| is_valid(bound)) else { return false };
+            known.token = Some(token);
+            known.user.set(Some((request.keep_text(bound.user()), bound.identity())));
+            known.time_ms = bound.time_ms();
+            known.digest = bound.digest();
+            true
         });
+        known
     }
-    known
-}
 
-impl<'r> Known<'r> {
-    /// Looks up one of the tokens that the request carries. Returns whether its user is known.
-    fn look_up(&mut self, request: Request<'r>, shared: &Shared<'_>, token: TokenKey) -> bool {
-        self.token.get_or_insert(token);
-        let found = shared.bindings.find(shared.keys, token, request.now_ms());
-        let Some(bound) = found.as_ref().filter(|bound| bound.is_of(request.start_ms())) else {
-            return false;
-        };
-        self.token = Some(token);
-        self.user.set(Some((request.keep_text(bound.user()), bound.identity())));
-        self.time_ms = bound.time_ms();
-        self.digest = bound.digest();
-        true
+    /// Whether it is what a lookup in that location would look up.
+    fn is_of(&self, request: Request<'r>, location: &LocationConf) -> bool {
+        ptr::eq(self.location, location)
+            || ptr::eq(self.location.sessions(), location.sessions())
+                && request.realm(self.location) == request.realm(location)
     }
 }
 
 /// Learns what the answer tells about sessions, once, as soon as the answer is complete enough.
-fn learn<'r>(
-    request: Request<'r>,
-    location: &'r LocationConf,
-    main: &'r MainConf,
-    known: &Known<'r>,
-    is_read: bool,
-) {
+fn learn<'r>(request: Request<'r>, known: &Known<'r>, main: &'r MainConf, is_read: bool) {
     if known.is_learned.get() {
         return;
     }
+    let Some(location) = request.location() else { return };
     let mut exchange = HttpExchange::new(request, None);
     if !exchange.is_applications() {
         known.is_learned.set(true);
@@ -338,8 +364,8 @@ fn kept<'r>(request: Request<'r>) -> Option<&'r Known<'r>> {
     None
 }
 
-/// Called once for a request: nobody else has a reference to what it returns.
-fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r mut Known<'r> {
+/// Keeps what has been found; `kept` returns the latest.
+fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r Known<'r> {
     let r: *mut ngx_http_request_t = request.as_ptr();
     // SAFETY: the pool gives so many bytes, aligned, that live while the request does; without memory
     // they are leaked once.
@@ -349,6 +375,6 @@ fn keep<'r>(request: Request<'r>, known: Known<'r>) -> &'r mut Known<'r> {
         let place = cleanup.data.cast::<Known<'r>>();
         place.write(known);
         cleanup.handler = Some(KEPT);
-        &mut *place
+        &*place
     }
 }

@@ -69,8 +69,11 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
     };
     let token = cookie.map(|(_, token)| token).or_else(bearer);
     let token = token.or_else(|| query.strip_prefix("access_token=")).unwrap_or_default();
+    let user = sessions.lock().unwrap().get(token).cloned();
+    if let Some(other) = &request.header("X-Until") {
+        wait_until(SOON, "that session", || sessions.lock().unwrap().contains_key(other));
+    }
     let mut sessions = sessions.lock().unwrap();
-    let user = sessions.get(token).cloned();
     let mut answer = Answer { status: 200, ..Answer::default() };
     let mut header = |name: &str, value: &str| answer.headers.push((name.into(), value.into()));
     match (path, user) {
@@ -82,6 +85,7 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
                 return answer;
             }
             let token = format!("token-{}", TOKENS.fetch_add(1, Relaxed));
+            let token = request.header("X-Keep").unwrap_or(token);
             sessions.insert(token.clone(), format!("{name}-id"));
             header("Token", &token);
             if request.header("X-Requested-With").is_some() {
@@ -155,7 +159,7 @@ const HTTP: &str = "
 struct Site {
     nginx: Nginx,
     _sensor: Sensor,
-    _backend: Backend,
+    backend: Backend,
     sessions: Sessions,
     /// Whether the application fails at everything.
     is_down: Arc<AtomicBool>,
@@ -174,7 +178,7 @@ impl Site {
         });
         let builder = Nginx::builder().sensor(&sensor.url()).var("BACKEND", &backend.address());
         let nginx = more(builder.http(HTTP).server(server)).start();
-        Self { nginx, _sensor: sensor, _backend: backend, sessions, is_down }
+        Self { nginx, _sensor: sensor, backend, sessions, is_down }
     }
 
     fn simple() -> Self {
@@ -305,6 +309,56 @@ fn a_login_binds_the_token_that_it_gives() {
     let token = format!("Bearer {}", answer.header("Token").unwrap());
     let seen = site.send("GET", "/action/1", &[("Authorization", &token)], "");
     assert!(seen.is("page_view", "bob-id", "session"), "{seen:?}");
+}
+
+/// A session whose id stays while its user changes.
+#[test]
+fn a_request_is_of_the_user_whose_session_it_was_when_it_began() {
+    let site = Site::simple();
+    let keep = |name: &str, token: &str| {
+        let body = format!(r#"{{"login_id":"{name}"}}"#);
+        let seen = site.send("POST", "/login", &[("X-Keep", token)], &body);
+        assert!(seen.is("account_login", &format!("{name}-id"), "answer"), "{seen:?}");
+    };
+    // Sends a request that the application answers once `meanwhile` is over, and returns its line.
+    let during = |token: &str, path: &str, meanwhile: &dyn Fn()| {
+        let (gate, cookie) = (format!("gate-{path}"), cookie(token));
+        let before = site.backend.requests().len();
+        thread::scope(|scope| {
+            let headers = [("Cookie", &*cookie), ("X-Until", &*gate)];
+            let port = site.nginx.port();
+            let slow = scope.spawn(move || client::get(port, path, &headers).unwrap());
+            wait_until(SOON, "the request", || site.backend.requests().len() > before);
+            meanwhile();
+            let lines = site.lines().len();
+            site.sessions.lock().unwrap().insert(gate.clone(), String::new());
+            slow.join().unwrap();
+            wait_until(SOON, "the request to be logged", || site.lines().len() > lines);
+        });
+        seen(&site.lines().pop().unwrap())
+    };
+    let token = site.log_in("ann");
+    let log_out = || {
+        site.send("POST", "/logout", &[("Cookie", &cookie(&token))], "");
+    };
+    let found = during(&token, "/action/both", &|| {
+        log_out();
+        keep("bob", &token);
+    });
+    assert!(found.is("page_view", "ann-id", "session"), "{found:?}");
+    let found = during(&token, "/action/login", &|| keep("eve", &token));
+    assert!(found.is("page_view", "bob-id", "session"), "{found:?}");
+    let found = during(&token, "/action/logout", &log_out);
+    assert!(found.is("page_view", "eve-id", "session"), "{found:?}");
+    // Whose it was while the application looked is not known, where it was nobody's at the beginning.
+    let found = during(&token, "/action/after", &|| keep("ann", &token));
+    assert!(found.user.is_empty() || found.user.starts_with("session-"), "{found:?}");
+    // A token that was never another's is the user's, whenever that is learned.
+    let new = site.unbound("zoe-id");
+    let found = during(&new, "/action/new", &|| {
+        site.send("GET", "/users/me", &[("Cookie", &cookie(&new))], "");
+    });
+    assert!(found.is("page_view", "zoe-id", "session"), "{found:?}");
 }
 
 #[test]
@@ -808,7 +862,7 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
         site.send("GET", "/action/3", &[("Cookie", &cookie("garbage"))], "");
         site.send("GET", "/action/4", &headers, "");
     }
-    let asked = site._backend.requests();
+    let asked = site.backend.requests();
     let asked = asked.iter().filter(|request| request.header("X-Tirreno-Lookup").is_some());
     assert_eq!(asked.count(), 1);
     assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
@@ -1082,7 +1136,7 @@ fn two_hosts_behind_a_balancer_know_most_users() {
         let one = Site::start(&server, |builder| builder.http(STATE).http(&lookup));
         let mut other = Nginx::builder()
             .sensor(&one._sensor.url())
-            .var("BACKEND", &one._backend.address())
+            .var("BACKEND", &one.backend.address())
             .http(HTTP)
             .http(STATE)
             .http(&lookup)

@@ -39,6 +39,8 @@ const WORDS: usize = 9 + USER_WORDS + 1;
 const USER_AT: usize = 9;
 /// The flag of an entry's fourth word: the binding has ended.
 const ENDED: u64 = 1 << 12;
+/// Another flag there: the token was another user's before.
+const REPLACED: u64 = 1 << 13;
 /// The position of the time in that word, in milliseconds since the epoch.
 const TIME_AT: u32 = 16;
 /// How long a writer may take, in seconds: the mark of a killed writer is ignored after that.
@@ -126,9 +128,17 @@ impl Bound {
     }
 
     /// Whether a request that began at that time, by the event loop's clock, belongs to the user's session. A
-    /// request in the millisecond of the session's end does not.
+    /// request in the millisecond of the session's end does not. One that is older than the binding may be that of
+    /// the token's earlier user; if the token was nobody's before, it is this user's.
     pub fn is_of(&self, start_ms: i64) -> bool {
-        !self.has_ended() || start_ms < self.time_ms()
+        let is_older = start_ms < self.time_ms();
+        match (self.has_ended(), self.words[3] & REPLACED != 0) {
+            (false, false) => true,
+            (false, true) => !is_older,
+            (true, false) => is_older,
+            // When it became this user's is not known any more.
+            (true, true) => false,
+        }
     }
 
     /// Whether the session has ended.
@@ -262,10 +272,15 @@ impl Bindings {
     }
 
     fn put_binding(&self, keys: &Keys, binding: &Binding<'_>, known: Option<&Bound>, now_ms: i64) {
-        if known.is_none_or(|known| known.user_hash() != binding.user_hash || known.has_ended()) {
+        let is_others = |known: &Bound| known.user_hash() != binding.user_hash;
+        if known.is_none_or(|known| is_others(known) || known.has_ended()) {
             self.make_room_for_user(keys, binding.user_hash);
         }
-        let kind = (binding.identity as u64) << 8 | binding.user.len() as u64;
+        let replaces = known.map_or(0, |known| match is_others(known) {
+            true => REPLACED,
+            false => known.words[3] & REPLACED,
+        });
+        let kind = replaces | (binding.identity as u64) << 8 | binding.user.len() as u64;
         let mut words = self.new_entry(binding.key, kind, known, now_ms);
         words[4] = binding.user_hash;
         put(&mut words[5..USER_AT], binding.digest.as_ref().map_or(&[], |digest| digest));
@@ -713,7 +728,9 @@ mod tests {
         assert!(!table.end(&keys, token(&keys, "other"), NOW));
         assert_eq!(user_of(&table, &keys, "t", NOW), None);
         // What began before the end is still of the session.
-        let ended = table.find(&keys, token(&keys, "t"), NOW).unwrap();
+        bind(&table, &keys, "u", "bob", NOW);
+        table.end(&keys, token(&keys, "u"), NOW);
+        let ended = table.find(&keys, token(&keys, "u"), NOW).unwrap();
         assert_eq!(ended.user(), b"bob");
         assert!(ended.is_of(ended.time_ms() - 1) && !ended.is_of(ended.time_ms()));
         bind(&table, &keys, "t", "ann", NOW);
@@ -725,6 +742,21 @@ mod tests {
         let longest = "x".repeat(MAX_USER);
         bind(&table, &keys, "long", &longest, NOW);
         assert_eq!(user_of(&table, &keys, "long", NOW), Some(longest));
+    }
+
+    #[test]
+    fn a_token_with_another_user_is_not_of_older_requests() {
+        let (table, keys) = table(1 << 20);
+        let found = || table.find(&keys, token(&keys, "t"), NOW).unwrap();
+        let are_of = |found: Bound| [-1, 0, 1].map(|after| found.is_of(found.time_ms() + after));
+        bind(&table, &keys, "t", "ann", NOW);
+        assert_eq!(are_of(found()), [true, true, true], "it was nobody's");
+        bind(&table, &keys, "t", "bob", NOW + 10);
+        assert_eq!(are_of(found()), [false, true, true]);
+        table.end(&keys, token(&keys, "t"), NOW + 20);
+        assert_eq!(are_of(found()), [false, false, false], "of whom, is not known");
+        bind(&table, &keys, "t", "bob", NOW + 30);
+        assert_eq!(are_of(found()), [false, true, true]);
     }
 
     #[test]
