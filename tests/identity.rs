@@ -61,7 +61,11 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let cookie = request.header("Cookie").unwrap_or_default();
     let cookies = cookie.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let cookie = cookies.into_iter().find(|(name, _)| *name == "MMAUTHTOKEN");
+    // As Go does it, which skips other values.
+    let is_read =
+        |value: &str| value.bytes().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'));
+    let mut cookies = cookies.into_iter().filter(|(_, value)| is_read(value));
+    let cookie = cookies.find(|(name, _)| *name == "MMAUTHTOKEN");
     let authorization = request.header("Authorization").unwrap_or_default();
     let bearer = || {
         let scheme = authorization.get(..6)?;
@@ -560,6 +564,20 @@ fn cookies_count_as_the_application_reads_them() {
         let seen = site.send("GET", "/action/1", &[("Cookie", &cookies)], "");
         assert_ne!(seen.user, VICTIM, "{cookies}: {seen:?}");
         assert!(user.is_empty() || seen.is("page_view", user, "session"), "{cookies}: {seen:?}");
+    }
+    // What is not a cookie's value hides no token, and never becomes one: not even where who plants it has the
+    // victim ask who it is.
+    let victims = site.unbound(VICTIM);
+    for junk in ["x\"y", "\"x", "\"", "\"x\"y\"", "x\\y", "x\u{e9}", "12345678\\"] {
+        let with = |token: &str| format!("{}; {}", cookie(junk), cookie(token));
+        let seen = site.send("GET", "/action/1", &[("Cookie", &with(&own))], "");
+        assert!(seen.is("page_view", "eve-id", "session"), "{junk:?}: {seen:?}");
+        site.send("GET", "/users/me", &[("Cookie", &with(&victims))], "");
+        let unknown = site.unbound("bob-id");
+        let seen = site.send("GET", "/action/1", &[("Cookie", &with(&unknown))], "");
+        assert!(seen.user.starts_with("session-"), "{junk:?}: {seen:?}");
+        let seen = site.send("GET", "/action/1", &[("Cookie", &with(&victims))], "");
+        assert!(seen.is("page_view", VICTIM, "session"), "{junk:?}: {seen:?}");
     }
     // HTTP/1.1 may have several headers.
     let other = site.log_in("eve");

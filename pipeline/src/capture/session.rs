@@ -25,7 +25,7 @@ pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
         one.each(exchange, |text| word(one, &text).is_some_and(|token| f(&[token])));
         return;
     }
-    let texts: Vec<_> = values.iter().map(|value| value.get(exchange, None).text()).collect();
+    let texts: Vec<_> = values.iter().map(|value| value.token(exchange)).collect();
     if let Some(parts) = words(values, &texts) {
         f(&parts);
     }
@@ -42,7 +42,7 @@ pub fn answer_token<'e, T: Text, X: Exchange<Text = T>>(
     let text = |value: &Value<T>| -> Cow<'e, [u8]> {
         let answers = value.in_answer(exchange);
         is_answers |= answers.is_some();
-        answers.unwrap_or_else(|| value.get(exchange, None).text())
+        answers.unwrap_or_else(|| value.token(exchange))
     };
     let texts: Vec<_> = values.iter().map(text).collect();
     if let Some(parts) = words(values, &texts)

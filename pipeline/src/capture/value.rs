@@ -316,8 +316,9 @@ impl<T: Text> Value<T> {
         Read::from(exchange.body(format, field, is_name)).and(self)
     }
 
-    /// Calls `f` with each possible value in the request until `f` returns true. Several cookies may match
-    /// a prefix.
+    /// Calls `f` with each possible token in the request until `f` returns true. Several cookies may match a
+    /// prefix. Some applications (Go) skip a cookie with bytes that RFC 6265 does not allow, others take it for a
+    /// session that does not exist: so that is no token for any of them.
     pub fn each<'e, X: Exchange<Text = T>>(
         &self,
         exchange: &'e X,
@@ -332,13 +333,24 @@ impl<T: Text> Value<T> {
             return;
         };
         for line in exchange.cookies() {
-            for value in cookies(line).filter_map(|cookie| cookie_value(cookie, name)) {
+            let values = cookies(line).filter_map(|cookie| cookie_value(cookie, name));
+            for value in values.filter(|value| is_cookie_text(value)) {
                 let is_enough = give(self.take(cookie_text(value)));
                 if is_enough.is_some_and(|is_enough| is_enough || !name.is_prefix) {
                     return;
                 }
             }
         }
+    }
+
+    /// The first possible token in the request; empty if there is none.
+    pub fn token<'e, X: Exchange<Text = T>>(&self, exchange: &'e X) -> Cow<'e, [u8]> {
+        let mut token = Cow::Borrowed(&[][..]);
+        self.each(exchange, |text| {
+            token = text;
+            true
+        });
+        token
     }
 
     /// The value of a cookie as most clients write it: neither quoted nor encoded, and without a blank. `None` does
@@ -566,7 +578,7 @@ fn plain_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
         rest = rest[end + 1..].trim_ascii_start();
     }
     let value = rest[name.len()..].strip_prefix(b"=")?;
-    let end = scan::find_any_or_blank(value, [b';', b'%', b'"']).unwrap_or(value.len());
+    let end = scan::find_unplain(value).unwrap_or(value.len());
     (end > 0 && matches!(value.get(end), None | Some(b';'))).then(|| &value[..end])
 }
 
@@ -595,6 +607,12 @@ pub fn cookie_text(value: &[u8]) -> Cow<'_, [u8]> {
     let decoded: Vec<u8> = path::decode(value.iter().copied()).collect();
     let is_text = !decoded.iter().any(u8::is_ascii_control) && str::from_utf8(&decoded).is_ok();
     if is_text { decoded.into() } else { value.into() }
+}
+
+/// Whether a cookie's value has only bytes that applications read alike: as Go's `net/http`, that is visible ASCII and
+/// blanks, but neither quotes (save those around it) nor backslashes.
+fn is_cookie_text(value: &[u8]) -> bool {
+    unquote(value).iter().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'))
 }
 
 fn unquote(value: &[u8]) -> &[u8] {
@@ -758,6 +776,18 @@ mod tests {
                 let value = parsed.map(|(_, value)| value);
                 assert_eq!(cookie_value(cookie, name), value, "{name:?} {cookie:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_a_cookies_value() {
+        for text in ["", "a", "a b,c", "\"a\"", "\"\"", "!#%&'~"] {
+            assert!(is_cookie_text(text.as_bytes()), "{text:?}");
+        }
+        for text in ["\"", "a\"", "\"a\"b\"", "a\\", "a\x01", "a\x7f", "é", "a\tb"] {
+            assert!(!is_cookie_text(text.as_bytes()), "{text:?}");
+            let line = format!("ab={text}; ab=1");
+            assert_eq!(plain_cookie(line.as_bytes(), b"ab"), None, "{text:?}");
         }
     }
 
