@@ -141,12 +141,7 @@ fn own_token(
     mut f: impl FnMut(&[&[u8]]) -> bool,
 ) {
     for values in location.sessions() {
-        let mut is_there = false;
-        request_tokens(values, exchange, |parts| {
-            is_there = true;
-            f(parts)
-        });
-        if is_there {
+        if request_tokens(values, exchange, &mut f) {
             return;
         }
     }

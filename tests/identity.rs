@@ -72,7 +72,9 @@ fn application(sessions: &Sessions, request: &BackendRequest) -> Answer {
         scheme.eq_ignore_ascii_case("bearer").then(|| authorization.get(7..)).flatten()
     };
     let token = cookie.map(|(_, token)| token).or_else(bearer);
-    let token = token.or_else(|| query.strip_prefix("access_token=")).unwrap_or_default();
+    // As Go does it, which takes the first.
+    let argument = || query.split('&').find_map(|pair| pair.strip_prefix("access_token="));
+    let token = token.or_else(argument).unwrap_or_default();
     let user = sessions.lock().unwrap().get(token).cloned();
     if let Some(other) = &request.header("X-Until") {
         wait_until(SOON, "that session", || sessions.lock().unwrap().contains_key(other));
@@ -548,6 +550,34 @@ fn nothing_teaches_but_the_applications_own_answer_to_the_very_request() {
     }
     assert_eq!((whose(&victims), whose(&own)), (VICTIM.into(), "eve-id".into()));
     assert!(site.nginx.crashes(&[]).is_empty());
+}
+
+#[test]
+fn no_other_text_hides_the_token_that_the_application_reads() {
+    let site = Site::simple();
+    let (own, other) = (site.log_in("eve"), site.log_in("victim"));
+    let path = format!("/action/1?access_token={own}");
+    for header in ["zzz", "Bearer", &format!("Basic {other}"), ""] {
+        let seen = site.send("GET", &path, &[("Authorization", header)], "");
+        assert!(seen.is("page_view", "eve-id", "session"), "{header}: {seen:?}");
+    }
+    let twice = format!("{path}&access_token={own}");
+    let seen = site.send("GET", &twice, &[], "");
+    assert!(seen.is("page_view", "eve-id", "session"), "{seen:?}");
+    // Which of two an application takes, the module does not know.
+    for second in [&*other, "", "zzz"] {
+        let seen = site.send("GET", &format!("{path}&access_token={second}"), &[], "");
+        assert!(seen.is("page_view", "", "none"), "{second}: {seen:?}");
+    }
+    assert_eq!(site.status()["identity"]["unreadable_session"], 3);
+    // An application that reads the header without a scheme.
+    let server = SERVER.replace("header:Authorization", r"header:Authorization~^(?:Own\s)?(.+)$");
+    let site = Site::start(&server, |builder| builder);
+    let token = site.log_in("ann");
+    for header in [token.clone(), format!("Own {token}")] {
+        let seen = site.send("POST", "/csrf", &[("Authorization", &header)], "");
+        assert!(seen.is("account_edit", "ann-id", "session"), "{header}: {seen:?}");
+    }
 }
 
 /// The same cookies in many forms, and connections that change their protocol.

@@ -11,24 +11,37 @@ use crate::capture::value::{Source, Value};
 pub type SessionDigest = [u8; 32];
 
 /// Calls `f` with the parts of each token that a request carries, by the joined values of `tirreno_session`,
-/// until `f` has enough.
+/// until `f` has enough. Returns whether there is any, even if it is not certain which one the application reads.
 pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
     values: &[Value<T>],
     exchange: &X,
     mut f: impl FnMut(&[&[u8]]) -> bool,
-) {
+) -> bool {
+    if let [one] = values
+        && let Some(token) = one.plain_cookie(exchange)
+    {
+        f(&[token]);
+        return true;
+    }
+    if values.iter().any(|value| value.is_ambiguous(exchange)) {
+        return true;
+    }
+    let mut is_there = false;
     if let [one] = values {
-        if let Some(token) = one.plain_cookie(exchange) {
-            f(&[token]);
-            return;
-        }
-        one.each(exchange, |text| word(one, &text).is_some_and(|token| f(&[token])));
-        return;
+        one.each(exchange, |text| {
+            word(one, &text).is_some_and(|token| {
+                is_there = true;
+                f(&[token])
+            })
+        });
+        return is_there;
     }
     let texts: Vec<_> = values.iter().map(|value| value.token(exchange)).collect();
     if let Some(parts) = words(values, &texts) {
+        is_there = true;
         f(&parts);
     }
+    is_there
 }
 
 /// Calls `f` with the parts of the token that an answer sets or carries. A part that the answer lacks is the
@@ -74,15 +87,15 @@ fn word<'t, T: Text>(value: &Value<T>, text: &'t [u8]) -> Option<&'t [u8]> {
 }
 
 /// The token in an `Authorization` header, parsed as loosely as applications do: `Bearer` or `token` in any
-/// case, and any one character behind it. `None` for other schemes: `Basic` carries a password, which even a
-/// hash would reveal.
+/// case, and any one character behind it. `None` without a scheme, which RFC 9110 requires, and for other schemes:
+/// `Basic` carries a password, which even a hash would reveal.
 pub fn authorization_token(value: &[u8]) -> Option<&[u8]> {
     let value = value.trim_ascii();
     let behind = |scheme: &[u8]| {
         let (start, rest) = value.split_at_checked(scheme.len() + 1)?;
         start[..scheme.len()].eq_ignore_ascii_case(scheme).then_some(rest)
     };
-    plain_token(behind(b"bearer").or_else(|| behind(b"token")).unwrap_or(value))
+    plain_token(behind(b"bearer").or_else(|| behind(b"token"))?)
 }
 
 /// The token in a cookie, an argument or another header; `None` if it is not one word.
@@ -114,15 +127,20 @@ mod tests {
             "bearer  abc ",
             "token abc",
             "Token\tabc",
-            " abc",
             "Bearer:abc",
             "bearer\tabc",
-            "abc",
         ] {
             assert_eq!(authorization_token(same.as_bytes()), Some(&b"abc"[..]), "{same:?}");
         }
-        for none in ["", " ", "Bearer a b", "Basic YWxhZGRpbjpzZXNhbWU=", "Digest username=a, b=c"]
-        {
+        for none in [
+            "",
+            " ",
+            "abc",
+            "Bearer",
+            "Bearer a b",
+            "Basic YWxhZGRpbjpzZXNhbWU=",
+            "Digest username=a, b=c",
+        ] {
             assert_eq!(authorization_token(none.as_bytes()), None, "{none:?}");
         }
         // A cookie may be any word.

@@ -329,7 +329,9 @@ impl<T: Text> Value<T> {
             _ => None,
         };
         let Source::Cookie(name) = &self.source else {
-            give(self.get(exchange, None));
+            if !self.is_ambiguous(exchange) {
+                give(self.get(exchange, None));
+            }
             return;
         };
         for line in exchange.cookies() {
@@ -377,9 +379,18 @@ impl<T: Text> Value<T> {
         }
     }
 
-    /// Whether it is the header `Authorization`, in which a scheme precedes the token.
+    /// Whether it is the whole header `Authorization`, in which a scheme precedes the token.
     pub fn is_authorization(&self) -> bool {
-        matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
+        self.regex.is_none()
+            && matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
+    }
+
+    /// Whether it is an argument that the query has with different values: of several, Go takes the first, PHP and
+    /// Rails the last.
+    pub fn is_ambiguous<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
+        let Source::Arg(name) = &self.source else { return false };
+        let mut values = args(exchange.query(), |key| key == name.as_bytes());
+        values.next().is_some_and(|first| values.any(|value| value != first))
     }
 
     /// The first text with a value.
@@ -622,22 +633,20 @@ fn unquote(value: &[u8]) -> &[u8] {
 /// The argument of a query, decoded as in a form. Of several, the last one counts, as in PHP and Rails; for
 /// an application that reads JSON the first one, as in Go.
 pub fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
-    let mut found = None;
-    for pair in query.split(|b| *b == b'&') {
+    let mut values = args(query, |key| match format {
+        Some(BodyFormat::Php) => php_name(key) == name.as_bytes(),
+        _ => key == name.as_bytes(),
+    });
+    if format == Some(BodyFormat::Json) { values.next() } else { values.last() }
+}
+
+/// The values of the arguments whose name `is_it`, decoded as in a form.
+fn args<'q>(query: &'q [u8], is_it: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = Cow<'q, [u8]>> {
+    query.split(|b| *b == b'&').filter_map(move |pair| {
         let equals = pair.iter().position(|b| *b == b'=').unwrap_or(pair.len());
-        let key = form_text(&pair[..equals]);
-        let is_it = match format {
-            Some(BodyFormat::Php) => php_name(&key) == name.as_bytes(),
-            _ => *key == *name.as_bytes(),
-        };
-        if is_it {
-            found = Some(form_text(pair.get(equals + 1..).unwrap_or_default()));
-            if format == Some(BodyFormat::Json) {
-                break;
-            }
-        }
-    }
-    found
+        is_it(&form_text(&pair[..equals]))
+            .then(|| form_text(pair.get(equals + 1..).unwrap_or_default()))
+    })
 }
 
 /// The name that PHP makes of an argument's name: without leading spaces, cut at a NUL, and with `_` for

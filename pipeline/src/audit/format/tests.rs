@@ -65,7 +65,7 @@ impl Request<'_> {
             push_segment(&mut fields, name, value);
         }
         let level = self.level.map(|level| level.number().to_ne_bytes());
-        let token = session::authorization_token(self.token.as_bytes());
+        let token = session::plain_token(self.token.as_bytes());
         let session = token.map(|token| session::digest([token]));
         capture.set_extra(Extra::Audit, self.audit.as_bytes());
         capture.set_extra(Extra::Level, level.as_ref().map_or(&[], |level| level));
