@@ -3,8 +3,8 @@
 use tirreno_pipeline::capture::cookie::Name;
 use tirreno_pipeline::capture::exchange::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
-use tirreno_pipeline::capture::rule;
 use tirreno_pipeline::capture::value::{arg, cookie_pairs};
+use tirreno_pipeline::capture::{path, rule};
 
 use crate::conf::value::ComplexValue;
 use crate::request::Request;
@@ -117,9 +117,9 @@ impl Exchange for HttpExchange<'_, '_> {
         let end = target.iter().position(|b| matches!(b, b'?' | b'#')).unwrap_or(target.len());
         let prefix = self.request.location().map_or(&[][..], |location| location.event_prefix());
         let own = target[..end].strip_prefix(prefix);
-        let is_normal = own
-            .zip(self.path)
-            .is_some_and(|(own, path)| own == path || own.is_empty() && path == b"/");
+        let is_normal = own.zip(self.path).is_some_and(|(own, path)| {
+            path::is_ordinary(own, path) || own.is_empty() && path == b"/"
+        });
         let overrides =
             |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
         // PHP changes other names to `_method`.

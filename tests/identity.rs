@@ -441,12 +441,66 @@ fn an_overridden_method_proves_nothing() {
     for (path, headers, body) in overrides {
         let headers = [headers, &[("Cookie", &*token)]].concat();
         let seen = site.send("POST", path, &headers, body);
-        assert_eq!((&*seen.user, &*seen.captured), ("", "anonymous"), "{path} {body:.100}");
+        // Nor does it hide the event.
+        assert!(seen.is("page_edit", "", "none"), "{path} {body:.100}: {seen:?}");
     }
     for (kind, body) in [(FORM, "a=_method&method=PUT"), (PARTS, &part("c"))] {
         let token = cookie(&site.unbound("ann-id"));
         let seen = site.send("POST", "/posts?a=_method", &[kind, ("Cookie", &token)], body);
         assert!(seen.is("page_edit", "ann-id", "answer"), "{body}: {seen:?}");
+    }
+}
+
+#[test]
+fn no_spelling_of_a_path_and_no_override_leaves_an_event_out() {
+    let server = SERVER.replace("tirreno_verify session", "tirreno_verify answer");
+    let site = Site::start(&server, |builder| builder);
+    let token = cookie(&site.unbound("bob-id"));
+    let send = |path: &str, more: &[(&str, &str)], headers: &[(&str, &str)]| {
+        site.send("DELETE", path, &[more, headers].concat(), "")
+    };
+    let alias = send("/action/1", &[("Cookie", &*token)], &[]).user;
+    assert!(alias.starts_with("session-"), "{alias}");
+    // Clients have to encode these.
+    for path in ["/action/my%20photo.jpg", "/action/%C3%A4.txt", "/action/eve%40example.com?a=%2f"]
+    {
+        let seen = send(path, &[("Cookie", &*token)], &[]);
+        assert!(seen.is("page_view", &alias, "none"), "{path}: {seen:?}");
+    }
+    let before = site.status()["identity"]["unreadable_session"].as_u64().unwrap();
+    // Perhaps the application sees something else: nobody is named, and the event is there.
+    let override_header = [("X-HTTP-Method-Override", "GET")];
+    let others = [
+        ("/action/%751", &[][..]),
+        ("//action/1", &[]),
+        ("/action/a%2fb", &[]),
+        ("/action/1?_method=x", &[]),
+        ("/action/1", &override_header),
+    ];
+    for (path, headers) in others {
+        let seen = send(path, &[("Cookie", &*token)], headers);
+        assert!(seen.is("page_view", "", "none"), "{path}: {seen:?}");
+    }
+    let after = site.status()["identity"]["unreadable_session"].as_u64().unwrap();
+    assert_eq!(after - before, others.len() as u64);
+    // What the application refuses shows nothing of a session.
+    let seen = send("//action/1", &[("Cookie", "MMAUTHTOKEN=garbage")], &[]);
+    assert_eq!((&*seen.user, &*seen.captured), ("", "anonymous"), "{seen:?}");
+    // The user of basic authentication is a claim, of an accepted request or of none.
+    let server = "tirreno on;
+        tirreno_verify answer;
+        tirreno_event page_edit * '/open/{*rest}' session=required user=basic;
+        location / { rewrite ^ /open break; proxy_pass http://%BACKEND%; }";
+    let site = Site::start(server, |builder| builder);
+    let basic = [("Authorization", "Basic Ym9iOng=")];
+    for (path, user) in
+        [("/open/my%20photo.jpg", "bob"), ("/open/%35", ""), ("/open/a?_method=x", "")]
+    {
+        let seen = site.send("PUT", path, &basic, "x");
+        assert!(
+            seen.is("page_edit", user, if user.is_empty() { "none" } else { "claim" }),
+            "{path}: {seen:?}"
+        );
     }
 }
 

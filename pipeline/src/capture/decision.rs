@@ -88,7 +88,8 @@ pub struct Whose<'e> {
     pub claimed: Cow<'e, [u8]>,
     /// A keyed hash of the account in the request that is, or may be, the user's.
     pub account: Option<[u8; 8]>,
-    /// Whether the application has accepted a session that cannot be read.
+    /// Whether the application has accepted a session that cannot be read, or has perhaps accepted it: the answer would
+    /// show it if the application certainly saw the same method and path.
     pub unreadable_session: bool,
 }
 
@@ -224,7 +225,8 @@ type Named<'e> = (Cow<'e, [u8]>, Identity);
 
 impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
     fn attribute(&self) -> Whose<'e> {
-        let is_accepted = self.is_accepted();
+        let is_answered = self.is_answered();
+        let is_accepted = is_answered && self.is_exact();
         let session = self.exchange.session();
         let claims_count = self.claims_count(is_accepted, &session);
         let account = self.account(&session);
@@ -255,8 +257,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
                 whose.identity = identity;
             }
             None => {
-                whose.unreadable_session =
-                    is_accepted && self.settings.has_session && session == Session::None;
+                let has_none = self.settings.has_session && session == Session::None;
+                whose.unreadable_session = is_answered && (!is_accepted || has_none);
             }
         }
         whose.account = account.and_then(|account| self.learn(&account, &whose));
@@ -270,13 +272,12 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         self.rule.map_or(&[], |rule| &rule.users)
     }
 
-    /// Whether the application's answer shows that the request has a valid session.
-    fn is_accepted(&self) -> bool {
+    /// Whether the application has answered as it does only to a valid session, if it saw the same method and path.
+    fn is_answered(&self) -> bool {
         let required = self.rule.and_then(|rule| rule.session.as_ref());
         !self.is_hung_up
             && self.exchange.is_applications()
             && required.is_some_and(|required| required.holds(self.exchange))
-            && self.is_exact()
     }
 
     /// Whether the application certainly sees the same method and path as the rules.
@@ -694,7 +695,8 @@ mod tests {
         let by = |facts: &Facts, name, found| Facts { body: vec![(name, found)], ..facts.clone() };
         for name in ["_method", "X-HTTP-Method-Override"] {
             for found in [Found::Value("PUT"), Found::Value(""), Found::Unreadable, Found::Unread] {
-                location.assert(&by(&post, name, found), "page_edit  none skipped");
+                // It is no proof, and no reason to leave the event out.
+                location.assert(&by(&post, name, found), "page_edit  none");
                 location.assert(&by(&login, name, found), "account_login  none skipped");
             }
         }

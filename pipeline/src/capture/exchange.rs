@@ -58,8 +58,8 @@ pub trait Exchange {
     fn is_refused(&self) -> bool;
     /// Whether the client went away, or nginx stopped waiting, before the application's header came.
     fn is_hung_up(&self) -> bool;
-    /// Whether the path in the request line is byte for byte the normalized one, and no header or argument
-    /// overrides the method. Only then, and if the body does not override the method either, the application
+    /// Whether the path in the request line is the normalized one or its ordinary encoding
+    /// ([`is_ordinary`](crate::capture::path::is_ordinary)), and no header or argument overrides the method. Only then, and if the body does not override the method either, the application
     /// certainly sees the same path and method as the rules.
     fn is_exact(&self) -> bool {
         true

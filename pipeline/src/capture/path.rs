@@ -55,6 +55,41 @@ pub fn normalize<'a>(target: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
     scratch
 }
 
+/// Whether `sent` is the normalized `path` itself, or its ordinary percent-encoding: then the application, too,
+/// certainly sees this path. Ordinary are only escapes that clients need or usually write in a segment: of a blank, of
+/// marks that do not structure a path, and of text beyond ASCII.
+pub fn is_ordinary(sent: &[u8], path: &[u8]) -> bool {
+    if sent == path {
+        return true;
+    }
+    let (mut at, mut decoded) = (0, path.iter());
+    while let Some(byte) = sent.get(at) {
+        at += 1;
+        let byte = match byte {
+            b'%' => {
+                let Some(byte) = escape(&sent[at..]).filter(is_usually_encoded) else {
+                    return false;
+                };
+                at += 2;
+                byte
+            }
+            byte => *byte,
+        };
+        if decoded.next() != Some(&byte) {
+            return false;
+        }
+    }
+    decoded.next().is_none() && str::from_utf8(path).is_ok()
+}
+
+/// Never a slash, a backslash, a dot, a semicolon, a percent sign or a control character, which programs take for
+/// structure, nor what no client needs to encode.
+fn is_usually_encoded(byte: &u8) -> bool {
+    byte.is_ascii_graphic() && b"\"<>[]^`{|}#?@:+,&=$!'()*".contains(byte)
+        || *byte == b' '
+        || !byte.is_ascii()
+}
+
 /// The rest of a normalized path below a prefix without a slash at its end; `None` if the path is not below
 /// it.
 pub fn below<'p>(path: &'p [u8], prefix: &[u8]) -> Option<&'p [u8]> {
@@ -240,6 +275,57 @@ mod tests {
     fn normal(target: &str) -> String {
         let mut scratch = Vec::new();
         String::from_utf8(normalize(target.as_bytes(), &mut scratch).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn ordinary_escapes() {
+        let is_it = |sent: &str| {
+            let mut scratch = Vec::new();
+            is_ordinary(sent.as_bytes(), normalize(sent.as_bytes(), &mut scratch))
+        };
+        for sent in [
+            "/",
+            "/a/b.c",
+            "/my%20photo.jpg",
+            "/%C3%A4.txt",
+            "/%c3%a4",
+            "/eve%40example.com",
+            "/a%3Ab%2Bc%2C%26%3D%24%21%27%28%29%2a",
+            "/%22%3c%3e%5b%5D%5e%60%7b%7C%7d%23%3F",
+            "/ä%20",
+        ] {
+            assert!(is_it(sent), "{sent}");
+        }
+        for sent in [
+            "//a",
+            "/a/",
+            "/./a",
+            "/a/..%2fb",
+            "/a%2fb",
+            "/a%5cb",
+            "/%2e",
+            "/a%25b",
+            "/a%3bb",
+            "/a%00",
+            "/a%0a",
+            "/a%7f",
+            "/%61",
+            "/%35",
+            "/%7E",
+            "/%2D",
+            "/%5f",
+            "/%ff",
+            "/%c3",
+            "/a%20/../b",
+            "/a%2",
+            "/a%zz",
+        ] {
+            // A slash at the end stays in the normalized path.
+            assert_eq!(is_it(sent), matches!(sent, "/a/" | "/a%2" | "/a%zz"), "{sent}");
+        }
+        for byte in (0..=127_u8).filter(|b| !b.is_ascii_graphic() || b.is_ascii_alphanumeric()) {
+            assert_eq!(is_it(&format!("/a%{byte:02x}b")), byte == b' ', "{byte}");
+        }
     }
 
     #[test]

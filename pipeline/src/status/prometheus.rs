@@ -75,7 +75,7 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
     let help = "Events whose client claimed to be somebody else than the application says.";
     text.family("tirreno_identity_mismatches_total", "counter", help);
     text.sample("tirreno_identity_mismatches_total", &[], snapshot.identity("mismatched"));
-    let help = "Accepted requests without a session's token that could be read.";
+    let help = "Accepted requests whose session could not be read, or was not proven.";
     text.family("tirreno_unreadable_sessions_total", "counter", help);
     text.sample("tirreno_unreadable_sessions_total", &[], snapshot.identity("unreadable_session"));
     text.family("tirreno_skipped_requests_total", "counter", "Requests that are no event.");
