@@ -34,7 +34,8 @@ const SERVER: &str = r#"
     tirreno_event account_logout POST /logout session=required;
     tirreno_event off GET /users/me 'bind=$upstream_http_etag~^[0-9.]+\.([a-z-]+)\.[0-9]+$'
         session=required:200,304;
-    tirreno_event page_edit POST /posts bind=answer:user_id session=required:201;
+    tirreno_event page_edit POST /posts bind=answer:user_id session=required:201
+        user=session user=answer:user_id;
     tirreno_event page_view GET /open anonymous=on;
     tirreno_event page_view GET /socket status=101 user=session anonymous=on;
     tirreno_event account_edit POST /csrf status=401,2xx user=session;
@@ -375,6 +376,9 @@ fn nothing_is_ever_put_on_a_victims_record() {
     let both = format!("{planted}; {}", cookie(&own));
     let seen = site.send("GET", "/action/1", &[("Cookie", &both)], "");
     assert!(seen.is("page_view", "eve-id", "session") && seen.claimed == VICTIM, "{seen:?}");
+    // Also where the answer itself names the user.
+    let seen = site.send("POST", "/posts", &[("Cookie", &both)], "{}");
+    assert!(seen.is("page_edit", "eve-id", "answer") && seen.claimed == VICTIM, "{seen:?}");
     let basic = [("Authorization", "Basic dmljdGltLWlkOng="), ("Cookie", &cookie(&own))];
     let seen = site.send("GET", "/action/1", &basic, "");
     assert!(seen.is("page_view", "eve-id", "session"), "{seen:?}");

@@ -460,9 +460,11 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             _ => None,
         });
         // A login of another user may well come with an old cookie.
+        let is_login = matches!(self.kind, EventType::AccountLogin | EventType::AccountLoginFail);
         let asks_session = self.rules_users().iter().any(|user| matches!(user, User::Session));
-        let is_told =
-            self.rules_users().is_empty() || asks_session && whose.identity != Identity::Answer;
+        let is_told = !is_login
+            || self.rules_users().is_empty()
+            || asks_session && whose.identity != Identity::Answer;
         let of_location = self.settings.users.iter().filter(|_| is_told);
         let mut claims =
             of_rule.chain(of_location).filter(|value| value.trust() == Trust::Claim).peekable();
@@ -739,7 +741,11 @@ mod tests {
         let session = Session::Bound(b"ann".into(), Identity::Session);
         let facts = Facts { session, ..cookie() };
         assert!(decide(&facts, &settings, None).unwrap().whose.claimed.is_empty());
-        let location = Location::new(&["page_view GET /a user=answer:id user=session"]);
+        let location = Location::new(&[
+            "page_view GET /a user=answer:id user=session",
+            "page_edit GET /only user=answer:id",
+            "account_login GET /login user=answer:id user=session",
+        ]);
         let session = Session::Bound(b"bob".into(), Identity::Session);
         let facts = Facts { session, ..cookie() };
         let claimed = |facts: &Facts| {
@@ -747,8 +753,11 @@ mod tests {
             String::from_utf8(whose.claimed.into_owned()).unwrap()
         };
         assert_eq!(claimed(&facts), "ann");
-        // An old cookie of somebody else, as at a login.
-        assert_eq!(claimed(&Facts { answer: vec![("id", Found::Value("eve"))], ..facts }), "");
+        let answered = Facts { answer: vec![("id", Found::Value("eve"))], ..facts };
+        assert_eq!(claimed(&answered), "ann");
+        assert_eq!(claimed(&Facts { path: "/only", ..answered.clone() }), "ann");
+        // An old cookie of somebody else is ordinary at a login.
+        assert_eq!(claimed(&Facts { path: "/login", ..answered }), "");
     }
 
     #[test]
