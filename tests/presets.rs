@@ -447,6 +447,19 @@ fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
         "api.user.check_user_mfa.bad_code.app_error",
     ];
     let good = "body={%22id%22:%22ann%22}&header=Token:5ecretann";
+    // Mattermost may read a code of these.
+    let long = format!(r#""token": "{}""#, "1".repeat(9000));
+    let unreadable = [
+        r#""token": "", "token": "123456""#,
+        r#""TOKEN": "123456""#,
+        r#""to\u212aen": "123456""#,
+        &long,
+    ];
+    for code in unreadable {
+        let refused = format!("status=401&body={{%22id%22:%22{}%22}}", questions[0]);
+        let body = format!(r#"{{"login_id": "ann", "password": "5ecret", {code}}}"#);
+        assert_eq!(sign_in(&body, &refused).status, 401);
+    }
     for (n, question) in questions.iter().enumerate() {
         let refused = format!("status=401&body={{%22id%22:%22{question}%22}}");
         // At first, a browser sends no code, and an app an empty one.
@@ -460,10 +473,12 @@ fn a_sign_in_that_mattermost_wants_a_code_for_is_no_failure() {
     }
     let count = questions.len() as u64;
     let row = Row::settled(&nginx, "tirreno");
-    assert_eq!((row.captured, row.delivered, row.withdrawn), (3 * count, 2 * count, count));
+    let more = unreadable.len() as u64;
+    let expected = (3 * count + more, 2 * count + more, count);
+    assert_eq!((row.captured, row.delivered, row.withdrawn), expected);
     let failures = sensor.stored();
     let failures = failures.iter().filter(|event| event.event_type == "account_login_fail").count();
-    assert_eq!(failures, questions.len(), "a wrong code is a failure");
+    assert_eq!(failures, questions.len() + unreadable.len(), "a wrong code is a failure");
 }
 
 /// Searches all bytes that remain of the requests for secrets.

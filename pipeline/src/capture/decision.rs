@@ -844,7 +844,12 @@ mod tests {
         let mfa = Facts { answer: vec![("why", Found::Value("mfa"))], ..failed.clone() };
         assert!(is_first(&mfa) && !is_first(&failed));
         let body = vec![("name", Found::Value("ann")), ("token", Found::Value("123456"))];
-        assert!(!is_first(&Facts { body, ..mfa }));
+        assert!(!is_first(&Facts { body, ..mfa.clone() }));
+        // Perhaps there is a second factor.
+        for token in [Found::Unreadable, Found::Unread] {
+            let body = vec![("name", Found::Value("ann")), ("token", token)];
+            assert!(!is_first(&Facts { body, ..mfa.clone() }), "{token:?}");
+        }
     }
 
     #[test]

@@ -221,6 +221,12 @@ impl<T: Text> Condition<T> {
         };
         is_true != self.negated
     }
+
+    /// Whether the value is known for certain, also that there is none.
+    fn is_certain<X: Exchange<Text = T>>(&self, exchange: &X, format: Option<BodyFormat>) -> bool {
+        let read = self.value().map(|value| value.get(exchange, format));
+        !matches!(read, Some(Read::Unread | Read::Unreadable))
+    }
 }
 
 impl<T: Text> Rule<T> {
@@ -267,7 +273,9 @@ impl<T: Text> Rule<T> {
 
     /// Whether a failed login was only the first step of a login.
     pub fn is_first_step<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
-        let holds = |condition: &Condition<T>| condition.holds(exchange, self.body);
+        let holds = |condition: &Condition<T>| {
+            condition.is_certain(exchange, self.body) && condition.holds(exchange, self.body)
+        };
         !self.first_step.is_empty() && self.first_step.iter().all(holds)
     }
 
