@@ -15,6 +15,8 @@ use crate::layout;
 
 /// nginx's status for an application that does not answer in time; an application may send it, too.
 const GATEWAY_TIMEOUT: u16 = 504;
+/// Also nginx's status for a body that breaks off.
+const BAD_REQUEST: u16 = 400;
 
 /// The response's status, as nginx's `$status` has it.
 pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
@@ -128,12 +130,13 @@ pub(crate) unsafe fn is_applications(r: *const ngx_http_request_t, status: u16) 
 /// `r` is a request that nginx is processing.
 pub(crate) unsafe fn is_hung_up(r: *const ngx_http_request_t, status: u16) -> bool {
     // SAFETY: the caller's promise.
-    let upstream = unsafe { (*r).upstream.as_ref() };
+    let (upstream, body) = unsafe { ((*r).upstream.as_ref(), (*r).request_body.as_ref()) };
+    let answered = upstream.map(|upstream| upstream.headers_in.status_n == usize::from(status));
     match status {
         0 | CLIENT_CLOSED_REQUEST => true,
-        GATEWAY_TIMEOUT => {
-            upstream.is_some_and(|u| u.headers_in.status_n != usize::from(GATEWAY_TIMEOUT))
-        }
+        GATEWAY_TIMEOUT => answered == Some(false),
+        // nginx's own status for a client that goes away within the body.
+        BAD_REQUEST => answered != Some(true) && body.is_some_and(|body| body.rest > 0),
         _ => false,
     }
 }

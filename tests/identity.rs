@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -406,6 +406,37 @@ fn nothing_is_ever_put_on_a_victims_record() {
     assert!(seen.is("page_view", VICTIM, "session"), "{seen:?}");
     assert!(site.status()["identity"]["mismatched"].as_u64() > Some(0));
     site.nginx.wait_log("claimed to be of another user");
+}
+
+#[test]
+fn who_goes_away_within_the_body_has_only_tried() {
+    let server = format!(
+        "{SERVER}
+        tirreno_event account_login_fail POST /own status=4xx user=body:login_id body=json;
+        location = /own {{ return 400; }}"
+    );
+    let site = Site::start(&server, |builder| builder);
+    let send = |bytes: &str| {
+        let before = site.lines().len();
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, site.nginx.port())).unwrap();
+        stream.write_all(bytes.as_bytes()).unwrap();
+        drop(stream);
+        wait_until(SOON, "the request to be logged", || site.lines().len() > before);
+        seen(&site.lines()[before])
+    };
+    let victim = r#"{"login_id":"victim"}"#;
+    for (head, body) in [
+        ("Content-Length: 200", victim),
+        ("Content-Length: 200", r#"{"login_id":"v"#),
+        ("Transfer-Encoding: chunked", "15\r\n"),
+        ("Transfer-Encoding: chunked", &format!("15\r\n{victim}\r\n")),
+    ] {
+        let seen = send(&format!("POST /login HTTP/1.1\r\nHost: h\r\n{head}\r\n\r\n{body}"));
+        assert!(seen.is("account_login", "", "none"), "{head} {body}: {seen:?}");
+    }
+    // What nginx itself refuses is a failure still, whether or not the body is complete.
+    let seen = send("POST /own HTTP/1.1\r\nHost: h\r\nContent-Length: 200\r\n\r\n{");
+    assert_eq!((&*seen.event, &*seen.user), ("account_login_fail", "unknown-unread"), "{seen:?}");
 }
 
 /// The application may have handled another method than the one that the rule matches.
