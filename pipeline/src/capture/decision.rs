@@ -251,6 +251,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             let asks = self.settings.given_user.is_none() && self.rules_users().is_empty();
             asks.then(|| unknown_session(&session, is_accepted)).flatten()
         });
+        let named = named.or_else(|| self.attempted(&session));
         match named {
             Some((user, identity)) => {
                 whose.user = user_name(user, self.settings.user_case);
@@ -385,6 +386,17 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
             Unknown::Send => Some(account.name.clone()),
             Unknown::Omit => None,
         }
+    }
+
+    /// The user of an attempt whose rule finds the user in the answer, which did not come: the session's. Who signs in
+    /// is not the user of an older session.
+    fn attempted(&self, session: &Session<'e>) -> Option<Named<'e>> {
+        let is_nobodys = |user: &User<T>| matches!(user, User::Value(value) if value.is_nothing());
+        let asks = self.is_hung_up
+            && self.settings.given_user.is_none()
+            && self.kind != EventType::AccountLogin
+            && !self.rules_users().iter().all(is_nobodys);
+        asks.then(|| bound(session)).flatten()
     }
 
     /// The user of a failed login that should name an account and does not.
@@ -609,6 +621,8 @@ mod tests {
             "account_login_fail POST /only status=401 body=json user=body:id",
             "page_edit POST /post status=201 if=$upstream_http_x",
             "page_edit POST /arg if=arg:x",
+            "page_edit POST /own user=answer:id",
+            "page_edit POST /nobody user=",
         ]);
         for status in [499, 0] {
             let facts = Facts {
@@ -625,8 +639,15 @@ mod tests {
             location.assert(&Facts { path: "/post", ..facts.clone() }, "page_edit  none attempt");
             location.assert(&Facts { path: "/arg", ..facts.clone() }, "off");
             let session = Session::Bound(b"ann".into(), Identity::Session);
-            let known = Facts { path: "/post", session, ..facts };
+            let known = Facts { path: "/post", session, ..facts.clone() };
             location.assert(&known, "page_edit ann session attempt");
+            // Where the answer would name the user, it is the session's; not of who signs in with an old cookie.
+            let own = Facts { path: "/own", ..known.clone() };
+            location.assert(&own, "page_edit ann session attempt");
+            let login = Facts { path: "/login", ..known.clone() };
+            location.assert(&login, "account_login  none attempt");
+            location.assert(&Facts { path: "/nobody", ..known }, "page_edit  none attempt");
+            location.assert(&Facts { path: "/own", ..facts }, "page_edit  none attempt");
         }
         location.verify = Verify::Session;
         let facts = Facts { method: "POST", path: "/post", status: 499, ..Facts::default() };
