@@ -1005,6 +1005,32 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
     assert_eq!(site.status()["identity"]["lookup"].as_u64(), Some(5));
 }
 
+#[test]
+fn a_token_that_the_application_refuses_is_nobodys() {
+    let lookup =
+        LOOKUP.replace("send bearer;", "send cookie:MMAUTHTOKEN; cache 1ms; concurrency 1;");
+    let lookup = lookup.replace("token_format [a-z0-9-]+;", "");
+    let site = Site::start(&format!("tirreno_lookup chat; {SERVER}"), |b| b.http(&lookup));
+    let token = site.unbound("ann-id");
+    let open = |token: &str| site.send("GET", "/open", &[("Cookie", &cookie(token))], "");
+    site.send("GET", "/action/1", &[("Cookie", &cookie(&token))], "");
+    wait_until(SOON, "the look-up", || open(&token).is("page_view", "ann-id", "lookup"));
+    site.sessions.lock().unwrap().remove(&token);
+    wait_until(SOON, "the refusal", || open(&token).user.is_empty());
+    // What the client has encoded would be two cookies.
+    let victims = site.unbound(VICTIM);
+    let encoded = format!("zz%3BMMAUTHTOKEN={victims}");
+    site.sessions.lock().unwrap().insert(encoded.clone(), "eve-id".into());
+    let seen = site.send("GET", "/action/1", &[("Cookie", &cookie(&encoded))], "");
+    assert!(seen.user.starts_with("session-"), "{seen:?}");
+    let asked = site
+        .backend
+        .requests()
+        .into_iter()
+        .filter_map(|r| r.header("X-Tirreno-Lookup").and(r.header("Cookie")));
+    assert_eq!(asked.filter(|sent| sent.contains(';')).collect::<Vec<_>>(), [""; 0]);
+}
+
 /// A server whose first answer never ends, and whose other answers name this user.
 fn dripping_once(id: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,8 +2,8 @@
 //!
 //! A thread of the worker that has the token sends it to the application, and overwrites it afterwards. For
 //! many requests with one token there is one question over all workers, and the number of questions a second is
-//! limited. An answer binds the token for all workers, with the evidence `lookup`. After a failure, the token
-//! is not asked about for a while.
+//! limited. An answer binds the token for all workers, with the evidence `lookup`; a refusal (401, 403) ends such a
+//! binding. After a failure, the token is not asked about for a while.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,6 +19,7 @@ use ureq::http::{HeaderValue, Uri};
 use zeroize::Zeroizing;
 
 use crate::capture::identity::Identity;
+use crate::capture::value::user_name;
 use crate::clock::wall_ms;
 use crate::config::secret::Secret;
 use crate::delivery::http::{self, Addresses};
@@ -47,6 +48,18 @@ pub enum SendAs {
     Bearer,
     /// A cookie of that name.
     Cookie(Box<str>),
+}
+
+impl SendAs {
+    /// Whether the application would read this very token. What stood encoded in the client's cookie could end the
+    /// cookie here, or be decoded once more.
+    fn may_send(&self, token: &[u8]) -> bool {
+        let is_value = |b: &u8| b.is_ascii_graphic() && !b"\"%,;\\".contains(b);
+        match self {
+            Self::Bearer => token.iter().all(u8::is_ascii_graphic),
+            Self::Cookie(_) => token.iter().all(is_value),
+        }
+    }
 }
 
 /// A `tirreno_identity` block.
@@ -116,6 +129,14 @@ pub struct Known {
     etag: Option<String>,
 }
 
+/// What the application says about a token.
+enum Answer {
+    /// Whose it is.
+    Known(Known),
+    /// That it is nobody's.
+    Refused,
+}
+
 /// The result of a request for a token's user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -176,10 +197,9 @@ impl Lookups {
         else {
             return Asked::No;
         };
-        let now = Instant::now();
-        if self.failed.get(&key).is_some_and(|until| *until > now)
+        if self.has_failed(key)
             || config.token_format.as_ref().is_some_and(|format| !format.is_match(token))
-            || !token.iter().all(u8::is_ascii_graphic)
+            || !config.send.may_send(token)
         {
             return Asked::No;
         }
@@ -214,6 +234,7 @@ impl Lookups {
         while let Ok((key, known)) = self.answers.try_recv() {
             let now = Instant::now();
             if known.user.is_empty() {
+                self.known.remove(&key);
                 keep_most(&mut self.failed, |until| *until);
                 self.failed.insert(key, now + FAILED_AGAIN);
             } else {
@@ -230,7 +251,7 @@ impl Lookups {
 
     /// Whether a question about the token has failed shortly before.
     pub fn has_failed(&self, key: TokenKey) -> bool {
-        self.failed.contains_key(&key)
+        self.failed.get(&key).is_some_and(|until| *until > Instant::now())
     }
 }
 
@@ -264,9 +285,15 @@ impl Asking {
     fn run(self) {
         while let Ok(question) = self.questions.recv() {
             let asked = http::within(self.config.timeout, || self.ask(&question));
-            let known = asked.unwrap_or_default();
             let Question { key, realm, .. } = question;
             let bindings = self.zone.bindings();
+            if let Some(Answer::Refused) = asked {
+                bindings.end_by_lookup(&self.keys, key, wall_ms());
+            }
+            let known = match asked {
+                Some(Answer::Known(known)) => known,
+                _ => Known::default(),
+            };
             if !known.user.is_empty() {
                 let binding = Binding::new(&self.keys, &realm, key, &known.user);
                 let binding = Binding { identity: Identity::Lookup, ..binding };
@@ -277,7 +304,7 @@ impl Asking {
         }
     }
 
-    fn ask(&self, question: &Question) -> Option<Known> {
+    fn ask(&self, question: &Question) -> Option<Answer> {
         let token = question.token.as_slice();
         let mut request = self.agent.get(&self.config.url);
         let secret = |prefix: &str, separator: u8| {
@@ -308,39 +335,46 @@ impl Asking {
         let timeout = Some(self.config.timeout);
         let mut answer = request.config().timeout_global(timeout).build().call().ok()?;
         match answer.status().as_u16() {
-            304 if etag.is_some() => question.etag.clone(),
+            304 if etag.is_some() => question.etag.clone().map(Answer::Known),
             200 => {
                 let etag = answer.headers().get("ETag").and_then(|etag| etag.to_str().ok());
                 let etag = etag.map(str::to_owned);
                 let body = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec().ok()?;
-                self.read(&body, etag)
+                Known::read(&self.config.map, &body, etag).map(Answer::Known)
             }
-            _ => {
+            status => {
                 let _ = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
-                None
+                matches!(status, 401 | 403).then_some(Answer::Refused)
             }
         }
     }
+}
 
-    fn read(&self, body: &[u8], etag: Option<String>) -> Option<Known> {
+impl Known {
+    /// The content of a JSON answer; `None` without a user. A text of blanks or with control characters is no value, nor
+    /// is a number whose digits are lost in the reader's.
+    fn read(map: &[(Box<str>, Param)], body: &[u8], etag: Option<String>) -> Option<Self> {
         let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-        let mut known = Known { etag, ..Known::default() };
-        for (field, param) in &self.config.map {
+        let mut known = Self { etag, ..Self::default() };
+        for (field, param) in map {
             let mut value = Some(&body);
             for name in field.split('.') {
                 value = value.and_then(|value| value.get(name));
             }
             let text = match value {
                 Some(serde_json::Value::String(text)) => text.clone(),
-                Some(serde_json::Value::Number(number)) => number.to_string(),
+                Some(serde_json::Value::Number(number)) if !number.is_f64() => number.to_string(),
                 _ => continue,
             };
+            if text.trim().is_empty() || text.chars().any(char::is_control) {
+                continue;
+            }
             if *param == Param::UserName {
-                known.user = text.into_bytes();
+                known.user = user_name(text.into_bytes().into(), true).into_owned();
             } else if let Some((_, value)) = known.params.iter_mut().find(|(p, _)| p == param) {
                 // A first and a last name.
                 value.extend_from_slice(format!(" {text}").trim_end().as_bytes());
-            } else if !text.is_empty() {
+            } else {
                 known.params.push((*param, text.into_bytes()));
             }
         }
@@ -351,5 +385,67 @@ impl Asking {
 impl std::fmt::Debug for Lookups {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lookups").field("configs", &self.configs.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shm::zone::anonymous;
+
+    #[test]
+    fn what_an_answer_says() {
+        let map = [("id", Param::UserName), ("first", Param::FullName), ("last", Param::FullName)];
+        let map = map.map(|(field, param)| (field.into(), param));
+        let read = |body: &str| Known::read(&map, body.as_bytes(), None);
+        let user = |body: &str| read(body).map(|known| String::from_utf8(known.user).unwrap());
+        assert_eq!(user(r#"{"id":"ann"}"#).as_deref(), Some("ann"));
+        assert_eq!(user(r#"{"id":12345678901234567890}"#).as_deref(), Some("12345678901234567890"));
+        assert_eq!(user(r#"{"id":" ann "}"#).as_deref(), Some("ann"));
+        for none in [
+            r#""   ""#,
+            r#""""#,
+            r#""vic\ntim""#,
+            r#""vic\u0000""#,
+            r#""\u0085""#,
+            "12345678901234567890123",
+            "1.5",
+            "true",
+            "[]",
+        ] {
+            assert_eq!(user(&format!(r#"{{"id":{none}}}"#)), None, "{none}");
+        }
+        // Longer names stay apart.
+        let long = |end| user(&format!(r#"{{"id":"{}{end}"}}"#, "x".repeat(3000))).unwrap();
+        assert_eq!(long("a").len(), 100);
+        assert_ne!(long("a"), long("b"));
+        let known = read(r#"{"id":"u1","first":"Ann","last":"Example"}"#).unwrap();
+        assert_eq!(known.params, [(Param::FullName, b"Ann Example".to_vec())]);
+        let known = read(r#"{"id":"u1","first":"A\nB","last":"Example"}"#).unwrap();
+        assert_eq!(known.params, [(Param::FullName, b"Example".to_vec())]);
+    }
+
+    #[test]
+    fn what_can_be_sent() {
+        let cookie = SendAs::Cookie("sid".into());
+        for token in ["abc", "a=b", "a.b-c_d+e/f~"] {
+            assert!(cookie.may_send(token.as_bytes()) && SendAs::Bearer.may_send(token.as_bytes()));
+        }
+        for token in ["zz;sid=t1", "a,b", "a\"b", "a\\b", "a%41", "a b", "a\nb", "é"] {
+            assert!(!cookie.may_send(token.as_bytes()), "{token:?}");
+        }
+        assert!(!SendAs::Bearer.may_send(b"a b"));
+    }
+
+    #[test]
+    fn a_failure_is_over_after_a_while() {
+        let zone = anonymous(1 << 20).unwrap();
+        let mut lookups = Lookups::start(Arc::new([]), zone).unwrap();
+        let key = TokenKey([1, 2]);
+        let now = Instant::now();
+        lookups.failed.insert(key, now + FAILED_AGAIN);
+        assert!(lookups.has_failed(key));
+        lookups.failed.insert(key, now);
+        assert!(!lookups.has_failed(key));
     }
 }

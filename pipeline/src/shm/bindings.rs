@@ -348,6 +348,14 @@ impl Bindings {
         }
     }
 
+    /// Ends a binding that only a lookup has made: the application has refused the token when it was asked.
+    pub(crate) fn end_by_lookup(&self, keys: &Keys, key: TokenKey, now_ms: i64) {
+        let known = self.newest(keys, key).filter(|known| !known.has_ended());
+        if let Some(known) = known.filter(|known| known.identity() == Identity::Lookup) {
+            self.put_end(keys, &known, now_ms);
+        }
+    }
+
     /// Whether no other worker asks about the token; if so, the caller does from now on, for at most `limit`.
     pub(crate) fn begin_question(&self, key: TokenKey, limit: Duration) -> bool {
         let (asked, until) = &self.head.questions[key.0[1] as usize % QUESTIONS];
@@ -757,6 +765,19 @@ mod tests {
         assert_eq!(are_of(found()), [false, false, false], "of whom, is not known");
         bind(&table, &keys, "t", "bob", NOW + 30);
         assert_eq!(are_of(found()), [false, true, true]);
+    }
+
+    #[test]
+    fn a_refused_lookup_ends_what_a_lookup_has_bound() {
+        let (table, keys) = table(1 << 20);
+        let key = token(&keys, "t");
+        let binding = Binding::new(&keys, b"realm", key, b"ann");
+        table.bind_by_lookup(&keys, &Binding { identity: Identity::Lookup, ..binding }, NOW);
+        table.end_by_lookup(&keys, key, NOW + 1);
+        assert_eq!(user_of(&table, &keys, "t", NOW + 2), None);
+        bind(&table, &keys, "t", "ann", NOW + 2);
+        table.end_by_lookup(&keys, key, NOW + 3);
+        assert_eq!(user_of(&table, &keys, "t", NOW + 4).as_deref(), Some("ann"));
     }
 
     #[test]
