@@ -2,8 +2,8 @@
 
 use tirreno_pipeline::capture::cookie::Name;
 use tirreno_pipeline::capture::exchange::{Exchange, Session};
-use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found};
-use tirreno_pipeline::capture::value::{arg, cookie_pairs};
+use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found, php_has};
+use tirreno_pipeline::capture::value::cookie_pairs;
 use tirreno_pipeline::capture::{path, rule};
 
 use crate::conf::value::ComplexValue;
@@ -123,7 +123,7 @@ impl Exchange for HttpExchange<'_, '_> {
         let overrides =
             |name: &[u8]| OVERRIDES.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
         // PHP changes other names to `_method`.
-        let named = |name: &&str| arg(self.query(), name, Some(BodyFormat::Php)).is_some();
+        let named = |name: &&str| php_has(self.query(), name);
         is_normal
             && !self.request.headers().any(|(key, _)| key.len() > 12 && overrides(key))
             && (self.query().is_empty() || !rule::OVERRIDES.iter().any(named))

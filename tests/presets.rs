@@ -169,11 +169,13 @@ impl Site {
 }
 
 impl App {
-    /// Its table.
+    /// Its table, in which `<many>` stands for as many arguments as PHP reads.
     fn table(&self) -> String {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/presets");
         let path = data.join(format!("{}.txt", self.name));
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        let table = fs::read_to_string(&path);
+        let table = table.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        table.replace("<many>", &"a&".repeat(1000))
     }
 
     /// Parses `METHOD TARGET STATUS[+ANSWER…] CLIENT TYPE USER`. Without an event, type and user are `- -`.
@@ -778,6 +780,8 @@ const WORDPRESS: App = App {
         ("array", &[]),
         ("open", &[]),
         ("many", &[]),
+        ("list", &[]),
+        ("key", &[]),
     ],
     answers: &[
         (
@@ -809,6 +813,8 @@ const WORDPRESS: App = App {
     before: "POST /wp-login.php 302+ann nobody account_login ann",
     body: "log=ann&pwd=5ecret",
     bodies: &[
+        ("list", "action[]=x&log=ann&pwd=5ecret"),
+        ("key", "action[x]=x&log=ann&pwd=5ecret"),
         ("reset", "pass1=5ecret&pass2=5ecret"),
         ("resets", "pass1=5ecret&pass2=5ecret"),
         ("password", "pass1=5ecret&pass2=5ecret"),

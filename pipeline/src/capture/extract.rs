@@ -22,6 +22,7 @@ mod xmlrpc;
 
 pub use answer::{AnswerReader, Encoding};
 pub use body::{BodyReader, Head};
+pub use form::{php_argument, php_has};
 pub use kept::{BUDGET, Budget, MAX_KEPT, Room};
 pub use text::{MAX_TEXT_SCANNED, Text, TextError};
 
@@ -242,7 +243,7 @@ pub enum Found<'v> {
     Unread,
     /// Applications could read different things there.
     Unreadable,
-    /// The application reads no value there, also where there is a list or an object.
+    /// The application reads no value there; in JSON also where there is a list or an object.
     Absent,
     /// The value, which may be empty; without control characters.
     Value(&'v str),
@@ -523,13 +524,13 @@ mod tests {
             ("log=a=b", "=a=b"),
             ("log=a;log=b", "=a;log=b"),
             ("Log=no", "Absent"),
-            ("log[]=no", "Absent"),
-            ("log=ann&log[x]=no", "Absent"),
+            ("log[]=no", "Unreadable"),
+            ("log=ann&log[x]=no", "Unreadable"),
             ("log[x]=no&log=ann", "=ann"),
             ("=no&&log=ann", "=ann"),
             ("", "Absent"),
             ("log[=no", "Absent"),
-            ("log=ann&log[]x=no", "Absent"),
+            ("log=ann&log[]x=no", "Unreadable"),
             ("log=%ff", "Unreadable"),
             ("log=a%00b", "Unreadable"),
         ] {
@@ -539,9 +540,9 @@ mod tests {
             ("user[login]=ann", "user[login]", "=ann"),
             ("user%5Blogin%5D=ann", "user[login]", "=ann"),
             ("user[login]=ann&user[login]=bob", "user[login]", "=bob"),
-            ("user[login]=ann&user=bob", "user[login]", "Absent"),
+            ("user[login]=ann&user=bob", "user[login]", "Unreadable"),
             ("user=bob&user[login]=ann", "user[login]", "=ann"),
-            ("user[login][x]=ann", "user[login]", "Absent"),
+            ("user[login][x]=ann", "user[login]", "Unreadable"),
             ("user[login]x=ann", "user[login]", "=ann"),
             ("user[login=ann", "user[login]", "Absent"),
             ("user[login=ann", "user_login", "=ann"),
@@ -550,6 +551,8 @@ mod tests {
             ("a.b=ann", "a_b", "=ann"),
             ("a b=ann", "a.b", "=ann"),
             ("ids[]=1&ids[]=2", "ids[]", "=1"),
+            ("ids=1&ids[]=2", "ids[]", "=2"),
+            ("ids[]=1&ids=2", "ids[]", "Unreadable"),
             ("ids[ ]=1", "ids[]", "=1"),
             ("ids[0]=1", "ids[]", "Unreadable"),
             ("ids[]=1", "ids[0]", "Unreadable"),

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::capture::cookie::{Name, is_token};
 use crate::capture::exchange::{Exchange, Text};
-use crate::capture::extract::{BodyFormat, Field, FieldError, Found};
+use crate::capture::extract::{BodyFormat, Field, FieldError, Found, php_argument};
 use crate::capture::path;
 use crate::capture::scan;
 use crate::event::Param;
@@ -89,8 +89,8 @@ pub enum Source<T> {
     Cookie(Name),
     /// A header of the request.
     Header(Box<str>),
-    /// An argument of the query.
-    Arg(Box<str>),
+    /// An argument of the query, also as PHP names it.
+    Arg(Box<str>, Option<Field>),
     /// A cookie that the answer sets.
     SetCookie(Name),
     /// Fields of the body; the first one with a value counts.
@@ -279,7 +279,7 @@ impl<T: Text> Value<T> {
             Source::Header(name) => {
                 self.first(exchange.header(name).map(Cow::Borrowed).into_iter())
             }
-            Source::Arg(name) => self.first(arg(exchange.query(), name, format).into_iter()),
+            Source::Arg(name, php) => self.argument(exchange, name, php.as_ref(), format),
             Source::Body(format, fields) => {
                 first_field(fields, |field| self.body(exchange, *format, field))
             }
@@ -287,9 +287,7 @@ impl<T: Text> Value<T> {
                 first_field(fields, |field| Read::from(exchange.answer(field)).and(self))
             }
             Source::Request(format, field) => match self.body(exchange, *format, field) {
-                Read::Absent => {
-                    self.first(arg(exchange.query(), field.as_str(), Some(*format)).into_iter())
-                }
+                Read::Absent => self.argument(exchange, field.as_str(), Some(field), Some(*format)),
                 found => found,
             },
         }
@@ -304,6 +302,23 @@ impl<T: Text> Value<T> {
         let is_it = found.strip_prefix(text).is_some_and(|rest| matches!(rest, [] | [b';', ..]));
         // A quoted or percent-encoded value stands for another text.
         is_it && !matches!(text, [] | [b'"', ..]) && scan::find_any(text, [b';', b'%']).is_none()
+    }
+
+    fn argument<'e, X: Exchange<Text = T>>(
+        &self,
+        exchange: &'e X,
+        name: &str,
+        php: Option<&Field>,
+        format: Option<BodyFormat>,
+    ) -> Read<'e> {
+        let query = exchange.query();
+        let found = match (format, php) {
+            (Some(BodyFormat::Php), Some(field)) => php_argument(query, field),
+            // PHP gives no argument such a name.
+            (Some(BodyFormat::Php), None) => Ok(None),
+            _ => Ok(arg(query, name, format)),
+        };
+        found.map_or(Read::Unreadable, |found| self.first(found.into_iter()))
     }
 
     fn body<'e, X: Exchange<Text = T>>(
@@ -388,7 +403,7 @@ impl<T: Text> Value<T> {
     /// Whether it is an argument that the query has with different values: of several, Go takes the first, PHP and
     /// Rails the last.
     pub fn is_ambiguous<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
-        let Source::Arg(name) = &self.source else { return false };
+        let Source::Arg(name, _) = &self.source else { return false };
         let mut values = args(exchange.query(), |key| key == name.as_bytes());
         values.next().is_some_and(|first| values.any(|value| value != first))
     }
@@ -506,7 +521,10 @@ fn named<T>(
         "set_cookie:" => (Source::SetCookie(Name::parse(name).ok_or_else(missing)?), Trust::Answer),
         "header:" => (Source::Header(token(name)?), Trust::Claim),
         "arg:" if name.is_empty() => return Err(missing()),
-        "arg:" => (Source::Arg(name.into()), Trust::Claim),
+        "arg:" => {
+            let php = Field::parse(name, BodyFormat::Php).ok();
+            (Source::Arg(name.into(), php), Trust::Claim)
+        }
         "body:" => (Source::Body(format.clone()?, list(format?)?), Trust::Claim),
         "request:" => (Source::Request(format.clone()?, field(name, format?)?), Trust::Claim),
         _ => (Source::Answer(list(BodyFormat::Json)?), Trust::Answer),
@@ -630,13 +648,10 @@ fn unquote(value: &[u8]) -> &[u8] {
     value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value)
 }
 
-/// The argument of a query, decoded as in a form. Of several, the last one counts, as in PHP and Rails; for
-/// an application that reads JSON the first one, as in Go.
-pub fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
-    let mut values = args(query, |key| match format {
-        Some(BodyFormat::Php) => php_name(key) == name.as_bytes(),
-        _ => key == name.as_bytes(),
-    });
+/// The argument of a query, decoded as in a form. Of several, the last one counts, as in Rails; for an
+/// application that reads JSON the first one, as in Go.
+fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
+    let mut values = args(query, |key| key == name.as_bytes());
     if format == Some(BodyFormat::Json) { values.next() } else { values.last() }
 }
 
@@ -649,23 +664,8 @@ fn args<'q>(query: &'q [u8], is_it: impl Fn(&[u8]) -> bool) -> impl Iterator<Ite
     })
 }
 
-/// The name that PHP makes of an argument's name: without leading spaces, cut at a NUL, and with `_` for
-/// blanks and dots before the first bracket.
-fn php_name(key: &[u8]) -> Cow<'_, [u8]> {
-    let start = key.iter().position(|b| *b != b' ').unwrap_or(key.len());
-    let key = &key[start..];
-    let end = key.iter().position(|b| *b == 0).unwrap_or(key.len());
-    let key = &key[..end];
-    let head = key.iter().position(|b| *b == b'[').unwrap_or(key.len());
-    if !key[..head].iter().any(|b| matches!(b, b' ' | b'.')) {
-        return key.into();
-    }
-    let fold = |(i, b): (usize, &u8)| if i < head && matches!(b, b' ' | b'.') { b'_' } else { *b };
-    key.iter().enumerate().map(fold).collect::<Vec<_>>().into()
-}
-
 /// Decodes a form's text: `+` is a space, and escapes are undone.
-fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
     if !text.iter().any(|b| matches!(b, b'+' | b'%')) {
         return text.into();
     }
@@ -763,6 +763,7 @@ fn is_secret(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::extract::php_has;
     use crate::capture::facts::{Facts, compile, value};
 
     fn read(text: &'static str, facts: &Facts) -> String {
@@ -888,9 +889,39 @@ mod tests {
         }
         let first = arg(b"a=1&a=2", "a", Some(BodyFormat::Json));
         assert_eq!(first.as_deref(), Some(&b"1"[..]));
-        for query in ["+a.b=1", "a%20b=1", "%00=x&a_b=1", "a_b=1&A_b=2", "a_b%00c=1"] {
-            let found = arg(query.as_bytes(), "a_b", Some(BodyFormat::Php));
-            assert_eq!(found.as_deref(), Some(&b"1"[..]), "{query}");
+    }
+
+    /// Otherwise a password that WordPress tries would pass for what the query says.
+    #[test]
+    fn arguments_are_read_as_by_php() {
+        let many = |before: &str, after: &str| format!("{before}{}{after}", "a&&".repeat(1000));
+        for (query, found) in [
+            ("+a.b=1", "1"),
+            ("a%20b=1", "1"),
+            ("%00=x&a_b=1", "1"),
+            ("a_b=1&A_b=2", "1"),
+            ("a_b%00c=1", "1"),
+            ("a_b=2&a_b=1", "1"),
+            ("a_b=1&a_b[]=2", "Unreadable"),
+            ("a_b[x]=1", "Unreadable"),
+            ("a_b[]=2&a_b=1", "1"),
+            (&many("", "a_b=1"), "Unreadable"),
+            (&many("a_b=1&", "a_b=2"), "Unreadable"),
+            (&many("a_b=1&", "c=2"), "1"),
+            (&"a&&".repeat(999), "Absent"),
+            (&("a&&".repeat(999) + "a_b=1"), "1"),
+        ] {
+            let query: &str = Box::leak(query.into());
+            let facts = Facts { query, ..Facts::default() };
+            let php = |text| match value(text).get(&facts, Some(BodyFormat::Php)) {
+                Read::Text(text) => String::from_utf8(text.into_owned()).unwrap(),
+                other => format!("{other:?}"),
+            };
+            assert_eq!(php("arg:a_b"), found, "{query}");
+            assert_eq!(php("request:a_b"), found, "{query}");
+            assert_eq!(php_has(query.as_bytes(), "a_b"), query.contains("a_b") || found == "1");
+            let facts = Facts { body: vec![("a_b", Found::Unreadable)], ..facts.clone() };
+            assert_eq!(value("request:a_b").get(&facts, None), Read::Unreadable, "{query}");
         }
     }
 

@@ -3,12 +3,15 @@
 //! PHP's rules are those of `php_register_variable_ex` (main/php_variables.c), and Rails' those of Rack's
 //! query parser. Several versions of Rack are in use; if they differ, the field is unreadable.
 
+use std::borrow::Cow;
+
 use memchr::memchr3;
 
 use super::kept::{Kept, Share};
-use super::{FieldError, Slot, State, Step, Values};
+use super::{Field, FieldError, Slot, State, Step, Values};
+use crate::capture::value::form_text;
 
-/// The most fields that PHP reads (`max_input_vars`).
+/// The most fields that PHP reads of a form, and of a query (`max_input_vars`).
 const MAX_PHP_FIELDS: usize = 1000;
 
 /// The most fields that the strictest version of Rack reads.
@@ -23,9 +26,9 @@ const MAX_PHP_NESTING: usize = 64;
 /// The longest name that is kept. Wanted names are shorter.
 pub(super) const MAX_NAME: usize = 1024;
 
-/// Readers interpret the body differently.
-#[derive(Debug)]
-pub(super) struct Unclear;
+/// Readers interpret the form differently, or the application reads a list there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unclear;
 
 /// The application whose rules apply to names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +131,51 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
+/// The arguments of a query whose name PHP may read as one that begins with `start`: the decoded name, PHP's, and
+/// the value. PHP does not count empty arguments.
+fn php_arguments(
+    query: &[u8],
+    start: Option<u8>,
+) -> impl Iterator<Item = (usize, Cow<'_, [u8]>, PhpName, &[u8])> {
+    let arguments = query.split(|b| *b == b'&').filter(|argument| !argument.is_empty());
+    arguments.enumerate().filter_map(move |(count, argument)| {
+        let equals = argument.iter().position(|b| *b == b'=').unwrap_or(argument.len());
+        let name = form_text(&argument[..equals]);
+        // Most names are others, and need not be parsed.
+        let first = name.iter().find(|b| **b != b' ').map(mangle);
+        let php = (first == start).then(|| PhpName::parse(&name)).flatten()?;
+        Some((count, name, php, argument.get(equals + 1..).unwrap_or_default()))
+    })
+}
+
+/// What PHP reads in that field of `$_GET`: of several values the last one, of a list the first.
+///
+/// # Errors
+/// There is a list or an object, or the field comes behind the number of variables to which PHP is limited, unless
+/// it is configured otherwise.
+pub fn php_argument<'q>(query: &'q [u8], field: &Field) -> Result<Option<Cow<'q, [u8]>>, Unclear> {
+    let steps = field.steps();
+    let [Step::Name(own), ..] = steps else { return Err(Unclear) };
+    let is_list = steps.contains(&Step::Each);
+    let mut found = Ok(None);
+    for (count, name, php, value) in php_arguments(query, own.bytes().next()) {
+        found = match php_relation(&php, &name, false, steps) {
+            Relation::Other => continue,
+            Relation::Unclear => return Err(Unclear),
+            _ if count >= MAX_PHP_FIELDS => return Err(Unclear),
+            Relation::Replaces => Err(Unclear),
+            Relation::Same if is_list && matches!(found, Ok(Some(_))) => continue,
+            Relation::Same => Ok(Some(form_text(value))),
+        };
+    }
+    found
+}
+
+/// Whether PHP may read something under that name in the query.
+pub fn php_has(query: &[u8], name: &str) -> bool {
+    php_arguments(query, name.bytes().next()).any(|(_, _, php, _)| php.keys[0] == name.as_bytes())
+}
+
 /// What a field of the body does to a wanted field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relation {
@@ -199,12 +247,16 @@ impl Fields {
             let is_twice = self.rules == Rules::Rails && self.seen & bit != 0;
             // Of a list, the first element counts.
             let has_one =
-                field.steps().contains(&Step::Each) && !matches!(values.slots[place], Slot::Absent);
+                field.steps().contains(&Step::Each) && matches!(values.slots[place], Slot::Text(_));
             match relation {
                 Relation::Other => continue,
                 Relation::Unclear => self.unclear |= bit,
                 _ if is_twice => self.unclear |= bit,
-                Relation::Replaces => release(&mut values.slots[place], share),
+                Relation::Replaces => {
+                    release(&mut values.slots[place], share);
+                    // It outranks the query's field of that name, and is none itself.
+                    values.slots[place] = Slot::Unreadable;
+                }
                 Relation::Same if has_one => {}
                 Relation::Same => {
                     release(&mut values.slots[place], share);
@@ -229,6 +281,10 @@ impl Fields {
             self.value.release(share);
             values.slots[place] = Slot::Unreadable;
             self.target = None;
+            // Another element of a list is not its first.
+            if values.fields[place].steps().contains(&Step::Each) {
+                self.unclear |= 1 << place;
+            }
         }
     }
 
