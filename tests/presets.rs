@@ -779,6 +779,8 @@ const WORDPRESS: App = App {
         ("xml", &[]),
         ("array", &[]),
         ("open", &[]),
+        ("blanks", &[]),
+        ("cdata", &[]),
         ("many", &[]),
         ("list", &[]),
         ("key", &[]),
@@ -836,6 +838,18 @@ const WORDPRESS: App = App {
             "open",
             "<methodCall><methodName>mt.supportedMethods</methodName><params>\
              <param><value>1</value></param><param><value>victim</value></param></params></methodCall>",
+        ),
+        (
+            "blanks",
+            "<methodCall><methodName>\nwp.getUsersBlogs </methodName><params>\
+             <param><value><string>ann\n</string></value></param><param><value>5ecret</value></param>\
+             </params></methodCall>",
+        ),
+        (
+            "cdata",
+            "<methodCall><methodName>wp.deletePost</methodName><params><param><value><i4>1</i4></value></param>\
+             <param><value><string><![CDATA[ann]]></string></value></param>\
+             <param><value>5ecret</value></param></params></methodCall>",
         ),
         (
             "many",

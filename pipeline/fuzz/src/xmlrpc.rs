@@ -73,7 +73,11 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
     for place in 0..u.int_in_range(0..=5)? {
         let (text, says) = words(u)?;
         let (value, found) = match u.int_in_range(0..=2)? {
-            0 => (format!("<string>{text}</string>"), Some(Some(says))),
+            // Blanks around a value with a type, and around the name of a call, are no part of it.
+            0 => {
+                let says = says.trim_ascii().to_owned();
+                (format!("<string>{text}</string>"), Some(Some(says)))
+            }
             1 if says.trim().is_empty() => {
                 first_empty.get_or_insert(place);
                 (text, Some(None))
@@ -93,7 +97,7 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
         Some(place) if number >= place && is_doubtful => None,
         _ => values.get(number).cloned().unwrap_or(Some(None)),
     };
-    let expected = [Some(Some(named)), param(0), param(1), param(3)];
+    let expected = [Some(Some(named.trim_ascii().to_owned())), param(0), param(1), param(3)];
     assert_eq!(found, expected, "{body}");
     Ok(())
 }

@@ -151,6 +151,12 @@ impl Kept {
         &self.0
     }
 
+    /// Removes the blanks and line ends around the text.
+    pub(super) fn trim(&mut self) {
+        self.0.truncate(self.0.trim_ascii_end().len());
+        self.0.drain(..self.0.len() - self.0.trim_ascii_start().len());
+    }
+
     /// Overwrites the bytes, and keeps the room.
     pub(super) fn clear(&mut self) {
         self.0.as_mut_slice().zeroize();

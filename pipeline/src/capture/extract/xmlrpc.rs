@@ -5,6 +5,8 @@
 //! document order, at any depth: first the name of the first call, then its parameters. The field `calls`
 //! is the number of calls in a `system.multicall`, and is absent in other calls.
 //!
+//! Blanks and line ends around a name, and around a value with a type, are not part of it, as in WordPress.
+//!
 //! Servers count differently after an empty `<value>`, which WordPress skips and others count; the
 //! parameters after it are unreadable.
 //!
@@ -241,10 +243,12 @@ impl XmlRpc {
         match (name, self.element) {
             (b"methodName", Element::MethodName) => {
                 // Of several names, servers take different ones.
-                if std::mem::replace(&mut self.has_name, true) {
+                self.text.trim();
+                if std::mem::replace(&mut self.has_name, true) || self.text.text().value().is_none()
+                {
                     return Err(Broken);
                 }
-                self.is_multicall = self.text.bytes().trim_ascii() == b"system.multicall";
+                self.is_multicall = self.text.bytes() == b"system.multicall";
                 self.found(Self::place(METHOD_NAME, values), true, values, share);
             }
             (b"value", Element::Value) if !self.has_text && !self.is_multicall => {
@@ -253,10 +257,14 @@ impl XmlRpc {
             }
             (b"value", Element::Value) => self.value(true, values, share),
             (b"base64", Element::Base64) => self.value(false, values, share),
-            (name, Element::Scalar) if SCALARS.contains(&name) => self.value(true, values, share),
+            (name, Element::Scalar) if SCALARS.contains(&name) => {
+                self.text.trim();
+                self.value(true, values, share);
+            }
             (b"name", Element::Name) => {
                 self.has_text = false;
-                self.calls += usize::from(self.text.bytes() == METHOD_NAME.as_bytes());
+                let name = self.text.bytes().trim_ascii();
+                self.calls += usize::from(name == METHOD_NAME.as_bytes());
             }
             (b"value", Element::None) => self.has_text = false,
             (b"methodCall", Element::None) => {
@@ -404,6 +412,28 @@ mod tests {
         ] {
             assert_eq!(read(&body, field), found, "{field}");
         }
+    }
+
+    /// Otherwise the parameter behind the name, a password, would pass for it: only the name of the call says which
+    /// one names the user.
+    #[test]
+    fn blanks_around_names_and_values_are_no_part_of_them() {
+        let one = "<param><value><string>\n ann\t</string></value></param>
+            <param><value> bob </value></param><param><value><int> 7&#10;</int></value></param>";
+        for name in ["wp.getUsersBlogs ", "\n\twp.getUsersBlogs\r\n", "&#32;wp.getUsersBlogs&#x0a;"]
+        {
+            let body = call(name, one);
+            assert_eq!(read(&body, "methodName"), "=wp.getUsersBlogs");
+            assert_eq!(read(&body, "params.0"), "=ann");
+            assert_eq!(read(&body, "params.1"), "= bob ");
+            assert_eq!(read(&body, "params.2"), "=7");
+        }
+        let body = call("wp.get\nUsersBlogs", one);
+        assert_eq!(read(&body, "params.0"), "Unreadable");
+        let member = "<value><struct><member><name> methodName\n</name><value>x</value></member></struct></value>";
+        let array = format!("<param><value><array><data>{member}</data></array></value></param>");
+        assert_eq!(read(&call(" system.multicall ", &array), "calls"), "=1");
+        assert_eq!(read(&call(" system.multicall ", &array), "methodName"), "=system.multicall");
     }
 
     /// If the module read another parameter than the server, an attacker could act under a victim's name.
