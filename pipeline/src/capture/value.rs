@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::capture::cookie::{Name, is_token};
 use crate::capture::exchange::{Exchange, Text};
-use crate::capture::extract::{BodyFormat, Field, FieldError, Found, php_argument};
+use crate::capture::extract::{
+    BodyFormat, Field, FieldError, Found, php_argument, rails_query_has,
+};
 use crate::capture::path;
 use crate::capture::scan;
 use crate::event::Param;
@@ -281,13 +283,17 @@ impl<T: Text> Value<T> {
             }
             Source::Arg(name, php) => self.argument(exchange, name, php.as_ref(), format),
             Source::Body(format, fields) => {
-                first_field(fields, |field| self.body(exchange, *format, field))
+                first_field(fields, |field| match is_outranked(exchange, *format, field) {
+                    true => Read::Unreadable,
+                    false => self.body(exchange, *format, field),
+                })
             }
             Source::Answer(fields) => {
                 first_field(fields, |field| Read::from(exchange.answer(field)).and(self))
             }
             Source::Request(format, field) => match self.body(exchange, *format, field) {
                 Read::Absent => self.argument(exchange, field.as_str(), Some(field), Some(*format)),
+                _ if is_outranked(exchange, *format, field) => Read::Unreadable,
                 found => found,
             },
         }
@@ -431,6 +437,11 @@ fn part(text: Cow<'_, [u8]>, range: Range<usize>) -> Cow<'_, [u8]> {
         Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
         Cow::Owned(text) => text[range].to_vec().into(),
     }
+}
+
+/// Whether the application may read another value in the query than the body has.
+fn is_outranked<X: Exchange>(exchange: &X, format: BodyFormat, field: &Field) -> bool {
+    format == BodyFormat::Rails && rails_query_has(exchange.query(), field)
 }
 
 /// The first field with a value; without one, the reason why the first unreadable field cannot be read.
@@ -923,6 +934,38 @@ mod tests {
             let facts = Facts { body: vec![("a_b", Found::Unreadable)], ..facts.clone() };
             assert_eq!(value("request:a_b").get(&facts, None), Read::Unreadable, "{query}");
         }
+    }
+
+    /// Otherwise an attacker who signs in to his own account would do so under the name of a victim.
+    #[test]
+    fn the_query_outranks_the_body_in_rails() {
+        let rails = |text: &'static str, facts: &Facts| {
+            let format = Some(BodyFormat::Rails);
+            let value = Value::parse(text.as_bytes(), Purpose::Name, format, &mut compile).unwrap();
+            match value.get(facts, format) {
+                Read::Text(text) => String::from_utf8(text.into_owned()).unwrap(),
+                other => format!("{other:?}"),
+            }
+        };
+        for (query, found) in [
+            ("", "ann"),
+            ("page=user&login=1&users[login]=x&x=user[login]", "ann"),
+            ("user[login]=me", "Unreadable"),
+            ("a=1&us%65r%5Bpassword%5D=x", "Unreadable"),
+            ("user", "Unreadable"),
+            ("+[user][x", "Unreadable"),
+            ("a;user[]=x", "Unreadable"),
+        ] {
+            let body = vec![("user[login]", Found::Value("ann"))];
+            let facts = Facts { query, body, ..Facts::default() };
+            assert_eq!(rails("body:user[login]", &facts), found, "{query}");
+            assert_eq!(rails("body:no,user[login]", &facts), found, "{query}");
+            assert_eq!(rails("request:user[login]", &facts), found, "{query}");
+            assert_eq!(read("body:user[login]", &facts), "ann");
+        }
+        let facts = Facts { query: "user[login]=me", ..Facts::default() };
+        assert_eq!(rails("body:user[login]", &facts), "Unreadable");
+        assert_eq!(rails("request:user[login]", &facts), "me");
     }
 
     #[test]

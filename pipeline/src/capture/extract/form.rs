@@ -171,6 +171,17 @@ pub fn php_argument<'q>(query: &'q [u8], field: &Field) -> Result<Option<Cow<'q,
     found
 }
 
+/// Whether Rails may take that field, or the object that has it, from the query: in `params`, an argument of the
+/// query replaces what the body has under its outermost name.
+pub fn rails_query_has(query: &[u8], field: &Field) -> bool {
+    let [Step::Name(own), ..] = field.steps() else { return true };
+    // Some versions of Rack end an argument at a `;`.
+    query.split(|b| matches!(b, b'&' | b';')).any(|argument| {
+        let name = form_text(argument.split(|b| *b == b'=').next().unwrap_or_default());
+        rails_words(&name).next() == Some(own.as_bytes())
+    })
+}
+
 /// Whether PHP may read something under that name in the query.
 pub fn php_has(query: &[u8], name: &str) -> bool {
     php_arguments(query, name.bytes().next()).any(|(_, _, php, _)| php.keys[0] == name.as_bytes())
@@ -351,10 +362,7 @@ fn rails_relation(name: &[u8], is_cut: bool, own: &str, steps: &[Step]) -> Relat
     }
     // Versions of Rack read unbalanced brackets differently. A name with the same words is unclear, and so
     // is a name that would replace an object that has the field by a list or a text.
-    let mut words = name
-        .split(|b| matches!(b, b'[' | b']' | 0))
-        .map(|word| word.trim_ascii())
-        .filter(|word| !word.is_empty());
+    let mut words = rails_words(name);
     let mut names = steps.iter().filter_map(|step| match step {
         Step::Name(name) => Some(name.as_bytes()),
         Step::Each => None,
@@ -366,6 +374,12 @@ fn rails_relation(name: &[u8], is_cut: bool, own: &str, steps: &[Step]) -> Relat
             _ => return Relation::Unclear,
         }
     }
+}
+
+/// The words of a name between brackets: `user` and `login` of `user[login]`.
+fn rails_words(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let words = name.split(|b| matches!(b, b'[' | b']' | 0));
+    words.map(|word| word.trim_ascii()).filter(|word| !word.is_empty())
 }
 
 /// Reads `application/x-www-form-urlencoded`.
