@@ -360,7 +360,9 @@ impl<'e> Encoder<'e, '_, '_> {
             for (name, value) in &rule.args {
                 let text = read(value, Some(rule), self.exchange).text();
                 if !text.is_empty() {
-                    page.push(name, Some(&text));
+                    let value = &mut scratch.segments.value;
+                    let is_open = !redaction.hides(name, &text, of_all, value);
+                    page.push(name, is_open.then_some(&*text));
                 }
             }
             event.set_extra(Extra::Page, &scratch.page);
@@ -386,7 +388,10 @@ impl<'e> Encoder<'e, '_, '_> {
             for (name, value) in &rule.fields {
                 let text = read_field(name, value, rule, self.exchange).text();
                 if !text.is_empty() {
-                    push_segment(&mut scratch.fields, name, &text);
+                    // What the administrator calls the field says nothing of the value.
+                    let is_secret = redaction.hides("", &text, of_all, &mut scratch.segments.value);
+                    let text = if is_secret { redact::MASK } else { &*text };
+                    push_segment(&mut scratch.fields, name, text);
                 }
             }
             event.set_extra(Extra::Fields, &scratch.fields);

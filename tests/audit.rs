@@ -222,6 +222,24 @@ fn a_file_gets_the_events_that_are_for_it() {
 }
 
 #[test]
+fn a_field_has_no_secret() {
+    let bench = Bench::start_with(FILE, |builder| {
+        builder.http("tirreno_event page_view * \"/{n}\" field=q:arg:q;")
+    });
+    let mut connection = open(bench.nginx.port()).unwrap();
+    let values =
+        ["a%20b", "Bearer%205ecret", "https://u%3A5ecret%40h", "{%22password%22:%225ecret%22}"];
+    for value in values {
+        get(&mut connection, &format!("/1?q={value}"), "u1");
+    }
+    bench.settled("audit");
+    let file = fs::read(bench.path("audit.log")).unwrap();
+    let fields: Vec<_> = records(&file).iter().map(|record| record["q"].clone()).collect();
+    assert_eq!(fields, ["a b", "***", "***", "***"]);
+    assert!(!String::from_utf8_lossy(&file).contains("5ecret"));
+}
+
+#[test]
 fn targets_choose_levels() {
     let bench = Bench::start(
         "tirreno_target content {

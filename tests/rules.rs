@@ -1325,6 +1325,7 @@ fn tirreno_sees_a_page_in_place_of_a_path() {
            tirreno_event page_edit "*" "/posts/{post_id}/{action}";
            tirreno_event page_view * "/files/{*path}" page=/files;
            tirreno_event page_edit * "/hooks/{key}/{id}" redact=key;
+           tirreno_event page_edit * "/args/{id}" arg=q:arg:q arg=token:arg:t;
            location / { proxy_pass http://%BACKEND%; }
            location /posts/plain { tirreno_url request; proxy_pass http://%BACKEND%; }
            location /posts/own { tirreno_param url /own; proxy_pass http://%BACKEND%; }"#,
@@ -1336,6 +1337,16 @@ fn tirreno_sees_a_page_in_place_of_a_path() {
     assert_eq!(url("/posts/4y%71/pin?a=b"), "/posts/{post_id}/{action}?post_id=4yq&action=pin");
     assert_eq!(url("/files/a%20b/%C3%A9.txt?x=1"), "/files?path=a%20b%2F%C3%A9.txt");
     assert_eq!(url(&format!("/hooks/{SECRET}/7")), "/hooks/{key}/{id}?key=***&id=7");
+    for (query, arguments) in [
+        ("q=a%20b", "&q=a%20b"),
+        ("t=5ecret", "&token=***"),
+        (&format!("q=Bearer%20{SECRET}"), "&q=***"),
+        ("q=u%3A5ecret%40h", "&q=***"),
+        ("q={\"password\":\"5ecret\"}", "&q=***"),
+        ("q=/hooks/5ecret/1", "&q=***"),
+    ] {
+        assert_eq!(url(&format!("/args/7?{query}")), format!("/args/{{id}}?id=7{arguments}"));
+    }
     assert_eq!(url("/other/4yq?a=b"), "/other/4yq?a=b");
     assert_eq!(url("/posts/plain?a=b"), "/posts/plain?a=b");
     assert_eq!(url("/posts/own"), "/own");

@@ -18,7 +18,7 @@ use crate::capture::rules::{Methods, Pattern, Rules};
 use crate::capture::secret_name::{Folded, may_be_secret};
 
 /// The replacement for a secret.
-const MASK: &[u8] = b"***";
+pub const MASK: &[u8] = b"***";
 
 /// How many arguments, and names inside their values, are examined in one URL. The rest of the URL is
 /// hidden.
@@ -152,6 +152,32 @@ impl Redaction {
         let Scratch { bare, steps } = scratch;
         let bare = self.without_user(url, paths, bare);
         self.hide(bare, || authority(bare).end, paths, steps)
+    }
+
+    /// Whether an argument of that name and value is a secret, or has one, in any URL.
+    pub fn hides(
+        &self,
+        name: &str,
+        value: &[u8],
+        nested: Option<&FindSegments<'_>>,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let Scratch { bare, steps } = scratch;
+        bare.clear();
+        bare.push(b'?');
+        bare.extend_from_slice(name.as_bytes());
+        bare.push(b'=');
+        // Bytes that have a meaning in a query would cut the value.
+        for byte in value {
+            match byte {
+                b'%' | b'&' | b';' | b'#' | b'+' => {
+                    bare.extend_from_slice(percent_encoding::percent_encode_byte(*byte).as_bytes());
+                }
+                byte => bare.push(*byte),
+            }
+        }
+        let paths = Paths { nested, ..Paths::default() };
+        self.hide(bare, || 0, paths, steps) != &bare[..]
     }
 
     /// Returns a Referer without its secrets, its fragment and its user; the Referer itself if nothing is
@@ -973,6 +999,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn arguments_that_a_rule_names() {
+        let segments = |path: &[u8], out: &mut Vec<Range<usize>>| {
+            if path.starts_with(b"/hooks/") {
+                out.push(7..path.len());
+            }
+        };
+        let nested: &FindSegments<'_> = &segments;
+        let mut scratch = Scratch::default();
+        let mut hides = |redaction: &Redaction, name: &str, value: &str| {
+            redaction.hides(name, value.as_bytes(), Some(nested), &mut scratch)
+        };
+        let on = Redaction::new(["own", "!token"]);
+        for (name, value) in [
+            ("q", "Bearer 5ecret5ecret5ecret"),
+            ("q", "https://u:5ecret@h"),
+            ("q", r#"{"password":"5ecret"}"#),
+            ("q", "a=1&password=5ecret"),
+            ("q", "/hooks/5ecret"),
+            ("access_key", "x"),
+            ("own", "x"),
+        ] {
+            assert!(hides(&on, name, value), "{name} {value}");
+        }
+        for (name, value) in [("q", "a b&c=d"), ("calls", "20"), ("token", "x"), ("q", "/hook/x")] {
+            assert!(!hides(&on, name, value), "{name} {value}");
+        }
+        assert!(hides(&Redaction::off(), "q", "/hooks/5ecret"));
+        assert!(!hides(&Redaction::off(), "password", "x"));
     }
 
     #[test]
