@@ -413,6 +413,15 @@ impl LocationConf {
         }
         self.inherit_rules(cf, main, parent);
         self.inherit_secrets(parent);
+        if let Some((place, what)) = self.sent_session() {
+            return cf.error_at(
+                &place,
+                format_args!(
+                    "{what} puts the session's token into events, which \"tirreno_session\" names: take \
+                     another value, or a part of it by a regular expression with a group,"
+                ),
+            );
+        }
         if let Some((_, place)) = &self.users {
             let is_on = |conf: &Self| Some(!conf.enabled.as_ref()?.0.is_constant_off());
             // An administrator who writes `tirreno off` beside it needs no warning.
@@ -465,6 +474,23 @@ impl LocationConf {
             );
         }
         NGX_CONF_OK
+    }
+
+    /// What would put the token of a session into events, and where it, or else `tirreno_session`, stands.
+    fn sent_session(&self) -> Option<(Place, &'static str)> {
+        let (_, place) = self.sessions.as_ref()?;
+        // Of a token that is joined of several values, one alone may well be a name.
+        let mut alone = self.sessions().iter().filter(|token| token.len() == 1).flatten();
+        alone.find_map(|token| {
+            let mut rules = self.rules().into_iter().flat_map(RuleSet::iter);
+            if let Some((.., rule)) = rules.find(|(.., rule)| rule.sends(token)) {
+                return Some((rule.place.clone(), "a rule"));
+            }
+            let users = self.users.iter().flat_map(|(users, _)| users.iter());
+            let mut values = users.chain(self.params().iter().map(|(_, value)| value));
+            let is_sent = values.any(|value| value.sends(token));
+            is_sent.then(|| (Place::clone(place), "\"tirreno_user\" or \"tirreno_param\""))
+        })
     }
 
     fn inherit_rules(&mut self, cf: &mut ngx_conf_t, main: &mut MainConf, parent: &Self) {

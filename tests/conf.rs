@@ -1018,6 +1018,8 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
              it must be one of {TYPES}"
         )
     };
+    let sent = "puts the session's token into events, which \"tirreno_session\" names: take another value, or a \
+         part of it by a regular expression with a group,";
     let long = "n".repeat(64);
     let handler = "\"tirreno_status\" directive is duplicate, \
          or the location has another handler such as \"proxy_pass\"";
@@ -1067,6 +1069,31 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
         ("tirreno_param url $uri;\ntirreno_param url $uri; # here", same("url")),
         ("tirreno_param eventType login; # here", kind("login")),
         ("tirreno_param eventType PAGE_VIEW; # here", kind("PAGE_VIEW")),
+        // What is a secret.
+        (
+            "tirreno_param pageTitle header:Cookie; # here",
+            "invalid value \"header:Cookie\" in \"tirreno_param\" directive, what has such a name is a \
+             secret, and no user"
+                .into(),
+        ),
+        (
+            "tirreno_event page_view * / field=x:$http_authorization; # here",
+            "invalid \"field=x:$http_authorization\", what has such a name is a secret, and no user in \
+             \"tirreno_event\" directive"
+                .into(),
+        ),
+        (
+            "tirreno_session cookie:S;\nserver {\ntirreno_event page_view * / field=x:cookie:S; # here\n}",
+            format!("a rule {sent}"),
+        ),
+        (
+            "tirreno_session header:X-S;\ntirreno_event page_view * / \"title=header:x-s\"; # here\nserver { }",
+            format!("a rule {sent}"),
+        ),
+        (
+            "tirreno_param pageTitle $cookie_S;\ntirreno_session cookie:S; # here\nserver { }",
+            format!("\"tirreno_user\" or \"tirreno_param\" {sent}"),
+        ),
         ("tirreno_user $; # here", "invalid variable name".into()),
         ("tirreno_param url \"$scheme://$\"; # here", "invalid variable name".into()),
         (

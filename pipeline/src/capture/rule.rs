@@ -254,6 +254,11 @@ impl<T: Text> Rule<T> {
         }
     }
 
+    /// Whether its events would have the cookie or header of the request that `secret` is.
+    pub fn sends(&self, secret: &Value<T>) -> bool {
+        self.values().any(|value| value.sends(secret))
+    }
+
     /// Whether a condition reads the answer's body.
     pub fn depends_on_answer(&self) -> bool {
         self.conditions.iter().any(Condition::reads_answer)

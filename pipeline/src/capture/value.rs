@@ -19,6 +19,7 @@ use crate::capture::extract::{
 };
 use crate::capture::path;
 use crate::capture::scan;
+use crate::capture::secret_name::Folded;
 use crate::event::Param;
 use crate::text::cut_before;
 
@@ -201,6 +202,10 @@ impl<T: Text> Value<T> {
                 named(source, name, purpose, format)?
             }
         };
+        let takes_part = regex.as_ref().is_some_and(|regex| regex.captures_len() > 1);
+        if purpose != Purpose::Look && !takes_part && names_secret(&source, text, purpose) {
+            return Err(ValueError::Secret);
+        }
         let of_header = |name: &[u8]| name.starts_with(b"http_") || name.starts_with(b"cookie_");
         let has_header = matches!(source, Source::Text(..)) && variables(text).any(of_header);
         let is_text = matches!(source, Source::Text(..)) && regex.is_none();
@@ -234,6 +239,29 @@ impl<T: Text> Value<T> {
     /// The value's source.
     pub fn source(&self) -> &Source<T> {
         &self.source
+    }
+
+    /// Whether events would have the whole cookie or header of the request that `secret` is.
+    pub fn sends(&self, secret: &Self) -> bool {
+        let is_whole = self.groups().is_none_or(|groups| groups == 0);
+        let is_cookie = |own: &[u8], name: &Name| own.eq_ignore_ascii_case(name.text.as_bytes());
+        let is_it = match (&self.source, &secret.source) {
+            (Source::Cookie(own), Source::Cookie(name)) => {
+                own.matches(name.text.as_bytes()) || name.matches(own.text.as_bytes())
+            }
+            (Source::Header(own), Source::Header(name)) => own.eq_ignore_ascii_case(name),
+            (Source::Text(..), Source::Cookie(name)) => {
+                self.cookie.as_ref().is_some_and(|own| is_cookie(own, name))
+            }
+            (Source::Cookie(own), Source::Text(..)) => {
+                secret.cookie.as_ref().is_some_and(|name| is_cookie(name, own))
+            }
+            (Source::Text(..), Source::Text(..)) => {
+                self.cookie.is_some() && self.cookie == secret.cookie
+            }
+            _ => false,
+        };
+        self.purpose != Purpose::Look && is_whole && is_it
     }
 
     /// Whether it needs the request's body.
@@ -540,6 +568,29 @@ fn named<T>(
         "request:" => (Source::Request(format.clone()?, field(name, format?)?), Trust::Claim),
         _ => (Source::Answer(list(BodyFormat::Json)?), Trust::Answer),
     })
+}
+
+/// Whether the names of the cookie, header, argument or variables say that the value is a secret. Of the answer an
+/// application may name its user anywhere. What is a field of a body or of an answer is checked where it is parsed.
+fn names_secret<T>(source: &Source<T>, text: &[u8], purpose: Purpose) -> bool {
+    const REQUEST: [&[u8]; 3] = [b"cookie_", b"http_", b"arg_"];
+    const ANSWER: [&[u8]; 3] = [b"upstream_cookie_", b"upstream_http_", b"sent_http_"];
+    let sounds_secret =
+        |name: &[u8]| Folded::new(name).is_none_or(|name| name.is_secret(|_| false));
+    let is_sent = purpose == Purpose::Send;
+    match source {
+        Source::Cookie(name) => sounds_secret(name.text.as_bytes()),
+        Source::SetCookie(name) => is_sent && sounds_secret(name.text.as_bytes()),
+        Source::Header(name) | Source::Arg(name, _) => sounds_secret(name.as_bytes()),
+        Source::Text(..) => variables(text).any(|variable| {
+            let is_name = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
+            let end = variable.iter().position(|b| !is_name(b)).unwrap_or(variable.len());
+            let of_answer = ANSWER.iter().filter(|_| is_sent);
+            let mut of = REQUEST.iter().chain(of_answer);
+            of.any(|of| variable[..end].strip_prefix(*of).is_some_and(sounds_secret))
+        }),
+        Source::Body(..) | Source::Request(..) | Source::Answer(_) => false,
+    }
 }
 
 /// The names of the variables in a text of nginx, each with the text that follows it.
@@ -855,7 +906,7 @@ mod tests {
                 ("late", Found::Unread),
             ],
             answer: vec![("id", Found::Value("u1")), ("user.name", Found::Value("Ann"))],
-            answer_headers: vec![("set-cookie", "sid=%41b; Path=/"), ("set-cookie", "wp_x=eve|2")],
+            answer_headers: vec![("set-cookie", "uid=%41b; Path=/"), ("set-cookie", "wp_x=eve|2")],
             ..Facts::default()
         };
         for (text, found) in [
@@ -888,7 +939,7 @@ mod tests {
             ("request:odd", "Unreadable"),
             ("answer:id", "u1"),
             ("answer:none,user.name", "Ann"),
-            ("set_cookie:sid", "Ab"),
+            ("set_cookie:uid", "Ab"),
             ("set_cookie:wp_*~^([^|]+)", "eve"),
             ("set_cookie:c", "Absent"),
             // In a constant, `~` is an ordinary character.
@@ -1007,6 +1058,22 @@ mod tests {
             ("body:$x", Purpose::Name, ValueError::Variable),
             ("body:password", Purpose::Name, ValueError::Secret),
             ("body:token", Purpose::Send, ValueError::Secret),
+            ("arg:access_token", Purpose::Send, ValueError::Secret),
+            ("cookie:PHPSESSID", Purpose::Name, ValueError::Secret),
+            ("cookie:sid*", Purpose::Send, ValueError::Secret),
+            ("cookie:session~abc", Purpose::Send, ValueError::Secret),
+            ("set_cookie:token", Purpose::Send, ValueError::Secret),
+            ("header:Cookie", Purpose::Send, ValueError::Secret),
+            ("header:set-cookie", Purpose::Send, ValueError::Secret),
+            ("header:Authorization", Purpose::Name, ValueError::Secret),
+            ("header:Proxy-Authorization", Purpose::Send, ValueError::Secret),
+            ("header:X-Api-Key", Purpose::Send, ValueError::Secret),
+            ("$http_authorization", Purpose::Send, ValueError::Secret),
+            ("a-${http_cookie}b", Purpose::Send, ValueError::Secret),
+            ("$cookie_session", Purpose::Name, ValueError::Secret),
+            ("$arg_token", Purpose::Send, ValueError::Secret),
+            ("$upstream_cookie_token", Purpose::Send, ValueError::Secret),
+            ("$sent_http_set_cookie", Purpose::Send, ValueError::Secret),
         ] {
             let found =
                 Value::parse(text.as_bytes(), purpose, Some(BodyFormat::Json), &mut compile);
@@ -1019,12 +1086,51 @@ mod tests {
         let look = |text: &'static str, format| {
             Value::parse(text.as_bytes(), Purpose::Look, format, &mut compile)
         };
+        for text in ["header:Authorization", "$http_cookie", "cookie:sid", "arg:token"] {
+            assert!(look(text, None).is_ok(), "{text}");
+        }
+        for text in [
+            "cookie:session~^(ann)",
+            "$http_cookie~u=(a)",
+            "$cookie_user",
+            "header:X-User",
+            "arg:q",
+        ] {
+            let sent = Value::parse(text.as_bytes(), Purpose::Send, None, &mut compile);
+            assert!(sent.is_ok(), "{text}");
+        }
         assert!(look("body:token", Some(BodyFormat::Json)).is_ok());
         assert_eq!(look("body:x", None).unwrap_err(), ValueError::NoFormat);
         assert_eq!(look("request:x", None).unwrap_err(), ValueError::NoFormat);
         for text in ["cookie:a~", "cookie:a~(", "$http_x~[", "cookie:a~(a{1000}){1000}"] {
             let error = look(text, None).unwrap_err();
             assert!(matches!(&error, ValueError::Regex(text) if !text.contains('\n')), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_is_sent_by_the_values_of_its_name() {
+        let parse = |text: &'static str, purpose| {
+            Value::parse(text.as_bytes(), purpose, None, &mut compile).unwrap()
+        };
+        for (own, secret, sends) in [
+            ("cookie:S", "cookie:S", true),
+            ("cookie:S*", "cookie:Sx", true),
+            ("cookie:Sx", "cookie:S*", true),
+            ("cookie:S~a", "cookie:S", true),
+            ("cookie:S~^(a)", "cookie:S", false),
+            ("cookie:s", "cookie:S", false),
+            ("$cookie_s", "cookie:S", true),
+            ("cookie:S", "$cookie_s", true),
+            ("$cookie_s", "$cookie_s", true),
+            ("$cookie_t", "$cookie_s", false),
+            ("$http_x", "$http_y", false),
+            ("header:X-S", "header:x-s", true),
+            ("header:X-S", "cookie:X-S", false),
+        ] {
+            let secret = parse(secret, Purpose::Look);
+            assert_eq!(parse(own, Purpose::Send).sends(&secret), sends, "{own}");
+            assert!(!parse(own, Purpose::Look).sends(&secret), "{own}");
         }
     }
 
