@@ -18,7 +18,7 @@ use ngx::ngx_string;
 use tirreno_pipeline::capture::decision::Verify;
 use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::rule::unknown_type;
-use tirreno_pipeline::capture::value::ValueError;
+use tirreno_pipeline::capture::value::{Purpose, ValueError};
 use tirreno_pipeline::config::TargetConfig;
 use tirreno_pipeline::config::target::TargetBlock;
 use tirreno_pipeline::event::{EventType, Param};
@@ -282,15 +282,15 @@ handler!(cmd_user, LocationConf, |cf, location, args| {
     }
     let mut users = Vec::with_capacity(values.len());
     for text in values {
-        match read_value(cf, text) {
+        // In rules, these two words are sources of a user.
+        if matches!(text.as_bytes(), b"session" | b"basic") {
+            return cf.error(format_args!(
+                "\"{text}\" in \"tirreno_user\" directive would be everybody's name, write \"user={text}\" in \
+                 a \"tirreno_event\""
+            ));
+        }
+        match read_value(cf, text, Purpose::Name) {
             Ok(value) if value.reads_answer() => return needs_rule(cf, text),
-            // In rules, these two words are sources of a user.
-            Ok(value) if matches!(value.constant(), Some(b"session" | b"basic")) => {
-                return cf.error(format_args!(
-                    "\"{text}\" in \"tirreno_user\" directive would be everybody's name, write \"user={text}\" in \
-                     a \"tirreno_event\""
-                ));
-            }
             Ok(value) => users.push(if verified { value.verified() } else { value }),
             Err(error) => return invalid_value(cf, text, error),
         }
@@ -383,7 +383,8 @@ handler!(cmd_param, LocationConf, |cf, location, args| {
     if param == Param::IpAddress {
         warn_if_forgeable(cf, args[2]);
     }
-    let value: Value = match read_value(cf, &args[2]) {
+    let purpose = if param == Param::UserName { Purpose::Name } else { Purpose::Send };
+    let value: Value = match read_value(cf, &args[2], purpose) {
         Ok(value) if value.reads_answer() => return needs_rule(cf, &args[2]),
         Ok(value) => value,
         Err(error) => return invalid_value(cf, &args[2], error),

@@ -1018,6 +1018,13 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
              it must be one of {TYPES}"
         )
     };
+    let everybodys = |value: &str, directive: &str| {
+        format!(
+            "invalid value \"{value}\" in \"tirreno_{directive}\" directive, it would be everybody's name: a \
+             source is like \"cookie:NAME\", a variable like \"$remote_user\", \"verified\" stands once and \
+             first, and \"session\" or \"basic\" in \"user=\" of a rule"
+        )
+    };
     let sent = "puts the session's token into events, which \"tirreno_session\" names: take another value, or a \
          part of it by a regular expression with a group,";
     let long = "n".repeat(64);
@@ -1069,6 +1076,15 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
         ("tirreno_param url $uri;\ntirreno_param url $uri; # here", same("url")),
         ("tirreno_param eventType login; # here", kind("login")),
         ("tirreno_param eventType PAGE_VIEW; # here", kind("PAGE_VIEW")),
+        // What would be everybody's name.
+        ("tirreno_user Cookie:a; # here", everybodys("Cookie:a", "user")),
+        ("tirreno_user cooky:a; # here", everybodys("cooky:a", "user")),
+        ("tirreno_user cookie_U; # here", everybodys("cookie_U", "user")),
+        ("tirreno_user remote_user; # here", everybodys("remote_user", "user")),
+        ("tirreno_user verified verified $remote_user; # here", everybodys("verified", "user")),
+        ("tirreno_user $remote_user verified; # here", everybodys("verified", "user")),
+        ("tirreno_user SESSION; # here", everybodys("SESSION", "user")),
+        ("tirreno_param userName foo:bar; # here", everybodys("foo:bar", "param")),
         // What is a secret.
         (
             "tirreno_param pageTitle header:Cookie; # here",

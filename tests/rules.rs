@@ -1433,6 +1433,13 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
             "invalid \"{key}\", it must be 1 to 100 letters, digits, \"_\", \"-\", \".\" and \":\""
         )
     };
+    let everybodys = "it would be everybody's name: a source is like \"cookie:NAME\", a variable like \
+         \"$remote_user\", \"verified\" stands once and first, and \"session\" or \"basic\" in \"user=\" of a rule";
+    let of_answer = "a value of the answer, like \"set_cookie:NAME\" or \"answer:FIELD\"";
+    let differs = |key: &str| {
+        let like = "like \"arg:NAME\", \"$VARIABLE\" or \"answer~TEXT\"";
+        format!("invalid \"{key}\", it must be what differs from request to request, {like}")
+    };
     let long = format!("audit={}", "a".repeat(101));
     let level = |key: &str| {
         let names = "audit-api, audit-content, audit-permissions, audit-cli";
@@ -1505,6 +1512,23 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
         ("page_view * / level=content", level("level=content")),
         ("page_view * / if=", must("if=", "a value")),
         ("page_view * / if=!", must("if=!", "a value")),
+        ("page_view * / if=answer", differs("if=answer")),
+        ("page_view * / if=0", differs("if=0")),
+        ("page_view * / if=!constant=a,b", differs("if=!constant=a,b")),
+        ("account_login_fail * / first_step=answer", differs("first_step=answer")),
+        ("page_view * / user=Session", wrong("user=Session", everybodys)),
+        ("page_view * / user=verified", wrong("user=verified", everybodys)),
+        ("page_view * / user=Cookie:a", wrong("user=Cookie:a", everybodys)),
+        ("page_view * / user=cooky:a", wrong("user=cooky:a", everybodys)),
+        ("page_view * / user=cookie_a", wrong("user=cookie_a", everybodys)),
+        ("page_view * / bind=", must("bind=", of_answer)),
+        ("page_view * / bind=constant", must("bind=constant", of_answer)),
+        (
+            "page_view * / bind=cookie:a",
+            "\"bind=\" with what the client says needs \"session=required\" beside it, which says that the \
+             application has accepted it"
+                .into(),
+        ),
         ("page_view * /api/*", path("/api/*", star)),
         ("page_view * / user=body:a", wrong("user=body:a", body)),
         ("page_view * / if=request:a", wrong("if=request:a", body)),

@@ -99,8 +99,12 @@ pub(crate) fn warn_unreachable(cf: &mut ngx_conf_t, own: &[Rc<Entry>]) {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn read_value(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Value, ValueError> {
-    Value::parse(text(argument), Purpose::Send, None, &mut |text| compile(cf, text))
+pub(crate) fn read_value(
+    cf: &mut ngx_conf_t,
+    argument: &ngx_str_t,
+    purpose: Purpose,
+) -> Result<Value, ValueError> {
+    Value::parse(text(argument), purpose, None, &mut |text| compile(cf, text))
 }
 
 /// The values of a session's token, to be joined.

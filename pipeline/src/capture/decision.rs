@@ -305,6 +305,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         }
         let identity = match value.trust() {
             Trust::Answer => Identity::Answer,
+            // The administrator's own word is no evidence for this request.
+            Trust::Verified if value.constant().is_some() => Identity::None,
             Trust::Verified => Identity::Session,
             Trust::Claim if claims_count => Identity::Claim,
             Trust::Claim => return None,
@@ -744,11 +746,11 @@ mod tests {
         location.assert(&facts, "page_view ann claim");
         let variables = vec![("cookie_user", "ann"), ("upstream_http_x", "eve")];
         location.assert(&Facts { variables, ..facts.clone() }, "page_view eve answer");
-        location.assert(&Facts { variables: vec![], ..facts.clone() }, "page_view guest session");
+        location.assert(&Facts { variables: vec![], ..facts.clone() }, "page_view guest none");
         let session = Session::Bound(b"bob".into(), Identity::Session);
         location.assert(&Facts { session, ..facts.clone() }, "page_view bob session");
         location.verify = Verify::Session;
-        location.assert(&facts, "page_view guest session");
+        location.assert(&facts, "page_view guest none");
     }
 
     #[test]

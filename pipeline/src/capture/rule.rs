@@ -11,7 +11,7 @@ use crate::capture::extract::{self, BodyFormat, Field, Reads, TextError, Wanted}
 use crate::capture::level::Level;
 use crate::capture::path;
 use crate::capture::rules::{Methods, Pattern, Rules, Segments, StatusKey};
-use crate::capture::value::{Compile, Purpose, Read, Source, Value, ValueError};
+use crate::capture::value::{Compile, Purpose, Read, Source, Trust, Value, ValueError};
 use crate::event::{EventType, Param};
 
 /// The longest name of an audit record, or of a field in it.
@@ -245,7 +245,7 @@ impl<T: Text> Rule<T> {
         }
         let asks_answer = |condition: &Condition<T>| {
             condition.reads_answer()
-                || condition.value().is_some_and(|v| v.trust() == super::value::Trust::Answer)
+                || condition.value().is_some_and(|v| v.trust() == Trust::Answer)
         };
         let mut counting = self.conditions.iter().filter(|c| is_answered || !asks_answer(c));
         match counting.find(|condition| !condition.holds(exchange, self.body)) {
@@ -471,6 +471,11 @@ impl<T: Text> Draft<T> {
             repeats: false,
             set: |draft, key, _, compile| {
                 let value = value(key, key.value, Purpose::Name, draft.rule.body, compile)?;
+                if value.constant().is_some() {
+                    let like =
+                        "a value of the answer, like \"set_cookie:NAME\" or \"answer:FIELD\"";
+                    return Err(key.must_be(like));
+                }
                 if value.reads_body() {
                     return Err(key.wrong("a body is the client's word, bind what the answer says"));
                 }
@@ -737,6 +742,13 @@ impl<T: Text> Draft<T> {
                 ));
             }
         }
+        if rule.session.is_none() && rule.bind.as_ref().is_some_and(|v| v.trust() == Trust::Claim) {
+            return Err(
+                "\"bind=\" with what the client says needs \"session=required\" beside it, \
+                        which says that the application has accepted it"
+                    .into(),
+            );
+        }
         if !rule.first_step.is_empty() && rule.event != Some(EventType::AccountLoginFail) {
             return Err("\"first_step=\" belongs into a rule of the type account_login_fail".into());
         }
@@ -766,7 +778,13 @@ fn condition<T: Text>(
     if matches!(key.value, b"" | b"!") {
         return Err(key.must_be("a value"));
     }
-    Condition::parse(key, format, compile)
+    let condition = Condition::parse(key, format, compile)?;
+    if condition.value().is_some_and(|value| value.constant().is_some()) {
+        return Err(key.must_be(
+            "what differs from request to request, like \"arg:NAME\", \"$VARIABLE\" or \"answer~TEXT\"",
+        ));
+    }
+    Ok(condition)
 }
 
 fn value<T: Text>(

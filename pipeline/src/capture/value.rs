@@ -113,6 +113,8 @@ pub enum ValueError {
     Name(&'static str),
     /// A value of that name is a secret.
     Secret,
+    /// It is a constant that was meant to be something else.
+    Everybodys,
     /// A name has a variable.
     Variable,
     /// The name of a field is invalid.
@@ -129,6 +131,11 @@ impl fmt::Display for ValueError {
             Self::Text => f.write_str("its variables are not valid"),
             Self::Name(source) => write!(f, "\"{source}\" must be followed by a name"),
             Self::Secret => f.write_str("what has such a name is a secret, and no user"),
+            Self::Everybodys => f.write_str(
+                "it would be everybody's name: a source is like \"cookie:NAME\", a variable like \
+                 \"$remote_user\", \"verified\" stands once and first, and \"session\" or \"basic\" in \
+                 \"user=\" of a rule",
+            ),
             Self::Variable => f.write_str("a name cannot contain variables"),
             Self::Field(error) => error.fmt(f),
             Self::NoFormat => f.write_str(
@@ -202,6 +209,9 @@ impl<T: Text> Value<T> {
                 named(source, name, purpose, format)?
             }
         };
+        if purpose == Purpose::Name && is_meant_otherwise(&source, text) {
+            return Err(ValueError::Everybodys);
+        }
         let takes_part = regex.as_ref().is_some_and(|regex| regex.captures_len() > 1);
         if purpose != Purpose::Look && !takes_part && names_secret(&source, text, purpose) {
             return Err(ValueError::Secret);
@@ -568,6 +578,25 @@ fn named<T>(
         "request:" => (Source::Request(format.clone()?, field(name, format?)?), Trust::Claim),
         _ => (Source::Answer(list(BodyFormat::Json)?), Trust::Answer),
     })
+}
+
+/// Whether a constant looks like a source or a variable with a typo, or like a word of the directives: as the name of
+/// a user it would make all users one.
+fn is_meant_otherwise<T: Text>(source: &Source<T>, text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 4] = [b"verified", b"session", b"basic", b"remote_user"];
+    const VARIABLES: [&[u8]; 5] = [b"cookie_", b"http_", b"arg_", b"upstream_", b"sent_http_"];
+    let Source::Text(compiled, _) = source else { return false };
+    if compiled.constant().is_none() {
+        return false;
+    }
+    let text = text.to_ascii_lowercase();
+    let word = text.split(|b| *b == b':').next().unwrap_or_default();
+    let is_source = word.len() < text.len()
+        && !word.is_empty()
+        && word.iter().all(|b| b.is_ascii_alphabetic() || *b == b'_');
+    is_source
+        || WORDS.contains(&&*text)
+        || VARIABLES.iter().any(|variable| text.starts_with(variable))
 }
 
 /// Whether the names of the cookie, header, argument or variables say that the value is a secret. Of the answer an
