@@ -47,7 +47,7 @@ pub enum BodyFormat {
     Json,
     /// As PHP fills `$_POST`: by `Content-Type` up to the first `;`, `,` or blank, and only of a POST.
     Php,
-    /// As Rails fills `params`: forms, and JSON where the `Content-Type` says so.
+    /// As Rails fills `params`: forms, and JSON where the `Content-Type` says so, if nothing follows its value.
     Rails,
     /// As a call of XML-RPC, under any `Content-Type`.
     XmlRpc,
@@ -396,9 +396,6 @@ mod tests {
         for (body, found) in [
             (r#"{"id":"ann","password":"5ecret"}"#, "=ann"),
             (" \r\n\t{ \"x\" : [ 1 , {} , [] ] , \"id\" : \"ann\" } ", "=ann"),
-            (r#"{"id":"ann"} {"id":"bob"}"#, "=ann"),
-            (r#"{"id":"ann"}trailing"#, "=ann"),
-            (r#"{"id":"ann"},"#, "=ann"),
             (r#"{"i\u0064":"\u0061\"\\\/\u00e9\ud83d\ude00n"}"#, "=a\"\\/é\u{1f600}n"),
             (r#"{"id":"é€😀"}"#, "=é€😀"),
             (r#"{"id":""}"#, "="),
@@ -418,6 +415,21 @@ mod tests {
             ("  ", "Absent"),
         ] {
             assert_json(body, "id", found);
+        }
+    }
+
+    #[test]
+    fn rails_reads_json_only_to_its_end() {
+        for (body, found) in [
+            (r#"{"id":"ann"} {"id":"bob"}"#, "Unreadable"),
+            (r#"{"id":"ann"}trailing"#, "Unreadable"),
+            (r#"{"id":"ann"},"#, "Unreadable"),
+            ("{\"id\":\"ann\"}\0", "Unreadable"),
+            ("{\"id\":\"ann\"} \r\n\t", "=ann"),
+        ] {
+            assert_eq!(read(BodyFormat::Json, "", body.as_bytes(), "id"), "=ann", "{body}");
+            let rails = read(BodyFormat::Rails, "application/json", body.as_bytes(), "id");
+            assert_eq!(rails, found, "{body}");
         }
     }
 
@@ -681,7 +693,7 @@ mod tests {
             let pad = "x".repeat(size);
             assert_json(format!(r#"{{"pad":"{pad}","id":"ann"}}"#), "id", "=ann");
             assert_json(format!(r#"{{"id":"ann","pad":"{pad}"}}"#), "id", "=ann");
-            assert_json(format!(r#"{{"id":"ann"}}{pad}"#), "id", "=ann");
+            assert_json(format!(r#"{{"id":"ann"}}{}"#, " ".repeat(size)), "id", "=ann");
             assert_php(format!("pad={pad}&log=ann"), "log", "=ann");
             assert_php(format!("log=ann&{pad}=x"), "log", "=ann");
             assert_rails(format!("log=ann&pad={pad}"), "log", "=ann");
@@ -689,7 +701,8 @@ mod tests {
         let pad = "x".repeat(MAX_SCANNED);
         assert_json(format!(r#"{{"id":"ann","pad":"{pad}"}}"#), "id", "Unreadable");
         assert_php(format!("log=ann&pad={pad}"), "log", "Unreadable");
-        assert_json(format!(r#"{{"id":"ann"}}{pad}"#), "id", "=ann");
+        let followed = format!(r#"{{"id":"ann"}}{pad}"#);
+        assert_eq!(read(BodyFormat::Json, "", followed.as_bytes(), "id"), "=ann");
         let long = "x".repeat(MAX_KEPT + 1);
         assert_json(format!(r#"{{"id":"{long}"}}"#), "id", "Unreadable");
         assert_php(format!("log={long}"), "log", "Unreadable");

@@ -71,7 +71,7 @@ impl AnswerReader {
         let texts: Vec<_> = reads.texts.iter().map(Search::new).collect();
         let fields = reads.answer.as_ref();
         let values = fields.map(Values::new).unwrap_or_default();
-        let json = fields.map(|_| Box::new(Json::new(&values)));
+        let json = fields.map(|_| Box::new(Json::new(&values, false)));
         let own = size_of::<Self>()
             + json.as_ref().map_or(0, |_| size_of::<Json>())
             + texts.iter().map(Search::room).sum::<usize>();

@@ -146,7 +146,7 @@ impl Kind {
             Some(Self::Nothing)
         };
         match format {
-            BodyFormat::Json => Some(Self::Json(Box::new(Json::new(values)))),
+            BodyFormat::Json => Some(Self::Json(Box::new(Json::new(values, false)))),
             BodyFormat::XmlRpc => Some(Self::XmlRpc(Box::new(XmlRpc::new()))),
             BodyFormat::Php => form(media_type(|b| matches!(b, b';' | b',' | b' ')), Rules::Php),
             BodyFormat::Rails => {
@@ -156,7 +156,7 @@ impl Kind {
                     "" if head.method == b"POST" => {
                         Some(Self::UrlEncoded(Box::new(UrlEncoded::new(Rules::Rails))))
                     }
-                    "application/json" => Some(Self::Json(Box::new(Json::new(values)))),
+                    "application/json" => Some(Self::Json(Box::new(Json::new(values, true)))),
                     // Depending on version and settings, Rails reads these as JSON, forms or XML, or not at
                     // all.
                     text if text.contains("json") || text.contains("xml") => None,

@@ -40,6 +40,8 @@ pub(super) struct Json {
     /// The first half of a surrogate pair.
     high: Option<u16>,
     longest: usize,
+    /// Whether nothing may follow the value.
+    is_alone: bool,
 }
 
 /// An open object or array.
@@ -105,7 +107,8 @@ enum Capture {
 struct Broken;
 
 impl Json {
-    pub(super) fn new(values: &Values) -> Self {
+    /// With `is_alone`, the application refuses a body in which something follows the value.
+    pub(super) fn new(values: &Values, is_alone: bool) -> Self {
         let all = values.fields.iter().take(super::MAX_FIELDS).enumerate();
         let names =
             all.clone().flat_map(|(_, field)| field.steps()).filter_map(|step| match step {
@@ -125,6 +128,7 @@ impl Json {
             has_control: false,
             utf8: Utf8::default(),
             high: None,
+            is_alone,
         }
     }
 
@@ -134,7 +138,9 @@ impl Json {
             return;
         }
         match self.read(chunk, values, share) {
-            Ok(()) if matches!(self.expect, Expect::Nothing) => values.state = State::Read,
+            Ok(()) if matches!(self.expect, Expect::Nothing) && !self.is_alone => {
+                values.state = State::Read;
+            }
             Ok(()) => {}
             Err(Broken) => values.give_up(),
         }
@@ -152,7 +158,7 @@ impl Json {
             return;
         }
         // An empty body has no fields.
-        if matches!(self.expect, Expect::Value) && self.depth == 0 {
+        if matches!(self.expect, Expect::Value | Expect::Nothing) && self.depth == 0 {
             values.state = State::Read;
         } else {
             values.give_up();
@@ -167,7 +173,7 @@ impl Json {
     ) -> Result<(), Broken> {
         while let Some((&byte, rest)) = chunk.split_first() {
             match self.expect {
-                Expect::Nothing => return Ok(()),
+                Expect::Nothing if !self.is_alone => return Ok(()),
                 Expect::Text => {
                     chunk = self.read_text(chunk, values, share)?;
                     continue;
@@ -193,6 +199,7 @@ impl Json {
                     }
                 },
                 _ if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => {}
+                Expect::Nothing => return Err(Broken),
                 Expect::Value => self.begin_value(byte, values, share)?,
                 Expect::ValueOrEnd if byte == b']' => self.close(),
                 Expect::ValueOrEnd => self.begin_value(byte, values, share)?,
