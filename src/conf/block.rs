@@ -13,7 +13,7 @@ use tirreno_pipeline::capture::rule::Place;
 use tirreno_pipeline::config::block::{Block, Reader};
 use tirreno_pipeline::config::file::ConfigFile;
 
-use super::ext::{ConfExt, full_name, parse_size, parse_time_ms, to_path};
+use super::ext::{ConfExt, full_name, parse_size, parse_time_ms, parse_time_s, to_path};
 use crate::guarded;
 use crate::permissions::{answers, check_spool};
 
@@ -97,6 +97,10 @@ impl ConfigFile for File<'_> {
 
     fn parse_time_ms(&self, text: &[u8]) -> Option<u64> {
         parse_time_ms(text)
+    }
+
+    fn parse_time_s(&self, text: &[u8]) -> Option<u64> {
+        parse_time_s(text)
     }
 
     fn parse_size(&self, text: &[u8]) -> Option<usize> {

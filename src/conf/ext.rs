@@ -107,6 +107,12 @@ pub(crate) fn parse_time_ms(text: &[u8]) -> Option<u64> {
     parsed(text, |text| unsafe { ngx_parse_time(text, 0) })
 }
 
+/// A time as in nginx's own directives in seconds, `1d` or `1M 15d`, in seconds.
+pub(crate) fn parse_time_s(text: &[u8]) -> Option<u64> {
+    // SAFETY: the string is valid.
+    parsed(text, |text| unsafe { ngx_parse_time(text, 1) })
+}
+
 /// A size as in nginx's own directives, `16m` or `1g`, in bytes.
 pub(crate) fn parse_size(text: &[u8]) -> Option<usize> {
     // SAFETY: the string is valid.

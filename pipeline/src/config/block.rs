@@ -201,6 +201,13 @@ pub(crate) fn put<T>(place: &mut Option<T>, value: Result<T, String>) -> Result<
     Ok(())
 }
 
+/// A time above 0, for which nginx's own directives in seconds also take months and years.
+pub(crate) fn parse_age(file: &dyn ConfigFile, text: &[u8]) -> Option<Duration> {
+    let seconds = file.parse_time_s(text).map(Duration::from_secs);
+    let age = seconds.or_else(|| file.parse_time_ms(text).map(Duration::from_millis));
+    age.filter(|age| !age.is_zero())
+}
+
 impl Setting<'_> {
     /// The first argument.
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -240,8 +247,8 @@ impl Setting<'_> {
         if self.is_off() {
             return Ok(None);
         }
-        let ms = self.file.parse_time_ms(self.bytes()).filter(|ms| self.has_unit() && *ms > 0);
-        ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(|| self.invalid(must))
+        let age = parse_age(self.file, self.bytes()).filter(|_| self.has_unit());
+        age.map(Some).ok_or_else(|| self.invalid(must))
     }
 
     /// A size with its unit, or `off`.

@@ -41,6 +41,9 @@ pub trait ConfigFile {
     /// A time as in nginx's own directives, `500ms` or `1m 30s`, in milliseconds.
     fn parse_time_ms(&self, text: &[u8]) -> Option<u64>;
 
+    /// A time as in nginx's own directives in seconds, `1d` or `1M 15d`, in seconds.
+    fn parse_time_s(&self, text: &[u8]) -> Option<u64>;
+
     /// A size as in nginx's own directives, `16m` or `1g`, in bytes.
     fn parse_size(&self, text: &[u8]) -> Option<usize>;
 

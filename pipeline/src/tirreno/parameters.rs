@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::config::block::{Parameter, Setting, put};
+use crate::config::block::{Parameter, Setting, parse_age, put};
 use crate::config::header::check_header;
 use crate::config::key;
 use crate::config::secret::Secret;
@@ -156,7 +156,14 @@ fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
         let path = spool.path.display();
         return Err(format!("the spool's path \"{path}\" is no directory"));
     }
-    for arg in &args[1..] {
+    for (place, arg) in args.iter().enumerate().skip(1) {
+        let name = |arg: &&[u8]| arg.split(|b| *b == b'=').next().map(readable);
+        if args[1..place].iter().any(|known| name(known) == name(arg)) {
+            return Err(format!(
+                "duplicate parameter \"{}\" in \"spool\" directive",
+                readable(arg)
+            ));
+        }
         let invalid = |must: &str| {
             let arg = readable(arg);
             format!("invalid parameter \"{arg}\" in \"spool\" directive, it must be {must}")
@@ -166,9 +173,8 @@ fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
             let must = "a size from 1m on, like \"max_size=1g\"";
             spool.max_size = size.ok_or_else(|| invalid(must))? as u64;
         } else if let Some(age) = arg.strip_prefix(b"max_age=") {
-            let age = file.parse_time_ms(age).filter(|age| *age > 0);
             let must = "a time like \"max_age=7d\"";
-            spool.max_age = Duration::from_millis(age.ok_or_else(|| invalid(must))?);
+            spool.max_age = parse_age(file, age).ok_or_else(|| invalid(must))?;
         } else {
             spool.when_full = match *arg {
                 b"when_full=drop_oldest" => WhenFull::DropOldest,

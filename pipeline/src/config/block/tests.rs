@@ -108,6 +108,11 @@ impl ConfigFile for Written {
         parsed(text, &units, 1000)
     }
 
+    fn parse_time_s(&self, text: &[u8]) -> Option<u64> {
+        let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400), ("M", 2_592_000)];
+        parsed(text, &units, 1)
+    }
+
     fn parse_size(&self, text: &[u8]) -> Option<usize> {
         Some(parsed(text, &[("k", 1 << 10), ("m", 1 << 20), ("g", 1 << 30)], 1)? as usize)
     }

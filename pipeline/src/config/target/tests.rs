@@ -299,9 +299,9 @@ const OF_TIRRENO: &[Case<Read>] = &[
     ),
     case(
         TIRRENO,
-        "spool s max_size=2m max_age=1d when_full=drop_newest",
+        "spool s max_size=2m max_age=1M when_full=drop_newest",
         spool,
-        ["None", "Some((\"s\", 2097152, 86400s, DropNewest))"],
+        ["None", "Some((\"s\", 2097152, 2592000s, DropNewest))"],
         (
             "spool s max_size=1k",
             "invalid parameter \"max_size=1k\" in \"spool\" directive, it must be a size from 1m on, ",
@@ -390,9 +390,9 @@ const OF_STREAMS: &[Case<Read>] = &[
     ),
     case(
         FILE,
-        "rotate 1d",
+        "rotate 1M",
         |c| show(file(c).rotate),
-        ["None", "Some(86400s)"],
+        ["None", "Some(2592000s)"],
         (
             "rotate 1",
             "invalid value \"1\" in \"rotate\" directive, it must be a time with a unit, ",
