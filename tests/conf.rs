@@ -334,6 +334,10 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("spool;", count("spool")),
         ("spool text.pem;", "the spool's path \"%PREFIX%/text.pem\" is no directory".into()),
         ("spool a max_size=1k;", spool("max_size=1k", "a size from 1m on, like \"max_size=1g\"")),
+        (
+            "spool a max_age=1y max_size=1g max_age=1M;",
+            "duplicate parameter \"max_age=1M\" in \"spool\" directive".into(),
+        ),
         ("spool a max_age=0;", spool("max_age=0", "a time like \"max_age=7d\"")),
         (
             "spool a when_full=panic;",
@@ -733,6 +737,15 @@ fn what_others_can_read_or_change_on_the_way_is_warned_about() {
     for url in ["http://localhost/", "http://127.9.9.9/", "http://[::1]/", "http://LocalHost:8080/"]
     {
         assert_says(configuration(&format!("tirreno_target {{ api_key %KEY%; url {url}; }}")), &[]);
+    }
+    let lookup = "[warn] \"url\" sends sessions' tokens to another host over plain http, write \"https://\",";
+    for (url, messages) in [
+        ("http://chat.example.com/me; # here", &[lookup][..]),
+        ("http://127.0.0.1:8065/me;", &[]),
+        ("http://[::1]/me;", &[]),
+    ] {
+        let http = format!("tirreno_identity chat {{\nurl {url}\nmap id userName;\n}}");
+        assert_says(configuration(&http), messages);
     }
     let tls = "ssl_trusted_certificate ca.pem; url https://tirreno.example.com/; api_key %KEY%;";
     let tcp = "type tcp; server siem.example.com:6514; transport tls;";

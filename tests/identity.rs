@@ -1465,6 +1465,14 @@ fn what_cannot_work_is_an_error_of_the_configuration() {
         ("tirreno_identity x { map id userName; }".into(), "has no \"url\""),
         ("tirreno_identity x { url ftp://a/; map id userName; }".into(), "must be like"),
         ("tirreno_identity x { url http://a/; }".into(), "map FIELD userName"),
+        (
+            "tirreno_identity x { token_format \"\"; }".into(),
+            "in \"token_format\" directive, it must be a regular expression of a whole token",
+        ),
+        (
+            "tirreno_identity x { map a..b userName; }".into(),
+            "in \"map\" directive, it must be a field of the answer, like \"id\" or \"user.id\"",
+        ),
         ("tirreno_identity x { url http://a/; send x; }".into(), "\"bearer\" or \"cookie:NAME\""),
         ("tirreno_state %PREFIX%/nowhere/state;".into(), "does not exist, make it"),
     ] {

@@ -6,6 +6,7 @@ mod tests;
 use std::time::Duration;
 
 use crate::capture::rule::Place;
+use crate::config::address::is_local_host;
 use crate::config::block::{Block, BlockError, Parameter, Seen, Setting, Table, put};
 use crate::config::file::ConfigFile;
 use crate::config::header::check_header;
@@ -24,7 +25,11 @@ const OURS: [&str; 6] =
 const PARAMETERS: &[Parameter<Draft>] = &[
     Parameter::one("url", |draft, s| put(&mut draft.url, Ok(s.text()))),
     Parameter::one("send", |draft, s| put(&mut draft.send, read_send(s))),
-    Parameter::one("token_format", |draft, s| put(&mut draft.token_format, Ok(s.text()))),
+    Parameter::one("token_format", |draft, s| {
+        let is_given = !s.bytes().is_empty();
+        let must = "a regular expression of a whole token";
+        put(&mut draft.token_format, is_given.then(|| s.text()).ok_or_else(|| s.invalid(must)))
+    }),
     Parameter::of("map", 2..=2, |draft: &mut Draft, s| {
         draft.map.push(read_map(s)?);
         Ok(())
@@ -83,11 +88,23 @@ impl Block for IdentityBlock {
     fn finish(
         self,
         place: &Place,
-        _seen: &[Seen],
-        _file: &mut dyn ConfigFile,
+        seen: &[Seen],
+        file: &mut dyn ConfigFile,
     ) -> Result<LookupConfig, BlockError> {
         let Self { name, lookup, tls } = self;
-        lookup.finish(&name, tls).map_err(|message| BlockError { place: place.clone(), message })
+        let lookup = lookup
+            .finish(&name, tls)
+            .map_err(|message| BlockError { place: place.clone(), message })?;
+        if lookup.tls.is_none()
+            && !lookup.url.host().is_some_and(is_local_host)
+            && let Some(url) = seen.iter().find(|seen| seen.name == "url")
+        {
+            file.warn_at(
+                &url.place,
+                "\"url\" sends sessions' tokens to another host over plain http, write \"https://\",",
+            );
+        }
+        Ok(lookup)
     }
 }
 
@@ -103,6 +120,9 @@ fn read_send(s: &mut Setting<'_>) -> Result<SendAs, String> {
 
 fn read_map(s: &mut Setting<'_>) -> Result<(Box<str>, Param), String> {
     let (field, parameter) = (readable(s.args[0]), readable(s.args[1]));
+    if field.split('.').any(str::is_empty) {
+        return Err(s.invalid("a field of the answer, like \"id\" or \"user.id\""));
+    }
     let known = Param::from_name(parameter.as_bytes()).filter(|known| MAPPED.contains(known));
     known.map(|known| (field.into(), known)).ok_or_else(|| {
         format!(
