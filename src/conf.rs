@@ -44,6 +44,8 @@ pub(crate) struct MainConf {
     pub(crate) targets: Vec<TargetConfig>,
     /// The names of all targets, also of those that are switched off.
     pub(crate) names: Vec<String>,
+    /// The targets of the type `console`, and where each stands.
+    pub(crate) consoles: Vec<(String, Place)>,
     /// `tirreno_zone`, and where it stands.
     pub(crate) zone_size: Option<usize>,
     pub(crate) zone_place: Option<Place>,
@@ -97,6 +99,7 @@ impl Default for MainConf {
             cycle: ptr::null_mut(),
             targets: Vec::new(),
             names: Vec::new(),
+            consoles: Vec::new(),
             zone_size: None,
             zone_place: None,
             zone: None,
@@ -369,6 +372,12 @@ impl LocationConf {
         }
         if let Some((names, place)) = self.target_names.as_deref() {
             match main.select(names) {
+                Ok(_) if names.len() > 1 && names.iter().any(|n| n.as_bytes() == b"all") => {
+                    return cf.error_at(
+                        place,
+                        "\"all\" in \"tirreno_targets\" directive is every target, remove the other names,",
+                    );
+                }
                 Ok(targets) => self.targets = targets,
                 Err(name) => {
                     return cf.error_at(

@@ -3,6 +3,7 @@
 use core::ffi::{c_char, c_void};
 use core::mem::offset_of;
 use core::ptr;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use nginx_sys::{
@@ -16,6 +17,7 @@ use ngx::http::NgxHttpCoreModule;
 use ngx::http::{HttpModuleLocationConf as _, HttpModuleMainConf as _};
 use ngx::ngx_string;
 use tirreno_pipeline::capture::decision::Verify;
+use tirreno_pipeline::capture::exchange::Text as _;
 use tirreno_pipeline::capture::path;
 use tirreno_pipeline::capture::rule::unknown_type;
 use tirreno_pipeline::capture::value::{Purpose, ValueError};
@@ -214,8 +216,13 @@ handler!(cmd_target, MainConf, |cf, main, args| {
     if main.names.len() == MAX_TARGETS {
         return cf.error(format_args!("too many targets, there may be {MAX_TARGETS}"));
     }
+    let place = cf.place();
     match block::read::<TargetBlock>(cf, &name) {
         Ok(target) => {
+            let is_console = |t: &TargetConfig| t.destination.type_name() == "console";
+            if target.as_ref().is_some_and(is_console) {
+                main.consoles.push((name.clone(), place));
+            }
             let file = target.as_ref().and_then(TargetConfig::file);
             let is_same = |known: &&TargetConfig| known.file().is_some() && known.file() == file;
             if let Some(known) = main.targets.iter().find(is_same) {
@@ -349,6 +356,14 @@ handler!(cmd_ip, LocationConf, |cf, location, args| {
     }
     warn_if_forgeable(cf, args[1]);
     let Ok(value) = ComplexValue::compile(cf, args[1]) else { return NGX_CONF_ERROR };
+    let is_address = |text: &[u8]| str::from_utf8(text).is_ok_and(|t| t.parse::<IpAddr>().is_ok());
+    if value.constant().is_some_and(|text| !is_address(text)) {
+        return cf.error(format_args!(
+            "invalid value \"{}\" in \"tirreno_ip\" directive, it must be an address, or a variable like \
+             \"$remote_addr\"",
+            args[1]
+        ));
+    }
     location.ip = Some(value);
     NGX_CONF_OK
 });
@@ -447,11 +462,12 @@ handler!(cmd_event_prefix, LocationConf, |cf, location, args| {
     }
     let mut prefix = args[1];
     let path = prefix.as_bytes();
-    // A normalized path never begins with another one.
-    if !path.starts_with(b"/") || path::normalize(path, &mut Vec::new()) != path {
+    // A normalized path never begins with another one. A prefix has no segments with names.
+    let has_brace = path.iter().any(|b| matches!(b, b'{' | b'}'));
+    if has_brace || !path.starts_with(b"/") || path::normalize(path, &mut Vec::new()) != path {
         return cf.error(format_args!(
             "invalid value \"{prefix}\" in \"tirreno_event_prefix\" directive, it must be a path like \
-             \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\""
+             \"/chat\", decoded and without \"//\", \"?\", braces or segments \".\" and \"..\""
         ));
     }
     while prefix.as_bytes().ends_with(b"/") {
@@ -538,6 +554,9 @@ handler!(cmd_state, MainConf, |cf, main, args| {
     if main.state.is_some() {
         return DUPLICATE;
     }
+    if args[1].is_empty() {
+        return cf.error("\"tirreno_state\" names no file");
+    }
     let Some(path) = cf.prefix_name(args[1].as_bytes()) else { return NGX_CONF_ERROR };
     main.state = Some((path, cf.place()));
     NGX_CONF_OK
@@ -567,11 +586,21 @@ handler!(cmd_redact, LocationConf, |cf, location, args| {
         location.cut_secrets = true;
     } else if location.cut_secrets {
         return cf.error("\"tirreno_redact off\" cannot stand beside names");
+    } else if let Some(name) = names.iter().find(|name| !is_name_of_argument(name.as_bytes())) {
+        return cf.error(format_args!(
+            "invalid name \"{name}\" in \"tirreno_redact\" directive, it must be that of an argument, with \
+             letters or digits and without \"*\""
+        ));
     } else {
         location.own_secrets.extend(names.iter().map(ToString::to_string));
     }
     NGX_CONF_OK
 });
+
+/// Names are compared by their letters and digits; there are no patterns.
+fn is_name_of_argument(name: &[u8]) -> bool {
+    name.iter().any(|b| b.is_ascii_alphanumeric() || !b.is_ascii()) && !name.contains(&b'*')
+}
 
 handler!(cmd_status, LocationConf, |cf, location, _args| {
     location.status = Some(cf.place());

@@ -16,7 +16,7 @@ use ngx::http::HttpModule;
 use ngx::log::ngx_cycle_log;
 use ngx::{ngx_log_error, ngx_string};
 use tirreno_pipeline::audit::config::{AuditConfig, Sink};
-use tirreno_pipeline::config::{Destination, TargetConfig};
+use tirreno_pipeline::config::Destination;
 use tirreno_pipeline::delivery::spool::{Database, lock};
 use tirreno_pipeline::identity::state::{self, State, Step};
 use tirreno_pipeline::shm::zone::Zone;
@@ -233,13 +233,11 @@ fn warn_of_consoles(main: &MainConf) {
     if core_conf(main).is_some_and(|core| core.daemon == 0) {
         return;
     }
-    let is_console = |target: &&TargetConfig| target.destination.type_name() == "console";
-    for target in main.targets.iter().filter(is_console) {
+    for (name, place) in &main.consoles {
         ngx_log_error!(
             NGX_LOG_WARN,
             ngx_cycle_log().as_ptr(),
-            "tirreno: target \"{}\" of type \"console\" writes to nowhere without \"daemon off\"",
-            target.name
+            "tirreno: target \"{name}\" of type \"console\" writes to nowhere without \"daemon off\", in {place}"
         );
     }
 }

@@ -334,6 +334,11 @@ fn a_wrong_line_in_a_target_is_refused_with_what_it_must_be() {
         ("spool;", count("spool")),
         ("spool text.pem;", "the spool's path \"%PREFIX%/text.pem\" is no directory".into()),
         ("spool a max_size=1k;", spool("max_size=1k", "a size from 1m on, like \"max_size=1g\"")),
+        ("spool \"\";", "\"spool\" names no directory".into()),
+        (
+            "events account_* !account_*;",
+            "\"events\" directive leaves no event for the target".into(),
+        ),
         (
             "spool a max_age=1y max_size=1g max_age=1M;",
             "duplicate parameter \"max_age=1M\" in \"spool\" directive".into(),
@@ -578,8 +583,9 @@ fn a_console_of_a_daemon_is_warned_about() {
     let http = "tirreno_target audit { type console; }";
     assert_says(configuration(http), &[]);
     let message = "[warn] tirreno: target \"audit\" of type \"console\" writes to nowhere without \
-                   \"daemon off\"";
-    assert_says(configuration(http).daemon(), &[message]);
+                   \"daemon off\",";
+    let http = format!("tirreno_target audit {{ {HERE}\ntype console; }}");
+    assert_says(configuration(&http).daemon(), &[message]);
 }
 
 #[test]
@@ -1089,6 +1095,11 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
         ("tirreno_param url $uri;\ntirreno_param url $uri; # here", same("url")),
         ("tirreno_param eventType login; # here", kind("login")),
         ("tirreno_param eventType PAGE_VIEW; # here", kind("PAGE_VIEW")),
+        ("tirreno_state \"\"; # here", "\"tirreno_state\" names no file".into()),
+        (
+            "tirreno_targets all tirreno; # here\nserver { }",
+            "\"all\" in \"tirreno_targets\" directive is every target, remove the other names,".into(),
+        ),
         // What would be everybody's name.
         ("tirreno_user Cookie:a; # here", everybodys("Cookie:a", "user")),
         ("tirreno_user cooky:a; # here", everybodys("cooky:a", "user")),

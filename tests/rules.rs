@@ -1449,8 +1449,8 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
     let wrong = |key: &str, what: &str| format!("invalid \"{key}\", {what}");
     let star = "a \"*\" in a path matches only itself: write \"{name}\" for a segment, a last \
                 \"{*rest}\" for the rest";
-    let body = "a rule that reads the request's body needs \"body=json\", \"body=php\" or \
-                \"body=rails\": as the application reads it";
+    let body = "a rule that reads the request's body needs \"body=json\", \"body=php\", \
+                \"body=rails\" or \"body=xmlrpc\": as the application reads it";
     let secret = "what has such a name is a secret, and no user";
     let rows: &[(&str, String)] = &[
         ("page_view", short.into()),
@@ -1530,6 +1530,21 @@ fn a_malformed_rule_is_refused_with_what_it_must_be() {
                 .into(),
         ),
         ("page_view * /api/*", path("/api/*", star)),
+        (
+            "page_view * /a%20b",
+            path(
+                "/a%20b",
+                "a path is matched decoded: write the character itself in the place of its \"%\" and digits",
+            ),
+        ),
+        (
+            "page_view * / status=2xx,200,!200",
+            wrong("status=2xx,200,!200", "the same must not stand with and without \"!\""),
+        ),
+        (
+            "page_view * \"/{a}\" \"page=/p/{b}\"",
+            "\"page=/p/{b}\" names no segment of \"/{a}\"".into(),
+        ),
         ("page_view * / user=body:a", wrong("user=body:a", body)),
         ("page_view * / if=request:a", wrong("if=request:a", body)),
         ("page_view * / body=xml", must("body=xml", "\"json\", \"php\", \"rails\" or \"xmlrpc\"")),
@@ -1617,10 +1632,17 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         format!("invalid value \"{value}\" in \"{name}\" directive, it must be {must}")
     };
     let prefix = |value: &str| {
-        let must =
-            "a path like \"/chat\", decoded and without \"//\", \"?\" or segments \".\" and \"..\"";
+        let must = "a path like \"/chat\", decoded and without \"//\", \"?\", braces or segments \".\" and \"..\"";
         invalid("tirreno_event_prefix", value, must)
     };
+    let address = "an address, or a variable like \"$remote_addr\"";
+    let argument = |name: &str| {
+        format!(
+            "invalid name \"{name}\" in \"tirreno_redact\" directive, it must be that of an argument, with \
+             letters or digits and without \"*\""
+        )
+    };
+    let joined = "on both sides of a \"+\" stands a source, as in \"cookie:USER+cookie:SESSION\"";
     let verify =
         |value: &str| invalid("tirreno_verify", value, "\"off\", \"answer\" or \"session\"");
     let kind = |kind: &str| {
@@ -1638,6 +1660,13 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_event_prefix /a/../chat;", prefix("/a/../chat")),
         ("tirreno_event_prefix /%63hat;", prefix("/%63hat")),
         ("tirreno_event_prefix /chat?;", prefix("/chat?")),
+        ("tirreno_event_prefix \"/{a}\";", prefix("/{a}")),
+        ("tirreno_ip header:X-Real-IP;", invalid("tirreno_ip", "header:X-Real-IP", address)),
+        ("tirreno_ip \"\";", invalid("tirreno_ip", "", address)),
+        ("tirreno_redact a*;", argument("a*")),
+        ("tirreno_redact a ---;", argument("---")),
+        ("tirreno_redact !;", argument("!")),
+        ("tirreno_redact \"\";", argument("")),
         ("tirreno_verify on;", verify("on")),
         ("tirreno_verify off dry_run;", "invalid parameter \"dry_run\"".into()),
         ("tirreno_verify answer dry;", "invalid parameter \"dry\"".into()),
@@ -1651,6 +1680,9 @@ fn other_malformed_lines_are_refused_with_what_they_must_be() {
         ("tirreno_user body:a;", "\"body:a\" needs a body, which only rules read".into()),
         ("tirreno_session SID;", "is one session for all requests, it must be like".into()),
         ("tirreno_session cookie:SID a+b;", "\"a+b\" in \"tirreno_session\"".into()),
+        ("tirreno_session cookie:a+;", joined.into()),
+        ("tirreno_session +cookie:a;", joined.into()),
+        ("tirreno_session a+cookie:b;", joined.into()),
         ("tirreno_session answer:a;", "\"answer:a\" needs a body, which only rules read".into()),
         ("tirreno_param fullName request:a;", "needs a body, which only rules read".into()),
         ("tirreno_redact off a;", beside.into()),

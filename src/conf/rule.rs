@@ -116,9 +116,19 @@ pub(crate) type Token = Box<[Value]>;
 /// What is wrong with it.
 pub(crate) fn read_token(cf: &mut ngx_conf_t, argument: &ngx_str_t) -> Result<Token, ValueError> {
     let mut compile = |text: &'static [u8]| compile(cf, text);
-    let values = value::split_joined(text(argument))
-        .map(|part| Value::parse(part, Purpose::Look, None, &mut compile));
+    let values = value::split_joined(text(argument)).map(|part| {
+        // A cookie's name may end with a plus sign, but none does.
+        let is_open = part.ends_with(b"+") && !part.contains(&b'~');
+        match Value::parse(part, Purpose::Look, None, &mut compile)? {
+            value if is_open && value.constant().is_none() => Err(ValueError::Joined),
+            value => Ok(value),
+        }
+    });
     let mut token = values.collect::<Result<Token, _>>()?;
+    let constants = token.iter().filter(|value| value.constant().is_some()).count();
+    if constants > 0 && constants < token.len() {
+        return Err(ValueError::Joined);
+    }
     value::tell_apart(&mut token);
     Ok(token)
 }

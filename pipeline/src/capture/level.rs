@@ -79,6 +79,11 @@ impl Routing {
     /// Every event.
     pub const ALL: Self = Self([EventTypes::ALL; Level::ALL.len()]);
 
+    /// Whether no event is for the target.
+    pub fn is_empty(self) -> bool {
+        self.0.iter().all(|kinds| *kinds == EventTypes::NONE)
+    }
+
     /// Reads the patterns of `events`: like [`EventTypes::from_patterns`], where a pattern may also name
     /// levels, `audit-content`, `!audit-cli` or `102`, which stand for every type of that level.
     ///

@@ -565,7 +565,7 @@ impl<T: Text> Draft<T> {
         KeyRow {
             name: "page",
             repeats: false,
-            set: |draft, key, _, _| {
+            set: |draft, key, pattern, _| {
                 let page = key.utf8()?;
                 let is_page = page.starts_with('/')
                     && !page.contains(|c: char| matches!(c, '?' | '#' | '$') || c.is_control());
@@ -573,6 +573,14 @@ impl<T: Text> Draft<T> {
                     return Err(key.must_be(
                         "a path that begins with \"/\", without \"?\", \"#\" and variables",
                     ));
+                }
+                let braced = |segment: &'static str| {
+                    let name = segment.strip_prefix('{')?.strip_suffix('}')?;
+                    Some(name.strip_prefix('*').unwrap_or(name))
+                };
+                let mut names = page.split('/').filter_map(braced);
+                if names.any(|name| !pattern.names().any(|known| known == name)) {
+                    return Err(no_segment(key, &draft.rule.path));
                 }
                 draft.rule.page = Some(page.into());
                 Ok(())
@@ -613,10 +621,7 @@ impl<T: Text> Draft<T> {
             set: |draft, key, pattern, _| {
                 let name = key.utf8()?;
                 if !pattern.names().any(|known| known == name) {
-                    return Err(format!(
-                        "\"{}\" names no segment of \"{}\"",
-                        key.text, draft.rule.path
-                    ));
+                    return Err(no_segment(key, &draft.rule.path));
                 }
                 draft.redact.push(name.to_owned());
                 Ok(())
@@ -768,6 +773,10 @@ impl<T: Text> User<T> {
             Self::Session => false,
         }
     }
+}
+
+fn no_segment(key: &Key<'_>, path: &str) -> String {
+    format!("\"{}\" names no segment of \"{path}\"", key.text)
 }
 
 fn condition<T: Text>(

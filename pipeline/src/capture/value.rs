@@ -117,6 +117,8 @@ pub enum ValueError {
     Everybodys,
     /// A name has a variable.
     Variable,
+    /// A part of what `+` joins is no source.
+    Joined,
     /// The name of a field is invalid.
     Field(FieldError),
     /// It reads the request's body, whose format is not configured.
@@ -131,6 +133,9 @@ impl fmt::Display for ValueError {
             Self::Text => f.write_str("its variables are not valid"),
             Self::Name(source) => write!(f, "\"{source}\" must be followed by a name"),
             Self::Secret => f.write_str("what has such a name is a secret, and no user"),
+            Self::Joined => f.write_str(
+                "on both sides of a \"+\" stands a source, as in \"cookie:USER+cookie:SESSION\"",
+            ),
             Self::Everybodys => f.write_str(
                 "it would be everybody's name: a source is like \"cookie:NAME\", a variable like \
                  \"$remote_user\", \"verified\" stands once and first, and \"session\" or \"basic\" in \
@@ -139,8 +144,8 @@ impl fmt::Display for ValueError {
             Self::Variable => f.write_str("a name cannot contain variables"),
             Self::Field(error) => error.fmt(f),
             Self::NoFormat => f.write_str(
-                "a rule that reads the request's body needs \"body=json\", \"body=php\" or \
-                 \"body=rails\": as the application reads it",
+                "a rule that reads the request's body needs \"body=json\", \"body=php\", \
+                 \"body=rails\" or \"body=xmlrpc\": as the application reads it",
             ),
             Self::Regex(error) => write!(f, "the regular expression is wrong: {error}"),
         }

@@ -234,12 +234,16 @@ fn read_repeat(s: &mut Setting<'_>) -> Result<Option<u32>, String> {
 fn read_events(s: &mut Setting<'_>) -> Result<Routing, String> {
     let patterns: Vec<_> = s.args.iter().map(|arg| readable(arg)).collect();
     let patterns: Vec<_> = patterns.iter().map(String::as_str).collect();
-    Routing::from_patterns(&patterns).map_err(|pattern| {
+    let routing = Routing::from_patterns(&patterns).map_err(|pattern| {
         format!(
             "no event type matches \"{pattern}\" in \"events\" directive, the types are {}, and the \
              levels {}",
             EventType::ALL.map(EventType::name).join(", "),
             Level::ALL.map(Level::name).join(", ")
         )
-    })
+    })?;
+    if routing.is_empty() {
+        return Err("\"events\" directive leaves no event for the target".into());
+    }
+    Ok(routing)
 }

@@ -150,6 +150,9 @@ fn read_rate(s: &mut Setting<'_>) -> Result<Option<f64>, String> {
 /// with the worker's owner, as for its temporary files.
 fn read_spool(s: &mut Setting<'_>) -> Result<SpoolConfig, String> {
     let (file, args) = (&mut *s.file, s.args);
+    if args[0].is_empty() {
+        return Err("\"spool\" names no directory".into());
+    }
     let mut spool = SpoolConfig::new(file.claim_directory(args[0])?, file.place().to_string());
     // nginx itself takes whatever has this name for its directory.
     if fs::metadata(&spool.path).is_ok_and(|meta| !meta.is_dir()) {
