@@ -89,7 +89,9 @@ static NOUNS: &[Noun] = &[
     ]),
     noun("pwd", End),
     noun("pw", End),
+    noun("passw", EndWord),
     noun("psw", EndWord),
+    noun("psswd", EndWord),
     noun("pswd", EndWord),
     noun("mdp", EndWord),
     noun("contrasena", EndWord),
@@ -103,20 +105,28 @@ static NOUNS: &[Noun] = &[
     noun("sifre", EndWord),
     noun("otp", Word),
     noun("otp", End),
+    noun("hotp", Word),
+    noun("totp", Word),
+    noun("totps", EndWord),
+    noun("otpauth", Word),
+    noun("mtan", EndWord),
     noun("2fa", EndWord),
     noun("mfa", EndWord),
     noun("tfa", EndWord),
     noun("pin", EndWord),
     noun("pincode", EndWord),
+    noun("pinno", EndWord),
     noun("pinnumber", EndWord),
     noun("credential", Anywhere),
     noun("cred", EndWord),
     noun("creds", EndWord),
     noun("mnemonic", EndWord),
-    noun("phrase", End).before(Before::Only(&Words::new(&["backup", "recovery", "seed"]))),
+    noun("phrase", End)
+        .before(Before::Only(&Words::new(&["backup", "mnemonic", "recovery", "seed"]))),
     noun("code", End).before(Before::OnlyOrBare(&CODES)),
     noun("codes", End).before(Before::Only(&CODES)),
-    noun("answer", End).before(Before::Only(&Words::new(&["challenge", "recovery", "security"]))),
+    noun("answer", End).before(Before::Only(&ANSWERS)),
+    noun("answers", End).before(Before::Only(&ANSWERS)),
     // Secrets and keys.
     noun("secret", Anywhere).except(&[
         "secretarial",
@@ -188,6 +198,7 @@ static NOUNS: &[Noun] = &[
     noun("samlrequest", Anywhere),
     noun("samlresponse", Anywhere),
     noun("relaystate", Anywhere),
+    noun("wctx", Word),
     noun("wresult", Word),
     noun("ticket", End).before(Before::Not(&[&TICKETS])),
     noun("pgtid", Word),
@@ -213,6 +224,8 @@ static NOUNS: &[Noun] = &[
     // Signatures and certificates.
     noun("signature", End).before(Before::Not(&[&Words::new(&["email", "forum", "mail", "time"])])),
     noun("sig", End),
+    noun("authhash", Anywhere),
+    noun("securehash", Anywhere),
     noun("cert", End).before(Before::Not(&[&CERTIFICATES])).except(&["concert", "disconcert"]),
     noun("certificate", End).before(Before::Not(&[&CERTIFICATES])),
     // URLs that hold a password or are one.
@@ -221,15 +234,20 @@ static NOUNS: &[Noun] = &[
     noun("uri", End).before(Before::Only(&URLS)),
     noun("connectionstring", Anywhere),
     noun("connstr", EndWord),
+    noun("connstring", EndWord),
     // Payment cards and identity numbers of persons.
     noun("ssn", Word),
     noun("cvv", Word),
+    noun("cvv", End),
     noun("cvc", Word),
+    noun("cvc", End),
     noun("ccv", Word),
     noun("creditcard", Anywhere),
     noun("cardnumber", Anywhere),
+    noun("cardpan", EndWord),
     noun("ccnumber", Word),
     noun("iban", Word),
+    noun("accountnumber", EndWord),
 ];
 
 /// Before `token` and `key`: a position in a list. Each word list is sorted.
@@ -300,20 +318,23 @@ static CERTIFICATES: Words = Words::new(&[
 /// Before `code`: codes with which somebody proves an identity.
 #[rustfmt::skip]
 static CODES: Words = Words::new(&[
-    "2fa", "access", "activation", "auth", "authcode", "authentication", "authenticator",
+    "2fa", "access", "activate", "activation", "auth", "authcode", "authentication", "authenticator",
     "authorization", "backup", "bearer", "confirm", "confirmation", "device", "email", "factor",
-    "invitation", "invite", "link", "login", "magic", "mfa", "oauth", "oauth2", "onetime", "otp",
+    "grant", "invitation", "invite", "join", "link", "login", "magic", "mfa", "oauth", "oauth2", "onetime", "otp",
     "pairing", "pass", "phone", "pin", "recovery", "registration", "reset", "secret", "security",
     "session", "signin", "sms", "tfa", "time", "token", "totp", "twofactor", "unlock", "user",
     "validation", "verification", "verify",
 ]);
+
+/// Before `answer`: what proves an identity.
+static ANSWERS: Words = Words::new(&["challenge", "recovery", "security"]);
 
 /// Before `tokens` and `keys`, which otherwise are mostly counts.
 #[rustfmt::skip]
 static SECRET: Words = Words::new(&[
     "access", "account", "api", "app", "auth", "bearer", "client", "deploy", "encryption",
     "host", "id", "license", "master", "oauth", "personal", "private", "recovery", "refresh",
-    "secret", "security", "session", "shared", "signing", "ssh", "user", "verification",
+    "secret", "security", "session", "shared", "signing", "ssh", "unseal", "user", "verification",
 ]);
 
 /// Before `url`.
@@ -327,7 +348,7 @@ static URLS: Words = Words::new(&[
 #[rustfmt::skip]
 static ABOUT: Words = Words::new(&[
     "age", "alg", "algo", "algorithm", "allowed", "at", "attempts", "by", "changed", "class",
-    "count", "counts", "created", "date", "disabled", "enabled", "error", "errors", "expiration",
+    "count", "country", "counts", "created", "date", "disabled", "enabled", "error", "errors", "expiration",
     "expire", "expired", "expires", "expiry", "field", "format", "generator", "hidden",
     "history", "id", "ids", "index", "invalid", "kind", "label", "len", "length", "less",
     "level", "lifetime", "limit", "manager", "max", "method", "min", "mode", "modified", "name",
@@ -341,7 +362,7 @@ static ABOUT: Words = Words::new(&[
 #[rustfmt::skip]
 static STILL: Words = Words::new(&[
     "again", "attempt", "base", "confirm", "confirmation", "current", "data", "digest",
-    "encoded", "encrypted", "hash", "hex", "input", "new", "old", "plain", "plaintext", "raw",
+    "enc", "encoded", "encrypted", "hash", "hex", "input", "new", "old", "plain", "plaintext", "raw",
     "repeat", "retype", "str", "string", "text", "val", "value", "verification", "verify",
 ]);
 
@@ -356,7 +377,17 @@ static WHETHER: Words = Words::new(&[
 /// Every name with a noun also contains one of these as written: a noun of one word, or one word of another
 /// noun.
 static HINTS: LazyLock<DFA> = LazyLock::new(|| {
-    let others = ["card", "captcha", "turnstile", "connection", "conn", "saml", "relay"];
+    let others = [
+        "account",
+        "captcha",
+        "card",
+        "conn",
+        "connection",
+        "relay",
+        "saml",
+        "secure",
+        "turnstile",
+    ];
     DFA::builder()
         .match_kind(MatchKind::Standard)
         .start_kind(StartKind::Unanchored)
@@ -542,7 +573,7 @@ impl Folded {
         let placed = match noun.place {
             Place::Anywhere => true,
             Place::Word | Place::EndWord => own_start && self.is_start(end),
-            Place::End => self.is_start(end),
+            Place::End => self.is_start(end) || self.is_numbered(end),
         };
         // `classId` and `s_id` contain no `sid`; `passWord` and `pass_word` are a `password`.
         let is_whole = || {
@@ -558,6 +589,11 @@ impl Folded {
             && !self.asks_whether(start)
     }
 
+    /// Whether the letter at `at` and a number are a version or an encoding: `token_v2`, `tokenv2`, `key_b64`.
+    fn is_numbered(&self, at: usize) -> bool {
+        matches!(self.text().get(at..at + 2), Some([b'v' | b'b', b'0'..=b'9']))
+    }
+
     fn asks_whether(&self, noun: usize) -> bool {
         let start = self.part_start(noun);
         start < noun && WHETHER.contains(&self.text()[start..self.end_after(start)])
@@ -567,7 +603,8 @@ impl Folded {
         if noun.except.is_empty() {
             return false;
         }
-        let word = &self.text()[self.start_before(start)..self.end_after(end - 1)];
+        let word_end = if self.is_numbered(end) { end } else { self.end_after(end - 1) };
+        let word = &self.text()[self.start_before(start)..word_end];
         noun.except.iter().any(|known| known.as_bytes() == word)
     }
 
@@ -577,8 +614,11 @@ impl Folded {
         while at < self.len && !(at > 0 && self.parts >> at & 1 == 1) {
             let next = self.end_after(at);
             let word = &self.text()[at..next];
+            // What follows inside of a word may be the end of a plural.
+            let is_plural = word == b"s" && !self.is_start(at);
+            let is_numbered = self.is_numbered(at) && word.len() == 1;
             at = next;
-            if word.iter().all(u8::is_ascii_digit) {
+            if is_plural || is_numbered || word.iter().all(u8::is_ascii_digit) {
                 continue;
             }
             match place {
@@ -683,6 +723,7 @@ mod tests {
             &TICKETS,
             &CERTIFICATES,
             &CODES,
+            &ANSWERS,
             &SECRET,
             &URLS,
             &ABOUT,
@@ -716,6 +757,12 @@ mod tests {
             "captcha-response",
             "connection_string",
             "conn_str",
+            "conn_string",
+            "secure_hash",
+            "account_number",
+            "card_pan",
+            "auth_hash",
+            "pin_no",
             "saml_response",
             "relay_state",
             "session_id",
