@@ -20,12 +20,12 @@ use ngx::core::Status;
 use ngx::http::{HttpModuleMainConf as _, NgxHttpCoreModule};
 use ngx::ngx_string;
 use tirreno_pipeline::capture::decision::{Accounts, Decision, Settings, decide};
-use tirreno_pipeline::capture::exchange::Exchange as _;
+use tirreno_pipeline::capture::exchange::Exchange;
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::level::Level;
 use tirreno_pipeline::capture::page::Page;
 use tirreno_pipeline::capture::redact::{self, FindSegments, Paths, Redaction};
-use tirreno_pipeline::capture::rule::{is_off, read, read_field};
+use tirreno_pipeline::capture::rule::{Rule, is_off, read, read_field};
 use tirreno_pipeline::capture::rules::Segments;
 use tirreno_pipeline::event::{EventType, Param};
 use tirreno_pipeline::record::{Capture, Extra, push_segment};
@@ -87,7 +87,7 @@ struct EncodingScratch {
 }
 
 #[derive(Default)]
-struct SegmentScratch {
+pub(crate) struct SegmentScratch {
     secret: Vec<Range<usize>>,
     value: redact::Scratch,
 }
@@ -351,20 +351,8 @@ impl<'e> Encoder<'e, '_, '_> {
             && location.url_is_page()
             && own_url.is_none()
         {
-            let path = rule.page.as_ref().unwrap_or(&rule.path);
-            let mut page = Page::new(path, &mut scratch.page);
-            let rules = location.rules();
-            each_segment(*segments, rules, redaction, &mut scratch.segments, |name, value| {
-                page.push(name, value);
-            });
-            for (name, value) in &rule.args {
-                let text = read(value, Some(rule), self.exchange).text();
-                if !text.is_empty() {
-                    let value = &mut scratch.segments.value;
-                    let is_open = !redaction.hides(name, &text, of_all, value);
-                    page.push(name, is_open.then_some(&*text));
-                }
-            }
+            let page = PageOf { exchange: self.exchange, location, rule, segments: *segments };
+            page.write(redaction, of_all, &mut scratch.segments, &mut scratch.page);
             event.set_extra(Extra::Page, &scratch.page);
         }
         let (number, session);
@@ -460,6 +448,39 @@ impl<'e> Encoder<'e, '_, '_> {
         targets
             .filter(|(i, target)| selected & (1 << i) != 0 && target.events.contains(kind, level))
             .fold(0, |targets, (_, target)| targets | 1 << target.slot)
+    }
+}
+
+/// The page that a request is to Tirreno with `tirreno_url page`.
+pub(crate) struct PageOf<'e, X> {
+    pub(crate) exchange: &'e X,
+    pub(crate) location: &'e LocationConf,
+    pub(crate) rule: &'e Rule<ComplexValue>,
+    pub(crate) segments: Segments<'e, 'e>,
+}
+
+impl<X: Exchange<Text = ComplexValue>> PageOf<'_, X> {
+    /// Writes its URL. `nested` finds the secret segments of paths inside arguments.
+    pub(crate) fn write(
+        self,
+        redaction: &Redaction,
+        nested: Option<&FindSegments<'_>>,
+        scratch: &mut SegmentScratch,
+        out: &mut Vec<u8>,
+    ) {
+        let Self { exchange, location, rule, segments } = self;
+        let path = rule.page.as_ref().unwrap_or(&rule.path);
+        let mut page = Page::new(path, out);
+        each_segment(segments, location.rules(), redaction, scratch, |name, value| {
+            page.push(name, value);
+        });
+        for (name, value) in &rule.args {
+            let text = read(value, Some(rule), exchange).text();
+            if !text.is_empty() {
+                let is_open = !redaction.hides(name, &text, nested, &mut scratch.value);
+                page.push(name, is_open.then_some(&*text));
+            }
+        }
     }
 }
 

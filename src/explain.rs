@@ -21,11 +21,12 @@ use tirreno_pipeline::capture::extract::{
     AnswerReader, BUDGET, BodyFormat, BodyReader, Encoding, Field, Found, Head, Reads, Room, Text,
     Wanted,
 };
-use tirreno_pipeline::capture::redact;
-use tirreno_pipeline::capture::rule::{Rule, is_off};
+use tirreno_pipeline::capture::redact::{self, Redaction};
+use tirreno_pipeline::capture::rule::{Rule, is_off, read};
 use tirreno_pipeline::capture::rules::{Methods, Pattern, Rules};
-use tirreno_pipeline::event::EventType;
+use tirreno_pipeline::event::{EventType, Param};
 
+use crate::capture::{PageOf, SegmentScratch};
 use crate::conf::LocationConf;
 use crate::conf::value::ComplexValue;
 use crate::exchange::HttpExchange;
@@ -176,16 +177,32 @@ fn describe(out: &mut String, request: Request<'_>, location: &LocationConf, ask
     if whose.unreadable_session {
         out.push_str("session: unreadable\n");
     }
-    if let Some(redaction) = location.redaction() {
-        let mut scratch = redact::Scratch::default();
-        let find = |path: &[u8], out: &mut Vec<_>| {
-            if let Some(rules) = location.rules() {
-                rules.secret_segments(location.event_prefix(), path, out);
-            }
-        };
+    let off = Redaction::off();
+    let redaction = location.redaction().unwrap_or(&off);
+    let find = |path: &[u8], out: &mut Vec<_>| {
+        if let Some(rules) = location.rules() {
+            rules.secret_segments(location.event_prefix(), path, out);
+        }
+    };
+    let has_own_url = location.params().iter().any(|(param, _)| *param == Param::Url);
+    let page = decision.matched.filter(|_| location.url_is_page() && !has_own_url);
+    let (mut scratch, mut url) = (SegmentScratch::default(), Vec::new());
+    if let Some((rule, segments)) = page {
+        let page = PageOf { exchange: &exchange, location, rule, segments };
+        page.write(redaction, Some(&find), &mut scratch, &mut url);
+    } else {
         let paths = redact::Paths { own: Some(&find), nested: Some(&find), normalized: None };
-        let _ =
-            writeln!(out, "url: {}", shown(redaction.url(request.target(), paths, &mut scratch)));
+        let mut scratch = redact::Scratch::default();
+        url.extend_from_slice(redaction.url(request.target(), paths, &mut scratch));
+    }
+    let _ = writeln!(out, "url: {}", shown(&url));
+    let title = |rule: &'_ Rule<ComplexValue>| {
+        let given = rule.params.iter().find(|(param, _)| *param == Param::PageTitle);
+        let value = rule.title.as_ref().or(given.map(|(_, value)| value))?;
+        Some(read(value, Some(rule), &exchange).text().into_owned())
+    };
+    if let Some(title) = found.and_then(title).filter(|title| !title.is_empty()) {
+        let _ = writeln!(out, "title: {}", shown(&title));
     }
 }
 

@@ -31,6 +31,7 @@ http {
         }
         location ~ ^/re/(?<word>[a-z]+)$ { tirreno_user $word; return 200; }
         location = /off { tirreno off; return 200; }
+        location /pages/ { tirreno_url page; include pages.conf; return 200; }
     }
     server {
         listen 127.0.0.1:%PORT%;
@@ -56,6 +57,9 @@ tirreno_event off GET /quiet;
 tirreno_event page_view GET "/hooks/{key}" redact=key;
 "#;
 
+const PAGES: &str = r#"tirreno_event page_view GET "/pages/{id}/{key}" redact=key arg=q:arg:q "title=Page of $arg_q";
+"#;
+
 struct Site {
     dir: tempfile::TempDir,
 }
@@ -68,6 +72,7 @@ impl Site {
         let conf = CONF.replace("%PORT%", &port.to_string());
         fs::write(dir.path().join("nginx.conf"), conf).unwrap();
         fs::write(dir.path().join("rules.conf"), RULES).unwrap();
+        fs::write(dir.path().join("pages.conf"), PAGES).unwrap();
         for name in ["logs", "temporary"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
@@ -205,6 +210,14 @@ fn servers_and_locations() {
     );
     site.assert_says(&["GET", "http://a.example/hooks/abc", "200"], &["url: /hooks/***"]);
     site.assert_says(
+        &["GET", "http://a.example/pages/7/abc?q=%zz&q=x", "200"],
+        &["url: /pages/{id}/{key}?id=7&key=***&q=x", "title: Page of %zz"],
+    );
+    site.assert_says(
+        &["GET", "http://a.example/pages/7/abc?q=%7B%22password%22:%225ecret%22%7D", "200"],
+        &["url: /pages/{id}/{key}?id=7&key=***&q=***"],
+    );
+    site.assert_says(
         &["GET", "http://c.example/", "200"],
         &["event: none, no rule is for it and \"tirreno_default_event\" is off"],
     );
@@ -286,9 +299,15 @@ fn an_nginx_that_was_never_installed_needs_no_prefix() {
 #[test]
 fn what_is_wrong() {
     let site = Site::start();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 11] = [
         (&["GET", "/"], "CONF, METHOD, TARGET and STATUS are needed"),
         (&["GET", "/", "2000"], "invalid status \"2000\", it must be a number like 200"),
+        (&["GET", "/", "99"], "invalid status \"99\", it must be a number like 200"),
+        (&["GE T", "/", "200"], "invalid method \"GE T\", it must be like \"GET\""),
+        (&["get", "/", "200"], "invalid method \"get\", it must be like \"GET\""),
+        (&["GET", "/a%zz", "200"], "nginx answers 400 to the target \"/a%zz\""),
+        (&["GET", "/a%2", "200"], "nginx answers 400 to the target \"/a%2\""),
+        (&["GET", "/a%00?x", "200"], "nginx answers 400 to the target \"/a%00?x\""),
         (&["GET", "x", "200"], "invalid target \"x\", it must begin with \"/\" or be a URL"),
         (&["GET", "/", "200", "no header"], "invalid header \"no header\", it must be"),
         (&["GET", "/", "200", "--body", "/nonexistent"], "--body needs a file that can be read"),

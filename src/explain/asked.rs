@@ -32,10 +32,22 @@ impl Asked {
             ..Self::default()
         };
         let status = next("the status is missing")?;
+        let is_status = |status: &u16| matches!(status, 0 | 100..=999);
         asked.status =
-            status.parse().ok().filter(|status| *status < 1000).ok_or_else(|| {
+            status.parse().ok().filter(is_status).ok_or_else(|| {
                 format!("invalid status \"{status}\", it must be a number like 200")
             })?;
+        // nginx reads no other request lines.
+        if !asked.method.bytes().all(|b| b.is_ascii_uppercase() || matches!(b, b'_' | b'-')) {
+            return Err(format!("invalid method \"{}\", it must be like \"GET\"", asked.method));
+        }
+        let (target, _) = asked.split_target();
+        if target.bytes().any(|b| b == b' ' || b.is_ascii_control()) || has_bad_escape(target) {
+            return Err(format!(
+                "nginx answers 400 to the target \"{target}\": it has a blank, a control character, or a \"%\" \
+                 without two hexadecimal digits"
+            ));
+        }
         if !asked.target.starts_with('/') && !asked.target.contains("://") {
             return Err(format!(
                 "invalid target \"{}\", it must begin with \"/\" or be a URL",
@@ -89,6 +101,16 @@ impl Asked {
         let scheme = self.target.starts_with("https://").then_some(443);
         (name.trim_end_matches('.').to_ascii_lowercase(), port.or(scheme))
     }
+}
+
+/// Whether the path has a `%` that encodes no character.
+fn has_bad_escape(target: &str) -> bool {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    path.split('%').skip(1).any(|escape| match escape.as_bytes() {
+        [b'0', b'0', ..] => true,
+        [a, b, ..] => !a.is_ascii_hexdigit() || !b.is_ascii_hexdigit(),
+        _ => true,
+    })
 }
 
 fn header(line: &str) -> Result<(String, String), String> {
