@@ -600,6 +600,27 @@ fn another_2xx_is_said_and_its_events_are_kept() {
 }
 
 #[test]
+fn an_answer_with_a_status_that_is_none_is_said_and_its_events_are_kept() {
+    const REASON: &str = "the answer cannot be read";
+    for code in [0, 1, 99] {
+        let sensor = Sensor::start(SensorOptions::default());
+        sensor.set_key_check(Answer::code(code));
+        sensor.set_default(Answer::code(code));
+        let nginx = site(&sensor, "").start();
+        nginx.wait_log(&format!("key check: {REASON}: the API key could not be checked"));
+        let sent = visit(&nginx, "odd", 10);
+        let account = wait_account(&nginx, |a| a.captured == 10 && a.retries > 7);
+        assert_eq!(account.last_error.as_deref(), Some(REASON), "{code}");
+        assert_eq!((account.state.as_str(), account.pending), ("retrying", 10), "{code}");
+        nginx.wait_log(&format!("{REASON}: the server is not understood"));
+        sensor.set_default(Answer::normal());
+        wait_delivered(&nginx, &sent);
+        assert_arrived(&sensor, &sent);
+        assert!(lines(&nginx, "internal error").is_empty(), "{code}");
+    }
+}
+
+#[test]
 fn a_server_that_says_when_to_come_again_is_left_alone_until_then() {
     for code in [429, 503] {
         let sensor = Sensor::start(SensorOptions::default());

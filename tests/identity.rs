@@ -1031,8 +1031,8 @@ fn a_token_that_the_application_refuses_is_nobodys() {
     assert_eq!(asked.filter(|sent| sent.contains(';')).collect::<Vec<_>>(), [""; 0]);
 }
 
-/// A server whose first answer never ends, and whose other answers name this user.
-fn dripping_once(id: &'static str) -> u16 {
+/// A server whose first answer is this one, and has no end if it is none, and whose other answers name this user.
+fn odd_once(first: Option<&'static str>, id: &'static str) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -1040,6 +1040,10 @@ fn dripping_once(id: &'static str) -> u16 {
             thread::spawn(move || {
                 let mut read = stream.read(&mut [0; 4096]);
                 if number == 0 {
+                    if let Some(first) = first {
+                        let _ = stream.write_all(first.as_bytes());
+                        return;
+                    }
                     let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n");
                     while sent.is_ok() {
                         thread::sleep(Duration::from_millis(200));
@@ -1061,7 +1065,19 @@ fn dripping_once(id: &'static str) -> u16 {
 
 #[test]
 fn an_application_that_answers_without_an_end_holds_up_no_further_question() {
-    let lookup = LOOKUP.replace("%BACKEND%", &format!("127.0.0.1:{}", dripping_once("bob-id")));
+    assert_asked_again(None);
+}
+
+#[test]
+fn an_application_that_answers_what_is_no_status_holds_up_no_further_question() {
+    assert_asked_again(Some("HTTP/1.1 000 x\r\nContent-Length: 0\r\n\r\n"));
+}
+
+/// After this answer to the first question, the second one is answered.
+#[track_caller]
+fn assert_asked_again(first: Option<&'static str>) {
+    let application = format!("127.0.0.1:{}", odd_once(first, "bob-id"));
+    let lookup = LOOKUP.replace("%BACKEND%", &application);
     let lookup = lookup.replace("send bearer;", "send bearer; concurrency 1; timeout 500ms;");
     let site = Site::start(&format!("tirreno_lookup chat; {SERVER}"), |b| b.http(&lookup));
     let ask = |token: &str| site.send("GET", "/action/1", &[("Cookie", &cookie(token))], "");
@@ -1075,6 +1091,8 @@ fn an_application_that_answers_without_an_end_holds_up_no_further_question() {
     });
     let seen = ask(&second);
     assert!(seen.is("page_view", "bob-id", "lookup"), "{seen:?}");
+    let log = site.nginx.error_log();
+    assert!(!log.contains("internal error"), "{log}");
 }
 
 /// A text that all secrets of clients contain, and how one of them is sent in basic authentication.

@@ -24,7 +24,7 @@ const SQL: [&str; 6] = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "PRAGMA ", "
 /// Macros and functions whose words say that the code is wrong.
 const ASSERTIONS: [&str; 5] = ["assert", "assert_eq", "debug_assert", "expect", "unreachable"];
 /// Strings that are no messages of their own.
-const NO_MESSAGES: [&str; 17] = [
+const NO_MESSAGES: [&str; 18] = [
     // They join a message with its target or its place.
     "target \"…\"",
     "\"tirreno_identity …\"",
@@ -40,6 +40,7 @@ const NO_MESSAGES: [&str; 17] = [
     "no TLS configured",
     "no host name",
     "a TLS record",
+    "no HTTP status",
     // Formats, and a word of nginx.
     "%Y-%m-%d %H:%M:%S%.3f",
     "%Y-%m-%d %H:%M:%S%.3f Z",

@@ -36,6 +36,8 @@ pub enum Fault {
     PlainToTls,
     /// There is a link, a pipe, a directory or a file with a second name where a plain file belongs.
     NotPlain,
+    /// An answer that cannot be read, as one with the status 000.
+    Unreadable,
 }
 
 impl Fault {
@@ -65,6 +67,7 @@ impl Fault {
             Self::NotUnderstood(code) => (40, code),
             Self::PlainToTls => (41, 0),
             Self::NotPlain => (42, 0),
+            Self::Unreadable => (43, 0),
         };
         kind << 16 | u32::from(code)
     }
@@ -96,6 +99,7 @@ impl Fault {
             40 => Self::NotUnderstood(code),
             41 => Self::PlainToTls,
             42 => Self::NotPlain,
+            43 => Self::Unreadable,
             _ => return None,
         })
     }
@@ -133,6 +137,7 @@ impl fmt::Display for Fault {
             Self::NotPlain => {
                 f.write_str("a link, a pipe or a directory lies where a plain file belongs")
             }
+            Self::Unreadable => f.write_str("the answer cannot be read"),
         }
     }
 }
@@ -301,6 +306,7 @@ mod tests {
             Fault::NotUnderstood(202),
             Fault::PlainToTls,
             Fault::NotPlain,
+            Fault::Unreadable,
         ] {
             assert_eq!(Fault::unpack(fault.pack()), Some(fault));
         }

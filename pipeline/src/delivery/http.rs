@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,9 +94,12 @@ thread_local! {
 
 /// Makes a request that may take so long in all. The time-outs of `ureq` begin anew with each part that a
 /// server sends of what is read as one: an answer's head, a record of TLS.
-pub fn within<T>(limit: Duration, request: impl FnOnce() -> T) -> T {
+///
+/// `None`: the request panicked. What a server sends must not end the thread that asks it; its agent may not be
+/// whole any more.
+pub fn within<T>(limit: Duration, request: impl FnOnce() -> T) -> Option<T> {
     DEADLINE.set(Instant::now().checked_add(limit));
-    let result = request();
+    let result = catch_unwind(AssertUnwindSafe(request)).ok();
     DEADLINE.set(None);
     result
 }
@@ -142,6 +146,9 @@ pub fn fault(error: &Error, tls: Option<&Tls>) -> Fault {
                 Some(error) => of_tls(error),
                 None if e.get_ref().is_some_and(|inner| inner.is::<TlsRecord>()) => {
                     Fault::HttpToTls
+                }
+                None if e.get_ref().is_some_and(|inner| inner.is::<NoStatus>()) => {
+                    Fault::Unreadable
                 }
                 None => tls.map_or(Fault::ConnectionBroken, Tls::closed),
             },
@@ -345,6 +352,10 @@ impl AnswerTransport {
                         head.drain(..len);
                         continue;
                     }
+                    // `ureq` panics at what is no status (RFC 9110, 15).
+                    if code < 100 {
+                        return Err(Error::Io(io::Error::other(NoStatus)));
+                    }
                     let clean = clean(&answer);
                     // The rest stays in its place behind the head.
                     let rest = head.len() - len;
@@ -401,6 +412,18 @@ impl fmt::Display for TlsRecord {
 }
 
 impl std::error::Error for TlsRecord {}
+
+/// The error for an answer whose status is below 100.
+#[derive(Debug)]
+struct NoStatus;
+
+impl fmt::Display for NoStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no HTTP status")
+    }
+}
+
+impl std::error::Error for NoStatus {}
 
 /// An answer's head with the fields that mean something.
 fn clean(answer: &httparse::Response<'_, '_>) -> Vec<u8> {
@@ -547,6 +570,13 @@ mod tests {
         assert!(transport.buffers().input().starts_with(b"HTTP/1.1 204"));
         let left = transport.inner.buffers().output().to_vec();
         (std::mem::take(&mut *sent.lock().unwrap()), left)
+    }
+
+    #[test]
+    fn a_request_that_panics_is_one_without_an_answer() {
+        assert_eq!(within(Duration::from_secs(1), || 204), Some(204));
+        assert_eq!(within(Duration::from_secs(1), || -> u16 { panic!("an answer") }), None);
+        assert_eq!(DEADLINE.get(), None);
     }
 
     #[test]

@@ -173,6 +173,7 @@ impl Lookups {
                     config: config.clone(),
                     zone,
                     keys: zone.keys(),
+                    addresses: addresses.clone(),
                     agent: http::agent(config.tls.clone(), addresses.clone()),
                     questions: receiver.clone(),
                     answers: answer.clone(),
@@ -276,15 +277,20 @@ struct Asking {
     config: LookupConfig,
     zone: Zone,
     keys: Keys,
+    addresses: Addresses,
     agent: Agent,
     questions: Receiver<Question>,
     answers: Sender<(TokenKey, Known)>,
 }
 
 impl Asking {
-    fn run(self) {
+    fn run(mut self) {
         while let Ok(question) = self.questions.recv() {
             let asked = http::within(self.config.timeout, || self.ask(&question));
+            if asked.is_none() {
+                self.agent = http::agent(self.config.tls.clone(), self.addresses.clone());
+            }
+            let asked = asked.flatten();
             let Question { key, realm, .. } = question;
             let bindings = self.zone.bindings();
             if let Some(Answer::Refused) = asked {

@@ -72,7 +72,7 @@ fn of_fault(fault: Fault, target: &Target) -> &'static str {
         }
         Fault::HttpToTls => "Write https:// in the url.",
         Fault::PlainToTls => "Set transport tls.",
-        Fault::NotUnderstood(_) => {
+        Fault::NotUnderstood(_) | Fault::Unreadable => {
             "Something else than Tirreno answers: see the url, and what stands before the server. Events are kept."
         }
         Fault::ConnectionBroken => {

@@ -72,7 +72,7 @@ impl Tirreno {
 
     /// Sends a request. If the open connection turns out to be dead, sends it once more on a new one.
     fn send(
-        &self,
+        &mut self,
         uri: &Uri,
         content_type: &str,
         trace: Option<&str>,
@@ -102,6 +102,10 @@ impl Tirreno {
                 let body = response.body_mut().with_config().limit(MAX_BODY).read_to_vec();
                 Ok((response, body))
             });
+            let Some(sent) = sent else {
+                self.agent = http::agent(self.config.tls.clone(), self.addresses.clone());
+                return Err(Fault::Unreadable);
+            };
             match sent {
                 Ok((response, body)) => {
                     self.answered.set(Some(Instant::now()));
@@ -136,7 +140,8 @@ impl Tirreno {
 
 impl Outbound for Tirreno {
     fn post(&mut self, event: &Post<'_>, limit: Duration) -> Answer {
-        let uri = self.config.endpoint.sensor();
+        let config = self.config.clone();
+        let uri = config.endpoint.sensor();
         match self.send(
             uri,
             "application/x-www-form-urlencoded",
@@ -151,7 +156,8 @@ impl Outbound for Tirreno {
     }
 
     fn check_key(&mut self, limit: Duration) -> KeyAnswer {
-        let uri = self.config.endpoint.key_check();
+        let config = self.config.clone();
+        let uri = config.endpoint.key_check();
         let sent = self.send(uri, "application/json", None, r#"{"value":"ngx-tirreno"}"#, limit);
         match sent.map(|(status, _)| status) {
             Ok(StatusCode::OK) => KeyAnswer::Good,

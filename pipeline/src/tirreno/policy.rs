@@ -440,6 +440,7 @@ impl Policy {
             }
             Answer::Status(code) => self.refused(attempt, Fault::Answered(code), now),
             Answer::Later(..) => Verdict::Again,
+            Answer::None(fault @ Fault::Unreadable) => self.refused(attempt, fault, now),
             Answer::None(fault) => self.failed(id, fault, sent, now),
         }
     }

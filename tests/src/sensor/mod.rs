@@ -694,7 +694,8 @@ impl Shared {
                 }
                 let body: &[u8] = if *code == 200 { &decision.body } else { &[] };
                 let connection = if last { "close" } else { "keep-alive" };
-                let mut head = format!("HTTP/1.1 {code} Stand-in\r\nConnection: {connection}\r\n");
+                let mut head =
+                    format!("HTTP/1.1 {code:03} Stand-in\r\nConnection: {connection}\r\n");
                 if let Some(location) = location {
                     head += &format!("Location: {location}\r\n");
                 }
