@@ -693,6 +693,49 @@ fn a_full_disk_is_done_without_until_there_is_room() {
 }
 
 #[test]
+fn what_went_to_memory_enters_the_spool_when_that_works_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), "20m") else {
+        println!("skipped: a file system cannot be mounted here");
+        return;
+    };
+    let spool = disk.path().join("spool").display().to_string();
+    let filler = disk.path().join("filler");
+    let parameters = "queue 10000; shutdown_timeout 1s; rate 100r/s;";
+    let mut bench = Bench::start_with(parameters, |b| b.var("SPOOL", &spool));
+    let mut count = 0;
+    for ending in ["none", "reload", "quit", "term"] {
+        let before = bench.settled().delivered;
+        fs::write(&filler, vec![0; 14 << 20]).unwrap();
+        bench.requests(count, 300);
+        count += 300;
+        // They are in memory, and with the connections.
+        bench.wait_totals("some to be sent", |t| t.spooled == 0 && t.delivered > before);
+        bench.sensor.refuse();
+        fs::remove_file(&filler).unwrap();
+        match ending {
+            "reload" => bench.nginx.reload(),
+            "quit" | "term" => {
+                let status = if ending == "quit" { bench.nginx.quit() } else { bench.nginx.term() };
+                assert!(status.unwrap().success());
+                bench.nginx.start();
+            }
+            // No further event is needed.
+            _ => {}
+        }
+        bench.wait_totals("all to be in the spool", |t| t.spooled > 0 && t.pending == t.spooled);
+        for pid in bench.nginx.workers() {
+            bench.kill(pid);
+        }
+        bench.sensor.listen_again();
+    }
+    bench.settled();
+    assert_eq!(bench.stored().0, (0..count).collect());
+    assert_eq!(bench.logged("dropped"), 0);
+    drop(bench);
+}
+
+#[test]
 fn a_full_spool_keeps_logins() {
     const LOGINS: usize = 40;
     const VIEWS: usize = 4000;

@@ -67,6 +67,18 @@ impl<T> PriorityQueue<T> {
         self.ranks.iter_mut().find_map(VecDeque::pop_front).map(|waiting| waiting.item)
     }
 
+    /// Removes the events for which this holds, in their order.
+    pub fn extract(&mut self, is_one: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut extracted = Vec::new();
+        for queue in &mut self.ranks {
+            let all = std::mem::take(queue).into_iter();
+            let (ones, others): (VecDeque<_>, _) = all.partition(|waiting| is_one(&waiting.item));
+            *queue = others;
+            extracted.extend(ones.into_iter().map(|waiting| waiting.item));
+        }
+        extracted
+    }
+
     /// How many events wait.
     pub fn len(&self) -> usize {
         self.ranks.iter().map(VecDeque::len).sum()
@@ -118,6 +130,15 @@ mod tests {
         let before = order.iter().position(|n| *n == 42).unwrap();
         assert!(order[..before].iter().all(user), "{order:?}");
         assert_eq!(before, 22);
+    }
+
+    #[test]
+    fn what_is_extracted_leaves_the_order_of_the_others() {
+        let mut queue = PriorityQueue::default();
+        (0..6).for_each(|n| queue.push(Rank::Four, 1, n));
+        queue.push(Rank::One, 2, 6);
+        assert_eq!(queue.extract(|n| n % 2 == 0), [6, 0, 2, 4]);
+        assert_eq!(popped(&mut queue), [1, 3, 5]);
     }
 
     #[test]

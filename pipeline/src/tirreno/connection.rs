@@ -3,6 +3,7 @@
 //! An event that waits for another attempt delays only the later events of its user.
 
 use std::collections::{HashMap, VecDeque};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -88,6 +89,9 @@ impl Connection {
         while !self.shared.is_closed() {
             let now = Instant::now();
             self.confirm(now);
+            if self.shared.is_recalling() {
+                self.give_back();
+            }
             if self.head.is_none() {
                 self.head = self.next(now);
             }
@@ -153,6 +157,24 @@ impl Connection {
         }
     }
 
+    /// Gives back what is in memory only: the spool takes it, and it will outlive this process.
+    fn give_back(&mut self) {
+        fn take(events: &mut VecDeque<Event>) -> VecDeque<Event> {
+            let (in_memory, others) = mem::take(events).into_iter().partition(Event::is_in_memory);
+            *events = others;
+            in_memory
+        }
+        let mut events: Vec<_> = take(&mut self.again).into();
+        if self.head.as_ref().is_some_and(Event::is_in_memory) {
+            events.extend(self.done());
+        }
+        self.kept.retain(|_, kept| {
+            events.extend(take(&mut kept.events));
+            !kept.events.is_empty()
+        });
+        self.shared.give_back(events);
+    }
+
     /// Holds the event until its acceptance counts as lasting.
     fn accepted(&mut self) {
         if let Some(event) = self.done() {
@@ -164,7 +186,7 @@ impl Connection {
     /// server failed.
     fn confirm(&mut self, now: Instant) {
         let (failures, failed) = self.shared.policy().failures();
-        if failures != std::mem::replace(&mut self.failures, failures) {
+        if failures != mem::replace(&mut self.failures, failures) {
             let lasting = self.accepted.iter().take_while(|(at, _)| *at + CONFIRM < failed).count();
             let before = self.accepted.iter().take_while(|(at, _)| *at <= failed).count();
             for (_, event) in self.accepted.drain(lasting..before).rev() {
@@ -204,7 +226,7 @@ impl Connection {
         let kept = self.kept.entry(event.user).or_insert_with(fresh);
         (kept.due, kept.recoveries) = (due, pause.recoveries);
         let user = event.user;
-        let again = std::mem::take(&mut self.again).into_iter();
+        let again = mem::take(&mut self.again).into_iter();
         let (of_user, others) = again.partition(|event| event.user == user);
         self.again = others;
         let of_user: VecDeque<_> = of_user;

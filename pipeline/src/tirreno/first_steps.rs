@@ -80,6 +80,11 @@ impl<E> FirstSteps<E> {
         Some(failed.event)
     }
 
+    /// All that wait.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &E> {
+        self.waiting.iter().map(|failed| &failed.event)
+    }
+
     /// When the next failed login has waited long enough.
     pub(super) fn due(&self) -> Option<Instant> {
         self.waiting.front().map(|failed| failed.due)

@@ -337,6 +337,11 @@ impl Policy {
         }
     }
 
+    /// An event goes another way, under another id.
+    pub fn forget(&mut self, id: EventId) {
+        self.strikes.remove(&id);
+    }
+
     /// How often events were accepted again after a failure.
     pub fn recoveries(&self) -> u64 {
         self.recoveries

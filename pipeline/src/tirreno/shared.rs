@@ -85,6 +85,11 @@ impl Event {
     fn is_stored(&self) -> bool {
         matches!(self.id, EventId::Stored(_))
     }
+
+    /// Whether it is in memory only.
+    pub(super) fn is_in_memory(&self) -> bool {
+        !self.is_stored()
+    }
 }
 
 /// Makes a target's connections; tests put scripted ones in their place.
@@ -104,6 +109,8 @@ pub struct Shared {
     pub(super) closed: AtomicBool,
     /// The next deliverer sends what is in the spool.
     pub(super) leaving: AtomicBool,
+    /// What is in memory only and not being sent is wanted back: the spool takes it.
+    pub(super) recalling: AtomicBool,
     pub(super) timeout: Duration,
     pub(super) privacy: Privacy,
     pub(super) store: Option<Arc<Spool>>,
@@ -167,6 +174,8 @@ impl Held {
 #[derive(Default)]
 pub(super) struct Lanes {
     pub(super) queues: Vec<PriorityQueue<Event>>,
+    /// What connections have given back.
+    returned: Vec<Event>,
     /// No event comes any more.
     closed: bool,
 }
@@ -176,6 +185,17 @@ impl Lanes {
     pub(super) fn of(&mut self, user: u64) -> Option<&mut PriorityQueue<Event>> {
         let lane = user % self.queues.len().max(1) as u64;
         if self.closed { None } else { self.queues.get_mut(lane as usize) }
+    }
+
+    /// Takes what connections have given back.
+    pub(super) fn take_returned(&mut self) -> Vec<Event> {
+        mem::take(&mut self.returned)
+    }
+
+    /// Takes what waits for connections, and is in memory only.
+    pub(super) fn take_in_memory(&mut self) -> Vec<Event> {
+        let queues = self.queues.iter_mut();
+        queues.flat_map(|queue| queue.extract(Event::is_in_memory)).collect()
     }
 }
 
@@ -217,6 +237,19 @@ impl Shared {
     /// Whether this event is not to be sent any more: it is in the spool, for the next deliverer.
     pub fn leaves(&self, event: &Event) -> bool {
         event.is_stored() && self.leaving.load(Relaxed)
+    }
+
+    /// Whether connections are to give back what is in memory only.
+    pub fn is_recalling(&self) -> bool {
+        self.recalling.load(Relaxed)
+    }
+
+    /// Gives events back to the target's thread.
+    pub fn give_back(&self, events: Vec<Event>) {
+        if !events.is_empty() {
+            lock(&self.lanes).returned.extend(events);
+            self.inbox.wake();
+        }
     }
 
     /// Whether this event was deleted from the spool since it was read.
@@ -286,6 +319,11 @@ impl Shared {
             !lanes.closed && lanes.queues.get(connection).is_none_or(PriorityQueue::is_empty)
         };
         let _ = self.lanes_changed.wait_timeout_while(lock(&self.lanes), limit, is_idle);
+    }
+
+    /// How many of the held events are in memory only.
+    pub fn in_memory(&self) -> usize {
+        lock(&self.held).events.range(EventId::Memory(0)..).count()
     }
 
     /// How many events are held.

@@ -45,6 +45,8 @@ const TICK: Duration = Duration::from_secs(1);
 const TICKS_AFTER: Duration = Duration::from_secs(3);
 /// The pause before a thread that could not be started is tried again, or a spool that does not work.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a spool that works again waits for the events that connections give back, so that they are in order.
+const RECALL: Duration = Duration::from_millis(250);
 /// How long, beyond its interval, another instance of nginx may need to commit what it captured.
 const COMMIT: Duration = Duration::from_secs(3);
 /// How long events in memory wait for those in a spool that cannot be read.
@@ -91,6 +93,7 @@ pub fn new(
         stored_bytes: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
         leaving: AtomicBool::new(false),
+        recalling: AtomicBool::new(false),
         timeout: tirreno.timeout,
         privacy: config.privacy.clone(),
         store: store.clone(),
@@ -117,7 +120,9 @@ pub fn new(
         login_fail_delay,
         shared,
         store,
-        stores: true,
+        retry_at: None,
+        recalled: Vec::new(),
+        recall_until: None,
         connections,
         connect,
         started: 0,
@@ -156,8 +161,11 @@ struct TirrenoTarget {
     login_fail_delay: Duration,
     shared: Arc<Shared>,
     store: Option<Arc<Spool>>,
-    /// Whether the spool took what was last put into it.
-    stores: bool,
+    /// When the spool is tried again, if it did not take what was last put into it.
+    retry_at: Option<Instant>,
+    /// Events that were wanted back for the spool, and until when it waits for others.
+    recalled: Vec<Event>,
+    recall_until: Option<Instant>,
     /// How many connections there shall be, and what makes them.
     connections: usize,
     connect: Arc<Connect>,
@@ -248,6 +256,8 @@ impl TirrenoTarget {
                 pauses.push(self.spool_due(inbox, &store, now));
                 if !self.stopping {
                     pauses.push(self.send_spooled(inbox, &store, progressed, now));
+                } else if self.retry_at.is_some() {
+                    self.send_memory(inbox);
                 }
             }
         }
@@ -360,26 +370,96 @@ impl TirrenoTarget {
     /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
     /// is due.
     fn spool_due(&mut self, inbox: &Inbox, store: &Spool, now: Instant) -> Option<Duration> {
-        match inbox.due_in() {
-            Some(due) if due.is_zero() => {}
-            later => return later,
+        if let Some(at) = self.retry_at {
+            // Also where nothing is due: what is in memory waits for the spool.
+            if at > now {
+                self.send_recalled();
+                return Some(at - now);
+            }
+        } else if let in_memory @ 1.. = self.shared.in_memory() {
+            if !self.recall(in_memory, now) {
+                return Some(PROGRESS);
+            }
+            if !self.spool_recalled(store) {
+                return Some(self.spool_failed(inbox, store));
+            }
         }
-        let entries = inbox.take_placed(usize::MAX);
+        let is_due = inbox.due_in().is_some_and(|due| due.is_zero());
+        if !is_due && self.retry_at.is_none() {
+            return inbox.due_in();
+        }
+        let entries = if is_due { inbox.take_placed(usize::MAX) } else { Vec::new() };
         let decided: Vec<_> =
             entries.iter().filter_map(|(entry, place)| self.decide(entry, *place)).collect();
         let intake: Vec<_> = decided.iter().filter_map(|decided| self.intake(decided)).collect();
         let Some(appended) = store.append(&intake, self.login_fail_delay) else {
             inbox.put_back();
-            store.fault().into_iter().for_each(|fault| inbox.failing(fault));
-            self.stores = false;
-            return Some(RETRY);
+            return Some(self.spool_failed(inbox, store));
         };
-        self.stores = true;
         self.spool_dropped += appended.dropped;
         inbox.settle(entries.len(), Outcome::Spooled(store.totals().as_ref()));
         self.look_at = Some(now);
+        if self.retry_at.take().is_some() {
+            self.recall_until = Some(Instant::now() + RECALL);
+            return Some(Duration::ZERO);
+        }
         // One batch, then it is the connections' turn.
         inbox.due_in()
+    }
+
+    /// The spool took nothing; returns when to try again.
+    fn spool_failed(&mut self, inbox: &Inbox, store: &Spool) -> Duration {
+        store.fault().into_iter().for_each(|fault| inbox.failing(fault));
+        self.retry_at = Some(Instant::now() + RETRY);
+        self.shared.recalling.store(false, Relaxed);
+        self.send_recalled();
+        RETRY
+    }
+
+    /// Sends what was wanted back for a spool that does not work after all.
+    fn send_recalled(&mut self) {
+        self.recalled.extend(lock(&self.shared.lanes).take_returned());
+        let events = mem::take(&mut self.recalled);
+        self.send(events);
+    }
+
+    /// Wants back what is in memory only, because the spool did not work, and is not being sent. Returns whether all
+    /// of it is here, or as much as comes in time: what is committed together keeps its order.
+    fn recall(&mut self, in_memory: usize, now: Instant) -> bool {
+        self.shared.recalling.store(true, Relaxed);
+        self.shared.wake();
+        let mut lanes = lock(&self.shared.lanes);
+        self.recalled.extend(lanes.take_returned());
+        self.recalled.extend(lanes.take_in_memory());
+        let here = self.recalled.len() + self.first_steps.iter().count();
+        here >= in_memory || self.recall_until.is_none_or(|until| until <= now)
+    }
+
+    /// Commits to the spool what was wanted back; returns whether the spool took it.
+    fn spool_recalled(&mut self, store: &Spool) -> bool {
+        let mut records: Vec<_> = self.recalled.iter().chain(self.first_steps.iter()).collect();
+        if records.is_empty() {
+            return true;
+        }
+        records.sort_unstable_by_key(|event| event.id);
+        let intake = records.into_iter().filter_map(|event| {
+            let Content::Record(bytes) = &event.content else { return None };
+            let view = self.config.privacy.view(Record::parse(bytes)?);
+            Some(Intake { view, ring: None, merge: None })
+        });
+        let intake: Vec<_> = intake.collect();
+        let Some(appended) = store.append(&intake, self.login_fail_delay) else { return false };
+        self.spool_dropped += appended.dropped;
+        let mut events = mem::take(&mut self.recalled);
+        events.extend(std::iter::from_fn(|| self.first_steps.next(Instant::now(), 0, 0)));
+        let totals = store.totals();
+        self.ledger.moved_to_spool(self.config.slot, events.len() as u32, totals.as_ref());
+        for event in events {
+            self.shared.policy().forget(event.id);
+            self.shared.release(&event);
+        }
+        self.look_at = Some(Instant::now());
+        true
     }
 
     /// A record on its way into the spool: its bytes, its ring, and which events it is one of.
@@ -446,7 +526,8 @@ impl TirrenoTarget {
         }
         // What is in memory, because the spool takes nothing, comes behind what is in the spool, unless that
         // cannot even be opened, or not be read for a while.
-        if !self.stores && (read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD)
+        if self.retry_at.is_some()
+            && (read == Some(true) || store.is_shut() || now - self.last_read >= UNREAD)
         {
             self.send_memory(inbox);
         }
@@ -540,8 +621,10 @@ impl TirrenoTarget {
 
     /// No event comes any more.
     fn stop(&mut self) {
-        if self.store.is_some() {
+        if let Some(store) = &self.store {
             self.shared.leaving.store(true, Relaxed);
+            store.hurry();
+            self.retry_at = self.retry_at.map(|_| Instant::now());
         }
         self.send_failed(Instant::now());
         self.shared.policy().last_chance(Instant::now());

@@ -197,6 +197,11 @@ impl Spool {
         inner.in_trouble && inner.database.is_none()
     }
 
+    /// Makes the next attempt not wait, if the spool does not work.
+    pub fn hurry(&self) {
+        lock(&self.inner).tried = None;
+    }
+
     /// Writes the outcomes, and gives up the right to send.
     pub fn leave(&self) {
         self.with(|_, _| Ok(()));
