@@ -1590,8 +1590,8 @@ fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
             (" 443 ssl", " 127.0.0.1:%PORT1% ssl"),
             (" /etc/nginx/tirreno.key;", " key;"),
             (" /usr/share/ngx-tirreno/presets/mattermost.conf;", " preset.conf;"),
-            (" /var/lib/nginx/tirreno;", " logs/spool;"),
-            (" /var/lib/nginx/tirreno.state;", " logs/state;"),
+            // As on Debian: this directory belongs to root, and what is below it does not exist.
+            (" /var/lib/nginx/", " %PREFIX%/lib/"),
             (&letsencrypt("fullchain.pem"), certificate.to_str().unwrap()),
             (&letsencrypt("privkey.pem"), key.to_str().unwrap()),
         ],
@@ -1601,7 +1601,13 @@ fn mattermost_conf_passes(text: &str, preset: &str, has_audit: bool) {
         .file("preset.conf", preset)
         .env("SSL_CERT_FILE", system.to_str().unwrap())
         .env("SSL_CERT_DIR", "")
+        .user("nobody nogroup")
         .build();
+    fs::create_dir(nginx.prefix().join("lib")).unwrap();
+    for directory in [nginx.prefix().to_owned(), nginx.prefix().join("lib")] {
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(nginx.prefix().join("logs"), Permissions::from_mode(0o777)).unwrap();
     let (ok, output) = nginx.test();
     let mut said = said(&output);
     // The configuration supports old and new versions of nginx, so this warning is expected.

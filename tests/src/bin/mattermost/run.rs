@@ -146,7 +146,7 @@ impl Run {
             (" /etc/nginx/tirreno.key;", " key;"),
             (" /usr/share/ngx-tirreno", &format!(" {}", conf.display())),
             (" /var/lib/nginx/tirreno;", " logs/spool;"),
-            (" /var/lib/nginx/tirreno.state;", " logs/state;"),
+            (" /var/lib/nginx/tirreno/state;", " logs/state;"),
             (&letsencrypt("fullchain.pem"), certificate.to_str().expect("a path")),
             (&letsencrypt("privkey.pem"), key.to_str().expect("a path")),
             // Each client has an address of its own.
