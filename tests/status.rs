@@ -20,6 +20,13 @@ const SERVER: &str = "
         tirreno_ip $http_x_address;
         return 401;
     }
+    location /signin {
+        tirreno_event account_login_fail POST \"/signin/{how}\" status=401 audit=loginWith first_step=arg:second_factor;
+        tirreno_event account_login POST \"/signin/{how}\" audit=login;
+        tirreno_ip $http_x_address;
+        if ($arg_broken) { return 502; }
+        return 401;
+    }
     location = /status { tirreno off; tirreno_status; }
     location = /page { tirreno off; ssi on; ssi_types *; default_type text/html; alias %PREFIX%/page; }";
 /// Needs a module that not every nginx has.
@@ -243,9 +250,23 @@ fn fail2ban_sees_failed_logins_and_their_addresses_only() {
             site.get("/?user=u", &headers);
             expected.push(address);
         }
+        // By another way, whose event has a name of its own; with a second factor to follow; of an application with
+        // a fault; and with a name that looks like the mark of a first step.
+        for (n, counts, target) in [
+            (10, true, "/signin/desktop?user=u"),
+            (11, false, "/signin/desktop?user=u&second_factor=1"),
+            (12, false, "/signin/desktop?user=u&broken=1"),
+            (13, true, "/signin/%22first_step%22:true?user=%22first_step%22:true"),
+        ] {
+            let address = format!("192.0.2.{n}");
+            let headers = [("X-Address", address.as_str()), ("User-Agent", "\"first_step\":true")];
+            client::post(site.nginx.port(), target, &headers, b"").unwrap();
+            expected.extend(counts.then_some(address));
+        }
         let log = site.nginx.prefix().join("audit.log");
         wait_until(SOON, "the audit records", || {
-            std::fs::read_to_string(&log).unwrap_or_default().lines().count() == 2 * expected.len()
+            std::fs::read_to_string(&log).unwrap_or_default().lines().count()
+                == 2 * (HOSTILE.len() + 1) + 4
         });
         let mut command = program("fail2ban-regex").unwrap();
         let filter = monitoring().join("fail2ban/filter.d/tirreno-login.conf");

@@ -104,7 +104,7 @@ fn labels(entry: &Entry<'_>, drops: &Map<String, Value>) -> Map<String, Value> {
     labels.extend(entry.session.as_ref().map(|id| ("session_id".into(), json!(id))));
     labels.extend(entry.pinned().map(|pinned| ("pinned".into(), json!(pinned))));
     labels.extend(entry.cluster_id.map(|id| ("cluster_id".into(), json!(id))));
-    for name in ["dropped", "repeated", "truncated"] {
+    for name in ["dropped", "repeated", "first_step", "truncated"] {
         labels.extend(drops.get(name).map(|count| (name.into(), count.clone())));
     }
     labels

@@ -75,6 +75,8 @@ pub(super) struct Entry<'a> {
     pub(super) trace: Option<&'a str>,
     /// How many events the record stands for.
     pub(super) repeated: u32,
+    /// Whether a failed login may be the first half of a good one (`first_step=`).
+    pub(super) is_first_step: bool,
     pub(super) segments: Vec<(&'a str, Cow<'a, str>)>,
     /// The fields that the rule adds. A dot in a name separates an object from its property.
     pub(super) fields: Vec<(&'a str, Cow<'a, str>)>,
@@ -105,7 +107,7 @@ const GIVEN: [(Param, &str); 9] = [
 
 /// Names that a path segment's field cannot have: `user_id` is the acting user, `target_user_id` the user
 /// acted on.
-const TAKEN: [&str; 35] = [
+const TAKEN: [&str; 36] = [
     "timestamp",
     "level",
     "msg",
@@ -124,6 +126,7 @@ const TAKEN: [&str; 35] = [
     "language",
     "trace_id",
     "repeated",
+    "first_step",
     "truncated",
     "cluster_id",
     "pinned",
@@ -145,7 +148,7 @@ const TAKEN: [&str; 35] = [
 ];
 
 /// The names of the facts of every record.
-const OWN: [&str; 22] = [
+const OWN: [&str; 23] = [
     "timestamp",
     "level",
     "msg",
@@ -163,6 +166,7 @@ const OWN: [&str; 22] = [
     "referer",
     "language",
     "trace_id",
+    "first_step",
     "truncated",
     "cluster_id",
     "pinned",
@@ -245,6 +249,7 @@ impl<'a> Entry<'a> {
             language: text(Param::BrowserLanguage),
             trace: Some(record.trace()),
             repeated: record.repeated(),
+            is_first_step: record.is_first_step(),
             segments: segments.collect(),
             fields: view.fields().map(|(name, value)| (name, fit(value, usize::MAX))).collect(),
             identity: Some(record.identity().name()),
@@ -311,6 +316,7 @@ impl<'a> Entry<'a> {
             language: None,
             trace: None,
             repeated: 1,
+            is_first_step: false,
             segments: Vec::new(),
             fields: Vec::new(),
             identity: None,
@@ -320,6 +326,12 @@ impl<'a> Entry<'a> {
             drops: Some(*drops),
             truncated: false,
         }
+    }
+
+    /// The type, for formats whose records do not have it: only that of a failed login, whose event may have any
+    /// name.
+    pub(super) fn failed_login(&self) -> Option<&'static str> {
+        self.kind.filter(|kind| *kind == EventType::AccountLoginFail).map(EventType::name)
     }
 
     /// The event and its outcome, as the message.
@@ -350,8 +362,8 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// The number of dropped events, and when; how many events the record stands for; and whether it is
-    /// cut.
+    /// The number of dropped events, and when; how many events the record stands for; whether it may be only the
+    /// first half of a login; and whether it is cut.
     pub(super) fn counts(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> + use<'a> {
         let values = self.drops.map(|drops| {
             [
@@ -361,8 +373,9 @@ impl<'a> Entry<'a> {
             ]
         });
         let many = (self.repeated > 1).then(|| ("repeated", Value::Number(self.repeated.into())));
+        let half = self.is_first_step.then_some(("first_step", Value::Flag(true)));
         let truncated = self.truncated.then_some(("truncated", Value::Flag(true)));
-        values.into_iter().flatten().chain(many).chain(truncated)
+        values.into_iter().flatten().chain(many).chain(half).chain(truncated)
     }
 
     /// All facts but time, level and message, by their names in the format `json`.

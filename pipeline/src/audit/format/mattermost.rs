@@ -39,6 +39,7 @@ impl<'a> Legacy<'a> {
         let values = entry.counts().map(|(name, value)| (name.to_owned(), json!(value)));
         own.extend(values);
         own.extend(entry.api_path().map(|path| ("api_path".to_owned(), json!(path))));
+        own.extend(entry.failed_login().map(|kind| ("type".to_owned(), json!(kind))));
         let code = entry.code.filter(|_| entry.outcome == Outcome::Fail);
         own.extend(code.map(|code| ("code".to_owned(), json!(code))));
         own.extend(entry.identity.map(|word| ("identity".to_owned(), json!(word))));
@@ -172,6 +173,7 @@ impl<'a> Standard<'a> {
         for (name, value) in entry.fields.iter().filter(|(name, _)| *name != "err") {
             put(&mut parameters, name, value);
         }
+        parameters.extend(entry.failed_login().map(|kind| ("type".to_owned(), json!(kind))));
         Self {
             timestamp: timestamp(entry.time),
             event_name: &entry.event,
