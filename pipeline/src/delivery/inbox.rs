@@ -322,7 +322,10 @@ impl Inbox {
 
     /// The target takes nothing at present, and logs the reason itself.
     pub fn failing(&self, fault: Fault) {
-        self.state().failing = Some(fault);
+        let mut state = self.state();
+        if state.failing.replace(fault) != Some(fault) && state.degraded {
+            self.ledger.show_degraded(self.slot, fault);
+        }
     }
 
     /// The target can take events again.

@@ -235,8 +235,10 @@ struct TargetCounters {
     /// When the deliverer began that shows the state, by the monotonic clock, in nanoseconds.
     shown_by: AtomicU64,
     state: AtomicU32,
-    /// If not 0: shown instead of `state`, except instead of [`State::Waiting`].
+    /// If not 0: a disk's fault, which is shown, with [`State::Degraded`], instead of `fault` and `state`, except
+    /// instead of [`State::Waiting`].
     degraded: AtomicU32,
+    degraded_ms: AtomicU64,
     fault: AtomicU32,
     fault_ms: AtomicU64,
     oldest_ms: AtomicU64,
@@ -675,15 +677,18 @@ impl Zone {
         let dropped = std::array::from_fn(|r| counters.dropped[r].load(Relaxed));
         let oldest_ms = counters.oldest_ms.load(Relaxed) as i64;
         // Read before the fault, which is written first: a bad state always has a reason.
-        let state = match State::from_number(counters.state.load(Acquire)) {
+        let state = State::from_number(counters.state.load(Acquire));
+        let degraded = match state {
             // This state tells the reason itself.
-            State::Waiting => State::Waiting,
-            _ if counters.degraded.load(Acquire) != 0 => State::Degraded,
-            state => state,
+            State::Waiting => None,
+            _ => Fault::unpack(counters.degraded.load(Acquire)),
         };
-        let fault = Fault::unpack(counters.fault.load(Relaxed));
+        let fault = match degraded {
+            Some(fault) => Some((fault, &counters.degraded_ms)),
+            None => Fault::unpack(counters.fault.load(Relaxed)).map(|f| (f, &counters.fault_ms)),
+        };
         Totals {
-            state,
+            state: if degraded.is_some() { State::Degraded } else { state },
             captured: stored.collected + captured.saturating_sub(spooled),
             delivered: stored.delivered + counters.delivered.load(Relaxed),
             rejected: stored.rejected + counters.rejected.load(Relaxed),
@@ -704,7 +709,7 @@ impl Zone {
             rejected_events: counters.rejected_events.read(),
             drain_seconds: counters.drain_seconds.load(Relaxed).checked_sub(1),
             retries: counters.retries.load(Relaxed),
-            last_fault: fault.map(|f| (f, counters.fault_ms.load(Relaxed) as i64)),
+            last_fault: fault.map(|(fault, ms)| (fault, ms.load(Relaxed) as i64)),
             oldest_pending_ms: if oldest_ms == 0 { 0 } else { (wall_ms() - oldest_ms).max(0) },
         }
     }
@@ -950,10 +955,13 @@ impl Ledger {
         });
     }
 
-    /// Events are in memory only that should be on disk.
+    /// Events are in memory only that should be on disk, because of this. While it lasts, it is shown instead of what a
+    /// server does.
     pub fn show_degraded(&self, slot: usize, fault: Fault) {
         self.show_fault(slot, fault);
-        self.account(slot).degraded.store(1, Release);
+        let account = self.account(slot);
+        account.degraded_ms.store(wall_ms() as u64, Relaxed);
+        account.degraded.store(fault.pack(), Release);
     }
 
     /// All events are on disk again that should be.
@@ -1243,6 +1251,22 @@ mod tests {
         old.show(0, State::Retrying, Some(Fault::Answered(500)));
         old.show_fault(0, Fault::Stalled);
         assert_eq!(shown(), (State::Ok, Some(Fault::Answered(404))));
+    }
+
+    #[test]
+    fn the_fault_of_a_disk_is_shown_while_it_lasts() {
+        let zone = anonymous(1 << 20).unwrap();
+        zone.target_slot("t", 0).unwrap();
+        let ledger = zone.enlist(std::process::id()).unwrap();
+        let shown = || (zone.totals(0).state, zone.totals(0).last_fault.map(|(fault, _)| fault));
+        ledger.show_degraded(0, Fault::DiskFull);
+        ledger.show(0, State::Retrying, Some(Fault::ConnectionRefused));
+        assert_eq!(shown(), (State::Degraded, Some(Fault::DiskFull)));
+        ledger.show(0, State::Waiting, Some(Fault::Busy));
+        assert_eq!(shown(), (State::Waiting, Some(Fault::Busy)));
+        ledger.show(0, State::Retrying, Some(Fault::ConnectionRefused));
+        ledger.end_degraded(0);
+        assert_eq!(shown(), (State::Retrying, Some(Fault::ConnectionRefused)));
     }
 
     #[test]
