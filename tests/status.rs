@@ -222,6 +222,25 @@ fn every_metric_that_monitoring_names_exists() {
     assert!(seen > 30);
 }
 
+#[test]
+fn an_event_without_a_value_that_is_too_long_is_told_as_one() {
+    let site = Site::start("test-key", |builder| {
+        builder.http("server { listen 127.0.0.1:%PORT1%; tirreno on; tirreno_user u; tirreno_param payload $arg_p;
+                      large_client_header_buffers 4 16k; location / { return 200; } }")
+    });
+    let long = format!("/?p={}", "x".repeat(9000));
+    client::get(site.nginx.port_n(1), &long, &[]).unwrap();
+    let target = || site.status()["targets"]["tirreno"].clone();
+    wait_until(SOON, "the event", || target()["delivered"] == 1);
+    assert_eq!(
+        (&target()["captured"], &site.status()["skipped"]["invalid"]),
+        (&1.into(), &1.into())
+    );
+    let metrics = site.get("/status?format=prometheus", &[]).text();
+    assert!(metrics.contains("invalid: also events without a value that is too long"), "{metrics}");
+    assert!(site.get("/status?format=html", &[]).text().contains("sent without it"));
+}
+
 /// Names and user agents that try to end a line or to add another address.
 const HOSTILE: [&str; 4] = [
     "x\",\"ip_address\":\"203.0.113.99",

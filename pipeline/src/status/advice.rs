@@ -134,12 +134,14 @@ pub(super) fn rejected(has_spool: bool) -> &'static str {
     }
 }
 
-/// What it means that requests are skipped for this reason.
+/// What it means that requests are skipped, or not sent whole, for this reason.
 pub(super) fn skipped(reason: &str) -> &'static str {
     match reason {
         "anonymous" => "without a user: usual for visitors who are not signed in",
         "event_off" => "a rule or tirreno_default_event says off",
-        "invalid" => "with a value that cannot be sent, and must not be cut",
+        "invalid" => {
+            "with a value that is too long and must not be cut: sent without it, or, if all is too long, not at all"
+        }
         _ => "",
     }
 }

@@ -328,7 +328,7 @@ fn requests(out: &mut String, snapshot: &Snapshot) {
             grouped(n)
         );
     }
-    out.push_str("<h3>No event</h3><table>");
+    out.push_str("<h3>No event, or not whole</h3><table>");
     for (reason, n) in &snapshot.skipped {
         let _ = write!(
             out,

@@ -78,7 +78,8 @@ pub fn prometheus(snapshot: &Snapshot) -> String {
     let help = "Accepted requests whose session could not be read, or was not proven.";
     text.family("tirreno_unreadable_sessions_total", "counter", help);
     text.sample("tirreno_unreadable_sessions_total", &[], snapshot.identity("unreadable_session"));
-    text.family("tirreno_skipped_requests_total", "counter", "Requests that are no event.");
+    let help = "Requests that are no event; invalid: also events without a value that is too long.";
+    text.family("tirreno_skipped_requests_total", "counter", help);
     for (reason, n) in &snapshot.skipped {
         text.sample("tirreno_skipped_requests_total", &[("reason", reason)], n);
     }
