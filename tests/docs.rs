@@ -139,8 +139,14 @@ fn complete(text: &str) -> (String, String) {
     if text.contains("tirreno") && !http.contains("tirreno_target") && target.is_empty() {
         http += &format!("tirreno_target {{ {TIRRENO} }}\n");
     }
-    // Each parameter is tested in a target of its own.
-    for (number, parameter) in target.lines().enumerate() {
+    // What a page hides is for one target; each other parameter is tested in a target of its own.
+    let (omits, others): (Vec<_>, Vec<_>) =
+        target.lines().partition(|line| line.starts_with("omit "));
+    let omits = omits.join(" ");
+    for (number, parameter) in others.into_iter().chain([&*omits]).enumerate() {
+        if parameter.is_empty() {
+            continue;
+        }
         let kind = match parameter.split(' ').next() {
             Some("omit") => TIRRENO,
             Some("format") => "type file; path %PREFIX%/logs/shown.log;",
