@@ -437,6 +437,14 @@ impl LocationConf {
             let beside = if has_users { is_on(self) } else { is_on(parent) };
             note(&mut main.users, place, is_on(self) == Some(true) || beside == Some(false));
         }
+        if let Some(place) = &self.status
+            && !crate::status::is_handler(cf)
+        {
+            return cf.error_at(
+                place,
+                "\"tirreno_status\" does nothing, because the location has another handler such as \"proxy_pass\"",
+            );
+        }
         if let Some(place) = self.status.as_ref().filter(|_| access::is_open(cf)) {
             cf.warn_at(
                 place,

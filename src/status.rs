@@ -5,15 +5,17 @@ use core::ptr;
 
 use nginx_sys::{
     NGX_HTTP_GET, NGX_HTTP_HEAD, NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_HTTP_NOT_ALLOWED,
-    NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, NGX_OK, ngx_buf_t, ngx_chain_t, ngx_create_temp_buf,
-    ngx_http_arg, ngx_http_discard_request_body, ngx_http_output_filter, ngx_http_request_t,
-    ngx_http_send_header, ngx_int_t, ngx_str_t,
+    NGX_HTTP_NOT_FOUND, NGX_HTTP_OK, NGX_OK, ngx_buf_t, ngx_chain_t, ngx_conf_t,
+    ngx_create_temp_buf, ngx_http_arg, ngx_http_discard_request_body, ngx_http_output_filter,
+    ngx_http_request_t, ngx_http_send_header, ngx_int_t, ngx_str_t,
 };
-use ngx::http::{HttpModuleMainConf, Request};
+use ngx::http::{HttpModuleLocationConf as _, HttpModuleMainConf, NgxHttpCoreModule, Request};
 use tirreno_pipeline::status::{self, Format, SECURITY_POLICY, Snapshot, Target};
 
 use crate::conf::MainConf;
 use crate::{TirrenoModule, guarded, layout};
+
+type Handler = unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t;
 
 /// Answers a request with the status.
 pub(crate) unsafe extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t {
@@ -43,6 +45,15 @@ pub(crate) unsafe extern "C" fn handler(r: *mut ngx_http_request_t) -> ngx_int_t
         // SAFETY: as above.
         unsafe { send(r, format, &body) }
     })
+}
+
+/// Whether the location that is being merged answers with the status: a directive behind `tirreno_status` may have
+/// put another handler into its place.
+pub(crate) fn is_handler(cf: &ngx_conf_t) -> bool {
+    let own: Handler = handler;
+    NgxHttpCoreModule::location_conf(cf)
+        .and_then(|core| core.handler)
+        .is_some_and(|known| ptr::fn_addr_eq(known, own))
 }
 
 fn snapshot(main: &MainConf) -> Snapshot {

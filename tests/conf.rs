@@ -1177,6 +1177,12 @@ fn a_wrong_directive_outside_of_targets_is_refused() {
             handler.into(),
         ),
         ("server {\nlocation / {\ntirreno_status;\ntirreno_status; # here\n}\n}", handler.into()),
+        (
+            "server {\nlocation / {\ntirreno_status; # here\nproxy_pass http://127.0.0.1:1;\n}\n}",
+            "\"tirreno_status\" does nothing, because the location has another handler such as \
+             \"proxy_pass\""
+                .into(),
+        ),
     ];
     for (http, message) in rows {
         let message = format!("[emerg] {message}");
