@@ -24,7 +24,7 @@ const SQL: [&str; 6] = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "PRAGMA ", "
 /// Macros and functions whose words say that the code is wrong.
 const ASSERTIONS: [&str; 5] = ["assert", "assert_eq", "debug_assert", "expect", "unreachable"];
 /// Strings that are no messages of their own.
-const NO_MESSAGES: [&str; 18] = [
+const NO_MESSAGES: [&str; 20] = [
     // They join a message with its target or its place.
     "target \"…\"",
     "\"tirreno_identity …\"",
@@ -42,6 +42,8 @@ const NO_MESSAGES: [&str; 18] = [
     "a TLS record",
     "no HTTP status",
     // Formats, and a word of nginx.
+    "%A, %d-%b-%y %H:%M:%S GMT",
+    "%a %b %e %H:%M:%S %Y",
     "%Y-%m-%d %H:%M:%S%.3f",
     "%Y-%m-%d %H:%M:%S%.3f Z",
     "%Y-%m-%d %H:%M:%S%.f",

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use memchr::memmem;
 use ureq::Agent;
 use ureq::http::{HeaderValue, StatusCode, Uri, header};
@@ -25,13 +25,21 @@ const SPEAKS_TLS: [&[u8]; 3] = [
     b"Client sent an HTTP request to an HTTPS server",
 ];
 
-/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3).
+/// The forms of dates that servers sent before RFC 1123, and that are still to be understood.
+const OLD_DATES: [&str; 2] = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+
+/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3, and 5.6.7).
 fn retry_after(value: &HeaderValue) -> Option<Duration> {
     let value = value.to_str().ok()?;
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // There may be more digits than any number here has.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
-    let until = DateTime::parse_from_rfc2822(value).ok()?.with_timezone(&Utc);
+    let old = |form: &&'static str| NaiveDateTime::parse_from_str(value, form).ok();
+    let until = match DateTime::parse_from_rfc2822(value) {
+        Ok(date) => date.with_timezone(&Utc),
+        Err(_) => OLD_DATES.iter().find_map(old)?.and_utc(),
+    };
     // A date in the past asks for no pause.
     Some((until - DateTime::<Utc>::from(SystemTime::now())).to_std().unwrap_or_default())
 }
@@ -183,7 +191,12 @@ mod tests {
         let soon = DateTime::<Utc>::from(SystemTime::now() + Duration::from_secs(90));
         let left = read(&soon.format("%a, %d %b %Y %H:%M:%S GMT").to_string()).unwrap();
         assert!((60..=90).contains(&left.as_secs()), "{left:?}");
-        for bad in ["", "-1", "soon", "1.5"] {
+        for form in ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"] {
+            let left = read(&soon.format(form).to_string()).unwrap();
+            assert!((60..=90).contains(&left.as_secs()), "{form}: {left:?}");
+        }
+        assert_eq!(read("18446744073709551616"), Some(Duration::from_secs(u64::MAX)));
+        for bad in ["", "-1", "+1", "soon", "1.5"] {
             assert_eq!(read(bad), None, "{bad}");
         }
     }
