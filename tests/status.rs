@@ -223,6 +223,14 @@ fn every_metric_that_monitoring_names_exists() {
 }
 
 #[test]
+fn the_schema_names_the_types_that_there_are() {
+    let schema = include_str!("../docs/status.schema.json");
+    let schema: Value = serde_json::from_str(schema).unwrap();
+    let types = ["tirreno", "file", "console", "syslog", "tcp"];
+    assert_eq!(schema["$defs"]["target"]["properties"]["type"]["enum"], serde_json::json!(types));
+}
+
+#[test]
 fn an_event_without_a_value_that_is_too_long_is_told_as_one() {
     let site = Site::start("test-key", |builder| {
         builder.http("server { listen 127.0.0.1:%PORT1%; tirreno on; tirreno_user u; tirreno_param payload $arg_p;

@@ -41,8 +41,12 @@ impl Format {
         }
         // The first known format wins: clients that read JSON or metrics ask for nothing else before it.
         let known = accept.split(|b| *b == b',').find_map(|part| {
-            let name = part.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-            match name {
+            let mut part = part.split(|b| *b == b';').map(<[u8]>::trim_ascii);
+            let name = part.next().unwrap_or_default().to_ascii_lowercase();
+            if part.any(is_refusal) {
+                return None;
+            }
+            match name.as_slice() {
                 b"text/html" | b"application/xhtml+xml" => Some(Self::Html),
                 b"application/openmetrics-text" | b"text/plain" => Some(Self::Prometheus),
                 b"application/json" => Some(Self::Json),
@@ -60,6 +64,14 @@ impl Format {
             Self::Html => "text/html; charset=utf-8",
         }
     }
+}
+
+/// Whether a parameter in `Accept` says that the type is not wanted: a weight of 0 (RFC 9110, 12.4.2).
+fn is_refusal(parameter: &[u8]) -> bool {
+    let weight = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="));
+    weight.is_some_and(|weight| {
+        weight.starts_with(b"0") && weight.iter().all(|b| matches!(b, b'0' | b'.'))
+    })
 }
 
 /// All counters at one moment.

@@ -348,9 +348,11 @@ fn requests(out: &mut String, snapshot: &Snapshot) {
 }
 
 /// A duration in seconds, in the unit that suits it.
-fn seconds(n: f64) -> String {
+pub(super) fn seconds(n: f64) -> String {
     match n {
         n if n < 1.0 => format!("{:.0} ms", n * 1000.0),
+        // Tenths where there are any: a time of 2.5 s is not within 2 s.
+        n if n < 10.0 => format!("{} s", (n * 10.0).round() / 10.0),
         n if n < 120.0 => format!("{n:.0} s"),
         n if n < 7200.0 => format!("{:.0} min", n / 60.0),
         n if n < 172_800.0 => format!("{:.0} h", n / 3600.0),

@@ -29,6 +29,9 @@ fn wanted_format() {
         (None, browser, Some(Format::Html)),
         (None, prometheus, Some(Format::Prometheus)),
         (None, b"application/json, text/html", Some(Format::Json)),
+        (None, b"Text/HTML", Some(Format::Html)),
+        (None, b"text/html;q=0, text/plain; Q=0.000, */*", Some(Format::Json)),
+        (None, b"application/json;q=0, text/html;level=1;q=0.1", Some(Format::Html)),
         (Some(&b"prometheus"[..]), browser, Some(Format::Prometheus)),
         (Some(b"json"), browser, Some(Format::Json)),
         (Some(b"xml"), browser, None),
@@ -84,4 +87,15 @@ fn page_hides_nothing_and_lets_nothing_in() {
     assert!(html.contains("a&quot;&lt;b") && !html.contains("a\"<b"));
     assert!(!html.contains("style=") && !html.contains("http://") && !html.contains("https://"));
     assert!(SECURITY_POLICY.starts_with("default-src 'none'"));
+}
+
+#[test]
+fn a_bound_is_not_shown_shorter_than_it_is() {
+    use super::page::seconds;
+    let bounds = crate::shm::metrics::LATENCY_BOUNDS_MS.map(|ms| seconds(ms as f64 / 1000.0));
+    let shown = [
+        "50 ms", "100 ms", "250 ms", "500 ms", "1 s", "2.5 s", "5 s", "15 s", "60 s", "5 min",
+        "60 min", "24 h",
+    ];
+    assert_eq!(bounds, shown);
 }
