@@ -616,6 +616,34 @@ impl Receiver {
 }
 
 #[test]
+fn a_receiver_that_stops_reading_is_told_when_events_are_dropped_for_it() {
+    let receiver = Receiver::default();
+    receiver.stopped.store(true, SeqCst);
+    let port = receiver.start();
+    let target = format!(
+        "tirreno_target tcp {{ type tcp; server 127.0.0.1:{port}; interval 20ms; queue 10000; format json; }}"
+    );
+    let bench = Bench::start(&target, 1);
+    let mut count = 0;
+    // Long before the connection is given up.
+    let row = wait_for(SOON / 2, "the reason", || {
+        bench.requests(count..count + 1000);
+        count += 1000;
+        match bench.row("tcp") {
+            row if row["state"] == "ok" => Err(row.to_string()),
+            row => Ok(row),
+        }
+    });
+    assert_eq!((&row["state"], &row["last_error"]), (&"retrying".into(), &"timed out".into()));
+    assert!(row["dropped"].as_u64() > Some(0), "{row}");
+    receiver.stopped.store(false, SeqCst);
+    wait_for(SOON, "it to go on", || match bench.row("tcp") {
+        row if row["state"] == "ok" && row["pending"] == 0 => Ok(()),
+        row => Err(row.to_string()),
+    });
+}
+
+#[test]
 fn no_trouble_of_a_receiver_loses_anything() {
     const EACH: usize = 60;
     let seed = match std::env::var("TEST_SEED") {

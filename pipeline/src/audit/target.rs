@@ -6,6 +6,7 @@
 //! Records for other receivers stay in the inbox until the receiver's system has confirmed them and the
 //! connection has lasted a little longer: if it breaks before, they are sent again.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ const CHUNK: usize = 64;
 /// How long a connection must last after a confirmation, or the entry is sent again: the receiver's system may
 /// have confirmed data that the receiver never read.
 const OUTLIVES: Duration = Duration::from_millis(500);
+/// How long a receiver may take nothing until that is told, if events are dropped meanwhile.
+const LATE: Duration = Duration::from_secs(1);
 /// How often confirmations are checked.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
 
@@ -303,6 +306,8 @@ struct Sender {
     writer: Writer,
     backoff: Backoff,
     health: Health,
+    /// How many events had found no room when the receiver last took some.
+    overflows: u64,
 }
 
 impl Target for Sender {
@@ -318,7 +323,8 @@ impl Target for Sender {
 
 impl Sender {
     fn new(sink: Sink, writer: Writer) -> Self {
-        Self { sink, writer, backoff: Backoff::new(BACKOFF_MAX), health: Health::default() }
+        let (backoff, health) = (Backoff::new(BACKOFF_MAX), Health::default());
+        Self { sink, writer, backoff, health, overflows: 0 }
     }
 
     fn pause(&mut self, inbox: &Inbox, fault: Fault) {
@@ -386,7 +392,15 @@ impl Sender {
             if !too_long.is_empty() {
                 self.health.rejected(inbox, Fault::TooLong, Instant::now());
             }
-            match socket.write(&bytes, &go_on) {
+            let (began, overflows) = (Instant::now(), self.overflows);
+            let health = RefCell::new(&mut self.health);
+            let written = socket.write(&bytes, &|| {
+                if began.elapsed() >= LATE && inbox.overflows() > overflows {
+                    health.borrow_mut().stalls(inbox, Instant::now());
+                }
+                inbox.goes_on()
+            });
+            match written {
                 Ok(()) => {}
                 Err(Fault::TooLong) if socket.takes_one() => {
                     self.health.rejected(inbox, Fault::TooLong, Instant::now());
@@ -429,6 +443,11 @@ impl Sender {
         if sent.iter().any(|chunk| chunk.confirmed.is_none() && now - chunk.at >= STALLED) {
             return Err(Fault::TimedOut);
         }
+        if sent.iter().any(|chunk| chunk.confirmed.is_none() && now - chunk.at >= LATE)
+            && inbox.overflows() > self.overflows
+        {
+            self.health.stalls(inbox, now);
+        }
         // A stopping process has no time to watch the connection.
         let outlives = if inbox.is_stopping() { Duration::ZERO } else { OUTLIVES };
         while let Some(chunk) = sent.front()
@@ -450,6 +469,7 @@ impl Sender {
             return;
         }
         inbox.settle(entries, Outcome::Delivered);
+        self.overflows = inbox.overflows();
         self.backoff.succeeded();
         self.health.succeeded(inbox);
     }

@@ -28,6 +28,14 @@ impl Health {
         self.say(inbox, fault, "events are kept in memory while it lasts", now);
     }
 
+    /// Events are dropped because the receiver takes none. The connection lasts, and may go on.
+    pub fn stalls(&mut self, inbox: &Inbox, now: Instant) {
+        if !mem::replace(&mut self.in_trouble, true) {
+            inbox.ledger().show(inbox.slot(), State::Retrying, Some(Fault::TimedOut));
+            self.say(inbox, Fault::TimedOut, "events are kept in memory while it lasts", now);
+        }
+    }
+
     /// One event is refused for good.
     pub fn rejected(&mut self, inbox: &Inbox, fault: Fault, now: Instant) {
         inbox.ledger().show(inbox.slot(), State::Ok, Some(fault));

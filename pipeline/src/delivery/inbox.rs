@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,8 @@ pub struct Inbox {
     durable: bool,
     /// Whether the target writes records about dropped events.
     reports: bool,
+    /// How many events found no room in memory.
+    overflows: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
     on_close: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -132,6 +135,7 @@ impl Inbox {
             // Merged events wait in memory, and so do the events behind them.
             durable: durable && !merges_here,
             reports,
+            overflows: AtomicU64::new(0),
             state: Mutex::new(State {
                 queue: Queue::new(config.queue_events, config.queue_bytes),
                 merges: HashMap::new(),
@@ -217,6 +221,7 @@ impl Inbox {
 
     /// Counts events that found no room.
     fn drop_full(&self, drops: Drops) {
+        self.overflows.fetch_add(drops.count, Relaxed);
         self.ledger.dropped(self.slot, drops.count as u32, DropReason::QueueFull);
         self.leave_unreported(&drops);
     }
@@ -577,6 +582,11 @@ impl Inbox {
     /// How many events were handed over so far.
     pub fn handed(&self) -> u64 {
         self.state().handed
+    }
+
+    /// How many events found no room in memory so far.
+    pub fn overflows(&self) -> u64 {
+        self.overflows.load(Relaxed)
     }
 
     /// Whether memory is so full that further events may soon find no room.
