@@ -17,12 +17,14 @@ use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::session::{
     SessionDigest, answer_token, digest, is_cleared, request_tokens,
 };
+use tirreno_pipeline::capture::value::Source;
 use tirreno_pipeline::clock::wall_ms;
 use tirreno_pipeline::identity::keys::{Keys, TokenKey};
 use tirreno_pipeline::identity::lookup::MARK;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
 
+use crate::conf::rule::Value;
 use crate::conf::{LocationConf, MainConf};
 use crate::exchange::HttpExchange;
 use crate::lookup::{self, Accepted};
@@ -309,7 +311,8 @@ fn learn<'r>(request: Request<'r>, known: &Known<'r>, main: &'r MainConf, is_rea
     }
 }
 
-/// Binds the tokens that the answer sets or carries to the user; if it has none, the request's token.
+/// Binds the tokens that the answer sets or carries to the user; if it has none, the request's token, unless
+/// several cookies might be it.
 fn bind(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
@@ -327,7 +330,11 @@ fn bind(
             bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
         });
     }
-    if let Some(key) = own.filter(|_| !is_answers) {
+    let is_prefix =
+        |value: &&Value| matches!(value.source(), Source::Cookie(name) if name.is_prefix);
+    let mut prefixes = location.sessions().iter().flatten().filter(is_prefix);
+    let is_one = !prefixes.any(|value| value.has_several_cookies(exchange));
+    if let Some(key) = own.filter(|_| !is_answers && is_one) {
         bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
     }
 }

@@ -291,6 +291,34 @@ fn a_claim_is_the_cookie_that_nginx_finds() {
     }
 }
 
+/// Where several cookies have a prefix, nobody knows which one the application has checked.
+#[test]
+fn a_cookie_beside_the_one_that_the_application_checks_binds_nobody() {
+    for bind in ["bind=cookie:MMUSER*", "bind=$cookie_MMUSERID", "bind=answer:id"] {
+        let server = SERVER
+            .replace("tirreno_session cookie:MMAUTHTOKEN", "tirreno_session cookie:MMAUTH*")
+            .replace(
+                "tirreno on;",
+                &format!("tirreno on; tirreno_event off GET /users/me session=required {bind};"),
+            );
+        let site = Site::start(&server, |builder| builder);
+        let get = |path: &str, cookies: &str| site.send("GET", path, &[("Cookie", cookies)], "");
+        let victims = site.unbound(VICTIM);
+        let own = site.unbound("eve-id");
+        // With a cookie that eve has planted, the victim asks; then eve does, beside the victim's name.
+        get("/users/me", &format!("MMAUTHX=x; MMAUTHTOKEN={victims}; MMUSERID={VICTIM}"));
+        let eves = format!("MMAUTHX=x; MMAUTHTOKEN={own}; MMUSERX={VICTIM}; MMUSERID=eve-id");
+        let eves = format!("mmuserid={VICTIM}; {eves}");
+        get("/users/me", &eves);
+        let seen = get("/action/1", &eves);
+        assert!(seen.user != VICTIM && seen.captured == "1", "{bind}: {seen:?}");
+        let eves = format!("MMAUTHTOKEN={own}; MMUSERID=eve-id");
+        get("/users/me", &eves);
+        let seen = get("/action/1", &eves);
+        assert!(seen.is("page_view", "eve-id", "session"), "{bind}: {seen:?}");
+    }
+}
+
 #[test]
 fn a_login_binds_the_token_that_it_gives() {
     let site = Site::simple();

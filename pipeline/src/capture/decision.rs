@@ -182,6 +182,9 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     if !accepted.unwrap_or(!is_refused && bind.trust() > Trust::Claim) {
         return Lesson::Nothing;
     }
+    if bind.trust() == Trust::Claim && bind.has_several_cookies(exchange) {
+        return Lesson::Nothing;
+    }
     if bind.reads_answer() && !is_read {
         return Lesson::InBody;
     }

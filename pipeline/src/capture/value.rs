@@ -172,7 +172,7 @@ pub struct Value<T> {
     purpose: Purpose,
     /// Whether it is a text that has a header or cookie of the request.
     has_header: bool,
-    /// NAME, if it is exactly nginx's `$cookie_NAME`.
+    /// NAME, if its text is exactly nginx's `$cookie_NAME`.
     cookie: Option<Box<[u8]>>,
 }
 
@@ -223,7 +223,7 @@ impl<T: Text> Value<T> {
         }
         let of_header = |name: &[u8]| name.starts_with(b"http_") || name.starts_with(b"cookie_");
         let has_header = matches!(source, Source::Text(..)) && variables(text).any(of_header);
-        let is_text = matches!(source, Source::Text(..)) && regex.is_none();
+        let is_text = matches!(source, Source::Text(..));
         let cookie = cookie_variable(text).filter(|_| is_text);
         let cookie = cookie.and_then(|name| name.strip_prefix(b"cookie_")).map(Into::into);
         Ok(Self { source, regex, trust, purpose, has_header, cookie })
@@ -345,7 +345,7 @@ impl<T: Text> Value<T> {
     /// Whether the value certainly is this text, because the cookie that it stands for is. That costs much less
     /// than evaluating nginx's variable.
     pub fn is_cookie_of<X: Exchange<Text = T>>(&self, exchange: &X, text: &[u8]) -> bool {
-        let Some(name) = &self.cookie else { return false };
+        let (Some(name), None) = (&self.cookie, &self.regex) else { return false };
         let line = exchange.cookies().next();
         let Some(found) = line.and_then(|line| nginx_cookie(line, name)) else { return false };
         let is_it = found.strip_prefix(text).is_some_and(|rest| matches!(rest, [] | [b';', ..]));
@@ -447,6 +447,17 @@ impl<T: Text> Value<T> {
     pub fn is_authorization(&self) -> bool {
         self.regex.is_none()
             && matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
+    }
+
+    /// Whether the request has several cookies of that name or prefix: the application has checked one of them, and
+    /// nobody knows which.
+    pub fn has_several_cookies<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
+        let is_meant = |name: &[u8]| match &self.source {
+            Source::Cookie(own) => own.matches(name),
+            _ => self.cookie.as_ref().is_some_and(|own| name.eq_ignore_ascii_case(own)),
+        };
+        let mut names = exchange.cookies().flat_map(cookie_pairs).map(|(name, _)| name);
+        names.by_ref().any(is_meant) && names.any(is_meant)
     }
 
     /// Whether it is an argument that the query has with different values: of several, Go takes the first, PHP and
