@@ -2,8 +2,8 @@
 //!
 //! A session is looked up when its request begins, and if it is nobody's then, once more when the answer's header
 //! comes. The result stays in the request's pool over internal redirects: a logout, or an upload that outlives its
-//! session, still belongs to the session's user, whoever has the token meanwhile. What the answer tells is learned before the client can use it: from headers when they are sent, from a
-//! JSON body before its last part is.
+//! session, still belongs to the session's user, whoever has the token meanwhile. What the answer tells is learned
+//! before the client can use it: from headers when they are sent, from a JSON body before its last part is.
 
 use core::ffi::c_void;
 use core::ptr;
