@@ -376,8 +376,9 @@ impl<'e> Encoder<'e, '_, '_> {
             for (name, value) in &rule.fields {
                 let text = read_field(name, value, rule, self.exchange).text();
                 if !text.is_empty() {
-                    // What the administrator calls the field says nothing of the value.
-                    let is_secret = redaction.hides("", &text, of_all, &mut scratch.segments.value);
+                    // What the administrator calls the field says nothing of the value. A longer one is left out.
+                    let is_secret = text.len() <= redact::MAX_VALUE
+                        && redaction.hides("", &text, of_all, &mut scratch.segments.value);
                     let text = if is_secret { redact::MASK } else { &*text };
                     push_segment(&mut scratch.fields, name, text);
                 }

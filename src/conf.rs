@@ -422,7 +422,8 @@ impl LocationConf {
         }
         self.inherit_rules(cf, main, parent);
         self.inherit_secrets(parent);
-        if let Some((place, what)) = self.sent_session() {
+        let is_off = self.enabled().is_some_and(|enabled| enabled.is_constant_off());
+        if let Some((place, what)) = self.sent_session().filter(|_| !is_off) {
             return cf.error_at(
                 &place,
                 format_args!(

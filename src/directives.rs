@@ -219,8 +219,7 @@ handler!(cmd_target, MainConf, |cf, main, args| {
     let place = cf.place();
     match block::read::<TargetBlock>(cf, &name) {
         Ok(target) => {
-            let is_console = |t: &TargetConfig| t.destination.type_name() == "console";
-            if target.as_ref().is_some_and(is_console) {
+            if target.as_ref().is_some_and(TargetConfig::writes_to_stdout) {
                 main.consoles.push((name.clone(), place));
             }
             let file = target.as_ref().and_then(TargetConfig::file);

@@ -24,7 +24,7 @@ use tirreno_pipeline::identity::lookup::MARK;
 use tirreno_pipeline::record::Capture;
 use tirreno_pipeline::shm::bindings::{Binding, Bindings, Bound};
 
-use crate::conf::rule::Value;
+use crate::conf::rule::{Token, Value};
 use crate::conf::{LocationConf, MainConf};
 use crate::exchange::HttpExchange;
 use crate::lookup::{self, Accepted};
@@ -147,6 +147,20 @@ fn own_token(
             return;
         }
     }
+}
+
+/// Whether the answer clears a cookie of the value of `tirreno_session` that has the request's token.
+fn clears_own_token(exchange: &HttpExchange<'_, '_>, location: &LocationConf) -> bool {
+    let has_token = |values: &&Token| {
+        let mut has = false;
+        request_tokens(values, exchange, |_| {
+            has = true;
+            true
+        });
+        has
+    };
+    let own = location.sessions().iter().find(has_token);
+    own.is_some_and(|values| is_cleared(values, exchange))
 }
 
 /// Whether the request is one of the module's own lookups, sent through this nginx.
@@ -303,8 +317,7 @@ fn learn<'r>(request: Request<'r>, known: &Known<'r>, main: &'r MainConf, is_rea
         }
         Lesson::Ended => end(shared, known.token, request.now_ms()),
         Lesson::Nothing => {
-            let mut tokens = location.sessions().iter();
-            if known.token.is_some() && tokens.any(|values| is_cleared(values, &exchange)) {
+            if known.token.is_some() && clears_own_token(&exchange, location) {
                 end(shared, known.token, request.now_ms());
             }
         }

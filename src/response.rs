@@ -17,6 +17,8 @@ use crate::layout;
 const GATEWAY_TIMEOUT: u16 = 504;
 /// Also nginx's status for a body that breaks off.
 const BAD_REQUEST: u16 = 400;
+/// Also nginx's status for a body that stops coming.
+const REQUEST_TIME_OUT: u16 = 408;
 
 /// The response's status, as nginx's `$status` has it.
 pub(crate) fn status(request: &ngx_http_request_t) -> u16 {
@@ -135,8 +137,10 @@ pub(crate) unsafe fn is_hung_up(r: *const ngx_http_request_t, status: u16) -> bo
     match status {
         0 | CLIENT_CLOSED_REQUEST => true,
         GATEWAY_TIMEOUT => answered == Some(false),
-        // nginx's own status for a client that goes away within the body.
-        BAD_REQUEST => answered != Some(true) && body.is_some_and(|body| body.rest > 0),
+        // nginx's own statuses for a client that goes away, or is silent, within the body.
+        BAD_REQUEST | REQUEST_TIME_OUT => {
+            answered != Some(true) && body.is_some_and(|body| body.rest > 0)
+        }
         _ => false,
     }
 }

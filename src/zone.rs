@@ -237,7 +237,7 @@ fn warn_of_consoles(main: &MainConf) {
         ngx_log_error!(
             NGX_LOG_WARN,
             ngx_cycle_log().as_ptr(),
-            "tirreno: target \"{name}\" of type \"console\" writes to nowhere without \"daemon off\", in {place}"
+            "tirreno: target \"{name}\" of type \"console\" writes to nowhere without \"daemon off\" here or behind \"-g\", in {place}"
         );
     }
 }

@@ -583,9 +583,11 @@ fn a_console_of_a_daemon_is_warned_about() {
     let http = "tirreno_target audit { type console; }";
     assert_says(configuration(http), &[]);
     let message = "[warn] tirreno: target \"audit\" of type \"console\" writes to nowhere without \
-                   \"daemon off\",";
+                   \"daemon off\" here or behind \"-g\",";
     let http = format!("tirreno_target audit {{ {HERE}\ntype console; }}");
     assert_says(configuration(&http).daemon(), &[message]);
+    // That is the error log of a daemon.
+    assert_says(configuration("tirreno_target audit { type console; out stderr; }").daemon(), &[]);
 }
 
 #[test]

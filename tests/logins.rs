@@ -205,6 +205,10 @@ fn a_name_in_basic_authentication_is_of_who_signed_in_with_it() {
     {
         assert_eq!(put(name), user);
     }
+    // In other letters it may be another account.
+    site.post("/login?set_cookie=user%3Deve", &[], &json("eve"));
+    assert_eq!(site.event().1, "eve");
+    assert_eq!(put("EVE"), "EVE");
     site.assert_no_secret();
 }
 

@@ -807,6 +807,7 @@ const WORDPRESS: App = App {
         ("setup", "body=<form%20id=%22setupform%22>"),
         ("nonce", "body={%22code%22:%22rest_cookie_invalid_nonce%22}"),
         ("cleared", "set_cookie=wordpress_logged_in_0a1b%3D%2520;%20Max-Age%3D0"),
+        ("recovered", "set_cookie=wordpress_rec_0a1b%3D%2520;%20Max-Age%3D0"),
         ("admin", "header=Location:https%3A%2F%2Fh%2Fwp-admin%2F"),
         ("login", "header=Location:https%3A%2F%2Fh%2Fwp-login.php?redirect_to%3Dx%26reauth%3D1"),
         ("updated", "header=Location:https%3A%2F%2Fh%2Fwp-admin%2Fprofile.php?updated%3D1"),

@@ -11,7 +11,7 @@ pub mod target;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::audit::config::{AuditConfig, Sink};
+use crate::audit::config::{AuditConfig, Console, Sink};
 use crate::capture::level::Routing;
 use crate::delivery::spool::database::SpoolConfig;
 use crate::privacy::Privacy;
@@ -59,6 +59,12 @@ impl TargetConfig {
             Destination::Audit(AuditConfig { sink: Sink::File(file), .. }) => Some(&file.path),
             _ => None,
         }
+    }
+
+    /// Whether it writes to standard output, which a daemon does not have.
+    pub fn writes_to_stdout(&self) -> bool {
+        let Destination::Audit(audit) = &self.destination else { return false };
+        matches!(audit.sink, Sink::Console(Console::Stdout))
     }
 }
 

@@ -193,8 +193,9 @@ pub fn lesson<'e, T: Text, X: Exchange<Text = T>>(
     if user.is_empty() { Lesson::Nothing } else { Lesson::User(user) }
 }
 
-/// The first matching rule. Without an answer, rules about failures come after the others. So does one about a
-/// failure of basic authentication if the session is known: the application has refused the session's user.
+/// The first matching rule. Without an answer, rules about failures come after the others, and after them what is no
+/// event with some answers. So does a rule about a failure of basic authentication if the session is known: the
+/// application has refused the session's user.
 fn find<'e, T: Text, X: Exchange<Text = T>>(
     exchange: &'e X,
     rules: Option<&'e RuleSet<T>>,
@@ -207,10 +208,13 @@ fn find<'e, T: Text, X: Exchange<Text = T>>(
         let is_basic = || rule.users.iter().any(|user| matches!(user, User::Basic));
         rule.event == Some(EventType::AccountLoginFail) && (is_hung_up || is_basic() && is_bound())
     };
+    let is_doubtful = |rule: &Rule<T>| is_hung_up && rule.event.is_none() && rule.asks_for_answer();
     let first = |wanted: &dyn Fn(&Rule<T>) -> bool| {
         rules.first(exchange.method(), path, |rule, _| wanted(rule) && holds(rule))
     };
-    first(&|rule| !is_failure(rule)).or_else(|| first(&is_failure))
+    first(&|rule| !is_failure(rule) && !is_doubtful(rule))
+        .or_else(|| first(&is_failure))
+        .or_else(|| first(&is_doubtful))
 }
 
 /// Finds the user of a request.
@@ -363,7 +367,10 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
         let known = self
             .accounts
             .and_then(|accounts| accounts.known.find(&accounts.known.key(accounts.realm, text)));
-        known.map_or(name, Cow::Owned)
+        // Where case matters, the account may be another one: accounts are learned without it.
+        let may_be_another =
+            |known: &Vec<u8>| self.settings.user_case && known.eq_ignore_ascii_case(&name);
+        known.filter(|known| !may_be_another(known)).map_or_else(|| name.clone(), Cow::Owned)
     }
 
     /// Whether the account in the request determines the user of an event of this type.
@@ -621,6 +628,7 @@ mod tests {
     #[test]
     fn who_hangs_up_has_only_tried() {
         let mut location = Location::new(&[
+            "off * /{*rest} status=401 if=$upstream_http_y",
             "account_login_fail POST /login status=4xx body=json user=body:id",
             "account_login POST /login status=2xx body=json user=answer:id user=body:id confirmed=body",
             "account_login_fail POST /only status=401 body=json user=body:id",
@@ -643,6 +651,7 @@ mod tests {
                 .assert(&Facts { path: "/only", ..facts.clone() }, "account_login  none attempt");
             location.assert(&Facts { path: "/post", ..facts.clone() }, "page_edit  none attempt");
             location.assert(&Facts { path: "/arg", ..facts.clone() }, "off");
+            location.assert(&Facts { path: "/other", ..facts.clone() }, "off");
             let session = Session::Bound(b"ann".into(), Identity::Session);
             let known = Facts { path: "/post", session, ..facts.clone() };
             location.assert(&known, "page_edit ann session attempt");

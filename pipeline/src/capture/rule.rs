@@ -222,6 +222,11 @@ impl<T: Text> Condition<T> {
         is_true != self.negated
     }
 
+    /// Whether it is about the answer.
+    fn asks_for_answer(&self) -> bool {
+        self.reads_answer() || self.value().is_some_and(|v| v.trust() == Trust::Answer)
+    }
+
     /// Whether the value is known for certain, also that there is none.
     fn is_certain<X: Exchange<Text = T>>(&self, exchange: &X, format: Option<BodyFormat>) -> bool {
         let read = self.value().map(|value| value.get(exchange, format));
@@ -243,15 +248,16 @@ impl<T: Text> Rule<T> {
         if is_answered && self.status.as_ref().is_some_and(|key| !key.holds(exchange)) {
             return Err(Mismatch::Status);
         }
-        let asks_answer = |condition: &Condition<T>| {
-            condition.reads_answer()
-                || condition.value().is_some_and(|v| v.trust() == Trust::Answer)
-        };
-        let mut counting = self.conditions.iter().filter(|c| is_answered || !asks_answer(c));
+        let mut counting = self.conditions.iter().filter(|c| is_answered || !c.asks_for_answer());
         match counting.find(|condition| !condition.holds(exchange, self.body)) {
             Some(condition) => Err(Mismatch::Condition(&condition.text)),
             None => Ok(()),
         }
+    }
+
+    /// Whether it matches with some answers only.
+    pub(crate) fn asks_for_answer(&self) -> bool {
+        self.status.is_some() || self.conditions.iter().any(Condition::asks_for_answer)
     }
 
     /// Whether its events would have the cookie or header of the request that `secret` is.

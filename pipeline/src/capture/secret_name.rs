@@ -347,15 +347,15 @@ static URLS: Words = Words::new(&[
 /// After a secret's name: a property of the secret.
 #[rustfmt::skip]
 static ABOUT: Words = Words::new(&[
-    "age", "alg", "algo", "algorithm", "allowed", "at", "attempts", "by", "changed", "class",
+    "age", "alg", "algo", "algorithm", "allowed", "at", "attempts", "by", "changed", "claim", "class",
     "count", "country", "counts", "created", "date", "disabled", "enabled", "error", "errors", "expiration",
     "expire", "expired", "expires", "expiry", "field", "format", "generator", "hidden",
-    "history", "id", "ids", "index", "invalid", "kind", "label", "len", "length", "less",
+    "history", "id", "identifier", "ids", "index", "invalid", "kind", "label", "len", "length", "less",
     "level", "lifetime", "limit", "manager", "max", "method", "min", "mode", "modified", "name",
-    "names", "optional", "options", "page", "policies", "policy", "protected", "protection",
+    "names", "optional", "options", "owner", "page", "policies", "policy", "protected", "protection",
     "provider", "rate", "required", "rotation", "scope", "scopes", "settings", "size", "sort",
-    "status", "strength", "time", "timeout", "timestamp", "ttl", "type", "types", "updated",
-    "usage", "valid", "version", "visible",
+    "status", "strength", "sub", "subject", "time", "timeout", "timestamp", "ttl", "type", "types", "updated",
+    "usage", "username", "valid", "version", "visible",
 ]);
 
 /// After a secret's name: still the secret itself.

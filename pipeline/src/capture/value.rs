@@ -449,15 +449,20 @@ impl<T: Text> Value<T> {
             && matches!(&self.source, Source::Header(name) if name.eq_ignore_ascii_case("authorization"))
     }
 
-    /// Whether the request has several cookies of that name or prefix: the application has checked one of them, and
-    /// nobody knows which.
+    /// Whether the request has several cookies of that name or prefix, also as PHP reads names: the application has
+    /// checked one of them, and nobody knows which.
     pub fn has_several_cookies<X: Exchange<Text = T>>(&self, exchange: &X) -> bool {
         let is_meant = |name: &[u8]| match &self.source {
-            Source::Cookie(own) => own.matches(name),
-            _ => self.cookie.as_ref().is_some_and(|own| name.eq_ignore_ascii_case(own)),
+            Source::Cookie(own) => own.matches(name) || own.matches(&php_cookie_name(name)),
+            _ => self.cookie.as_ref().is_some_and(|own| {
+                name.eq_ignore_ascii_case(own) || php_cookie_name(name).eq_ignore_ascii_case(own)
+            }),
         };
-        let mut names = exchange.cookies().flat_map(cookie_pairs).map(|(name, _)| name);
-        names.by_ref().any(is_meant) && names.any(is_meant)
+        let names = exchange.cookies().flat_map(cookies).map(|cookie| {
+            let end = cookie.iter().position(|b| *b == b'=').unwrap_or(cookie.len());
+            trim_pair(&cookie[..end])
+        });
+        names.filter(|name| is_meant(name)).nth(1).is_some()
     }
 
     /// Whether it is an argument that the query has with different values: of several, Go takes the first, PHP and
@@ -694,28 +699,52 @@ pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     cookies(line).filter_map(cookie_pair)
 }
 
-/// The value of a cookie with that name. A cookie with another beginning is not parsed.
+/// The value of a cookie with that name. A cookie with another beginning is not parsed. As in Go, only blanks and
+/// tabs around the pair do not count: other white space makes a name or a value another one.
 #[inline]
 fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
-    let rest = cookie.trim_ascii_start().strip_prefix(name.text.as_bytes())?;
+    let cookie = trim_pair(cookie);
+    let rest = cookie.strip_prefix(name.text.as_bytes())?;
     let equals = rest.iter().position(|b| *b == b'=')?;
     let is_it = match name.is_prefix {
         true => name.matches(cookie[..cookie.len() - rest.len() + equals].trim_ascii()),
         false => rest[..equals].trim_ascii_end().is_empty(),
     };
-    is_it.then(|| rest[equals + 1..].trim_ascii())
+    is_it.then(|| trim_blanks(&rest[equals + 1..]))
+}
+
+fn trim_pair(mut pair: &[u8]) -> &[u8] {
+    while let [rest @ .., b' ' | b'\t'] = pair {
+        pair = rest;
+    }
+    trim_pair_start(pair)
+}
+
+#[inline]
+fn trim_pair_start(mut pair: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = pair {
+        pair = rest;
+    }
+    pair
 }
 
 /// The value of the first cookie of that name, if it certainly is that and needs no decoding.
 fn plain_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let mut rest = line.trim_ascii_start();
+    let mut rest = trim_pair_start(line);
     while !rest.starts_with(name) {
         let end = scan::find_any(rest, [b';'])?;
-        rest = rest[end + 1..].trim_ascii_start();
+        rest = trim_pair_start(&rest[end + 1..]);
     }
     let value = rest[name.len()..].strip_prefix(b"=")?;
     let end = scan::find_unplain(value).unwrap_or(value.len());
     (end > 0 && matches!(value.get(end), None | Some(b';'))).then(|| &value[..end])
+}
+
+/// A cookie's name as PHP registers it: without white space before it, and with `_` for some characters.
+fn php_cookie_name(name: &[u8]) -> Vec<u8> {
+    let is_space = |b: &&u8| b.is_ascii_whitespace() || **b == 0x0b;
+    let fold = |b: &u8| if matches!(b, b'.' | b' ' | b'[') { b'_' } else { *b };
+    name.iter().skip_while(is_space).map(fold).collect()
 }
 
 /// The cookies in a `Cookie` header.
@@ -909,6 +938,23 @@ mod tests {
     }
 
     #[test]
+    fn several_cookies_may_be_one_to_php() {
+        let has_several = |text: &'static str, cookies: &'static str| {
+            let headers = vec![("Cookie", cookies)];
+            value(text).has_several_cookies(&Facts { headers, ..Facts::default() })
+        };
+        for name in ["in.a", "in a", "in[a", " \x0bin_a", "in_b", "in_a "] {
+            let cookies = format!("{name}=x|1; in_a=y|2").leak();
+            assert!(has_several("cookie:in_*~^([^|]+)", cookies), "{name:?}");
+        }
+        for name in ["in.a", "IN_A", "in_a"] {
+            assert!(has_several("$cookie_in_a", format!("{name}=x; in_a=y").leak()), "{name:?}");
+        }
+        assert!(!has_several("cookie:in_*", "on_a=x; in_a=y; ina=z"));
+        assert!(!has_several("cookie:in_a", "in_b=x; in_a=y"));
+    }
+
+    #[test]
     fn a_plain_cookie_is_the_first_one_of_that_name() {
         let name = Name::parse("ab").unwrap();
         let mut lines = vec![Vec::new()];
@@ -929,6 +975,12 @@ mod tests {
         let token = b" x=\"1\";  MMUSERID=u;ab=1234567890; y=2";
         assert_eq!(plain_cookie(token, b"ab"), Some(&b"1234567890"[..]));
         assert_eq!(plain_cookie(b"ab=\"1\"", b"ab"), None);
+        for junk in ["ab=\tx", "ab=x\x0c", "ab=\x0bx", "\tab=x\ty"] {
+            let value = cookie_value(junk.as_bytes(), &name);
+            assert!(value.is_some_and(|value| !is_cookie_text(value)), "{junk:?}");
+        }
+        assert_eq!(cookie_value(b"\x0cab=x", &name), None);
+        assert_eq!(cookie_value(b"\t ab=x \t", &name), Some(&b"x"[..]));
     }
 
     #[test]
