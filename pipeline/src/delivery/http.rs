@@ -169,8 +169,20 @@ impl Connector<()> for CountingConnector {
         details: &ConnectionDetails<'_>,
         chained: Option<()>,
     ) -> Result<Option<Self::Out>, Error> {
+        /// More than `ureq` rounds the time-out down by.
+        const ROUNDING: Duration = Duration::from_millis(10);
         CONNECTS.set(CONNECTS.get() + 1);
-        Ok(self.0.connect(details, chained)?.map(InTime))
+        let start = Instant::now();
+        match self.0.connect(details, chained) {
+            // So `ureq` calls a time-out, too, if its rounded one is over a moment before the whole.
+            Err(Error::Io(e))
+                if e.kind() == io::ErrorKind::ConnectionRefused
+                    && start.elapsed() + ROUNDING >= *details.timeout.after =>
+            {
+                Err(Error::Timeout(details.timeout.reason))
+            }
+            connected => Ok(connected?.map(InTime)),
+        }
     }
 }
 
