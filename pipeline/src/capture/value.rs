@@ -578,9 +578,18 @@ fn named<T>(
     if name.contains('$') {
         return Err(ValueError::Variable);
     }
-    let is_sent = purpose != Purpose::Look;
+    let is_refused = |name: &str| match (purpose, source) {
+        (Purpose::Look, _) => false,
+        // An application may name its user anywhere.
+        (Purpose::Name, "answer:") => false,
+        // A name that people type may be their password, in a field with such a word.
+        (Purpose::Name, _) => is_secret(name),
+        // An answer's code is an error's, or a kind's.
+        (Purpose::Send, "answer:") if name == "code" || name.ends_with(".code") => false,
+        (Purpose::Send, _) => sounds_secret(name.as_bytes()),
+    };
     let field = |name: &str, format| match name {
-        name if is_sent && is_secret(name) => Err(ValueError::Secret),
+        name if is_refused(name) => Err(ValueError::Secret),
         name => Field::parse(name, format).map_err(ValueError::Field),
     };
     let list = |format| name.split(',').map(|name| field(name, format)).collect::<Result<_, _>>();
@@ -620,13 +629,15 @@ fn is_meant_otherwise<T: Text>(source: &Source<T>, text: &[u8]) -> bool {
         || VARIABLES.iter().any(|variable| text.starts_with(variable))
 }
 
+fn sounds_secret(name: &[u8]) -> bool {
+    Folded::new(name).is_none_or(|name| name.is_secret(|_| false))
+}
+
 /// Whether the names of the cookie, header, argument or variables say that the value is a secret. Of the answer an
 /// application may name its user anywhere. What is a field of a body or of an answer is checked where it is parsed.
 fn names_secret<T>(source: &Source<T>, text: &[u8], purpose: Purpose) -> bool {
     const REQUEST: [&[u8]; 3] = [b"cookie_", b"http_", b"arg_"];
     const ANSWER: [&[u8]; 3] = [b"upstream_cookie_", b"upstream_http_", b"sent_http_"];
-    let sounds_secret =
-        |name: &[u8]| Folded::new(name).is_none_or(|name| name.is_secret(|_| false));
     let is_sent = purpose == Purpose::Send;
     match source {
         Source::Cookie(name) => sounds_secret(name.text.as_bytes()),
@@ -935,6 +946,22 @@ mod tests {
             let line = format!("ab={text}; ab=1");
             assert_eq!(plain_cookie(line.as_bytes(), b"ab"), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn fields_that_may_become_a_part_of_an_event() {
+        let is_taken = |text: &'static str, purpose| {
+            Value::parse(text.as_bytes(), purpose, Some(BodyFormat::Json), &mut compile).is_ok()
+        };
+        for text in ["answer:code", "answer:error.code", "body:country_code", "body:sort_key"] {
+            assert!(is_taken(text, Purpose::Send), "{text}");
+        }
+        for text in ["answer:token", "answer:user.api_key", "body:password", "request:otp"] {
+            assert!(!is_taken(text, Purpose::Send), "{text}");
+            assert!(is_taken(text, Purpose::Look), "{text}");
+        }
+        assert!(is_taken("answer:member.key", Purpose::Name));
+        assert!(!is_taken("body:pass", Purpose::Name));
     }
 
     #[test]
