@@ -15,7 +15,7 @@ use tirreno_pipeline::capture::decision::{Lesson, lesson};
 use tirreno_pipeline::capture::exchange::{Exchange as _, Session};
 use tirreno_pipeline::capture::identity::Identity;
 use tirreno_pipeline::capture::session::{
-    SessionDigest, answer_token, digest, is_cleared, request_tokens,
+    SessionDigest, answer_token, digest, is_cleared, may_have_token, request_tokens,
 };
 use tirreno_pipeline::capture::value::Source;
 use tirreno_pipeline::clock::wall_ms;
@@ -110,12 +110,15 @@ pub(crate) fn has_sessions(location: &LocationConf, main: &MainConf) -> bool {
 pub(crate) fn session<'e>(exchange: &'e HttpExchange<'_, '_>) -> Session<'e> {
     let request = exchange.request;
     let Some((known, main)) = known(request) else { return Session::None };
+    let may_have_token =
+        || known.location.sessions().iter().any(|values| may_have_token(values, exchange));
     match (known.user.get(), known.token) {
         (Some((user, identity)), _) => Session::Bound(user.into(), identity),
         (None, Some(_)) => {
             let alias = alias(exchange, known.location, main);
             alias.map_or(Session::None, |alias| Session::Unknown(alias.into_bytes().into()))
         }
+        (None, None) if may_have_token() => Session::Unreadable,
         (None, None) => Session::None,
     }
 }
@@ -151,16 +154,11 @@ fn own_token(
 
 /// Whether the answer clears a cookie of the value of `tirreno_session` that has the request's token.
 fn clears_own_token(exchange: &HttpExchange<'_, '_>, location: &LocationConf) -> bool {
-    let has_token = |values: &&Token| {
-        let mut has = false;
-        request_tokens(values, exchange, |_| {
-            has = true;
-            true
-        });
-        has
-    };
-    let own = location.sessions().iter().find(has_token);
-    own.is_some_and(|values| is_cleared(values, exchange))
+    let is_cleared = |values: &Token| is_cleared(values, exchange);
+    let has_token = |values: &&Token| request_tokens(values, exchange, |_| true);
+    // Hardly any answer clears a cookie.
+    location.sessions().iter().any(is_cleared)
+        && location.sessions().iter().find(has_token).is_some_and(is_cleared)
 }
 
 /// Whether the request is one of the module's own lookups, sent through this nginx.

@@ -292,6 +292,25 @@ fn a_claim_is_the_cookie_that_nginx_finds() {
     }
 }
 
+/// The application may read a token where the module is not certain of one: no claim counts beside it.
+#[test]
+fn nobody_is_claimed_beside_a_token_that_cannot_be_read() {
+    let server = SERVER.replace("tirreno_verify session", "tirreno_verify answer");
+    let site = Site::start(&server, |builder| builder);
+    let own = site.unbound("eve-id");
+    let name = format!("MMUSERID={VICTIM}");
+    for (query, cookies) in [
+        (format!("access_token={own}&access_token=x"), name.clone()),
+        (format!("access_token={own}&access_token="), name.clone()),
+        (format!("access_token={own}&access_token=x"), format!("{name}; MMAUTHTOKEN=x\"y")),
+    ] {
+        let seen = site.send("GET", &format!("/action/1?{query}"), &[("Cookie", &cookies)], "");
+        assert!(seen.is("page_view", "", "none"), "{query} {cookies}: {seen:?}");
+    }
+    let unreadable = site.status()["identity"]["unreadable_session"].as_u64();
+    assert_eq!(unreadable, Some(3));
+}
+
 /// Where several cookies have a prefix, nobody knows which one the application has checked.
 #[test]
 fn a_cookie_beside_the_one_that_the_application_checks_binds_nobody() {

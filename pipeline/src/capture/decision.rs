@@ -58,6 +58,13 @@ pub struct Accounts<'z> {
     pub time_ms: i64,
 }
 
+impl Accounts<'_> {
+    /// The key of the account with this name, in its recorded form.
+    fn key(&self, name: &[u8]) -> AccountKey {
+        self.known.key(self.realm, str::from_utf8(name).unwrap_or_default())
+    }
+}
+
 /// An event.
 #[derive(Debug)]
 pub struct Decision<'e, 'p, T> {
@@ -265,7 +272,8 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
                 whose.identity = identity;
             }
             None => {
-                let has_none = self.settings.has_session && session == Session::None;
+                let has_none = self.settings.has_session
+                    && matches!(session, Session::None | Session::Unreadable);
                 whose.unreadable_session = is_answered && (!is_accepted || has_none);
             }
         }
@@ -363,14 +371,14 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
     /// The user who has signed in under that name, or else the name itself.
     fn user_of(&self, name: Vec<u8>) -> Cow<'e, [u8]> {
         let name = user_name(name.into(), true);
-        let text = str::from_utf8(&name).unwrap_or_default();
-        let known = self
-            .accounts
-            .and_then(|accounts| accounts.known.find(&accounts.known.key(accounts.realm, text)));
-        // Where case matters, the account may be another one: accounts are learned without it.
-        let may_be_another =
-            |known: &Vec<u8>| self.settings.user_case && known.eq_ignore_ascii_case(&name);
-        known.filter(|known| !may_be_another(known)).map_or_else(|| name.clone(), Cow::Owned)
+        let known = self.accounts.and_then(|accounts| accounts.known.find(&accounts.key(&name)));
+        match known {
+            // Where case matters, the account may be another one: accounts are learned without it.
+            Some(known) if !(self.settings.user_case && known.eq_ignore_ascii_case(&name)) => {
+                known.into()
+            }
+            _ => name,
+        }
     }
 
     /// Whether the account in the request determines the user of an event of this type.
@@ -445,8 +453,7 @@ impl<'e, T: Text, X: Exchange<Text = T>> Attribution<'_, 'e, '_, T, X> {
                 return None;
             }
             let name = user_name(name, true);
-            let text = str::from_utf8(&name).unwrap_or_default();
-            let key = self.accounts.map(|accounts| accounts.known.key(accounts.realm, text));
+            let key = self.accounts.map(|accounts| accounts.key(&name));
             Some(Account { by: std::ptr::from_ref(user).cast(), name, key })
         })
     }
@@ -693,6 +700,8 @@ mod tests {
         // A token says more than a cookie, known or not.
         location.assert(&at("/a", 200, &unknown), "page_view  none skipped");
         location.assert(&at("/a", 200, &bound), "page_view bob session");
+        location.assert(&at("/a", 200, &Session::Unreadable), "page_view  none skipped");
+        location.assert(&at("/marked", 200, &Session::Unreadable), "page_view  none");
         location.assert(&at("/marked", 200, &unknown), "page_view session-1 none");
         location.assert(&at("/marked", 403, &unknown), "page_view  none skipped");
         location.assert(&at("/list", 404, &unknown), "page_view session-1 none");

@@ -73,8 +73,10 @@ pub trait Exchange {
 /// The session that a request belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Session<'e> {
-    /// The request carries no token that can be read.
+    /// The request carries no token.
     None,
+    /// It carries what may be a token to the application, but is not certainly one.
+    Unreadable,
     /// It carries a token whose user is unknown; the name that stands for the session.
     Unknown(Cow<'e, [u8]>),
     /// It carries a token of this user, by that evidence.

@@ -44,6 +44,16 @@ pub fn request_tokens<T: Text, X: Exchange<Text = T>>(
     is_there
 }
 
+/// Whether the request has something in these places, which are joined, that may be a token to the application, even
+/// if it is not certainly one: a cookie of any content, or else one word.
+pub fn may_have_token<T: Text, X: Exchange<Text = T>>(values: &[Value<T>], exchange: &X) -> bool {
+    let may_be_token = |value: &Value<T>| match value.get(exchange, None).text() {
+        text if matches!(value.source(), Source::Cookie(_)) => !text.is_empty(),
+        text => value.is_ambiguous(exchange) || plain_token(&text).is_some(),
+    };
+    values.iter().all(may_be_token)
+}
+
 /// Calls `f` with the parts of the token that an answer sets or carries. A part that the answer lacks is the
 /// request's.
 pub fn answer_token<'e, T: Text, X: Exchange<Text = T>>(
@@ -115,6 +125,32 @@ pub fn digest<'t>(parts: impl IntoIterator<Item = &'t [u8]>) -> SessionDigest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::facts::{Facts, compile};
+    use crate::capture::value::Purpose;
+
+    #[test]
+    fn what_may_be_a_token() {
+        let parse = |text: &'static str| {
+            Value::parse(text.as_bytes(), Purpose::Look, None, &mut compile).unwrap()
+        };
+        for (text, name, header, query, may_be) in [
+            ("cookie:sid", "Cookie", "a=b; sid=x\"y", "", true),
+            ("cookie:sid", "Cookie", "a=b; sid=", "", false),
+            ("cookie:sid*~^(a+)$", "Cookie", "sid1=b; sid2=aa", "", true),
+            ("cookie:sid*~^(a+)$", "Cookie", "sid1=b", "", false),
+            ("header:Authorization", "Authorization", "abc", "", true),
+            ("header:Authorization", "Authorization", "Basic YTpi", "", false),
+            ("arg:t", "X", "", "t=1&t=", true),
+            ("arg:t", "X", "", "t=1", true),
+            ("arg:t", "X", "", "t=&u=1", false),
+        ] {
+            let facts = Facts { headers: vec![(name, header)], query, ..Facts::default() };
+            assert_eq!(may_have_token(&[parse(text)], &facts), may_be, "{text} {header} {query}");
+            // Of joined parts, each has to be there.
+            let joined = [parse(text), parse("cookie:none")];
+            assert!(!may_have_token(&joined, &facts), "{text} {header} {query}");
+        }
+    }
 
     #[test]
     fn one_token_is_one_session() {
