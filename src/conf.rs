@@ -44,7 +44,7 @@ pub(crate) struct MainConf {
     pub(crate) targets: Vec<TargetConfig>,
     /// The names of all targets, also of those that are switched off.
     pub(crate) names: Vec<String>,
-    /// The targets of the type `console`, and where each stands.
+    /// The targets that write to standard output, and where each stands.
     pub(crate) consoles: Vec<(String, Place)>,
     /// `tirreno_zone`, and where it stands.
     pub(crate) zone_size: Option<usize>,
@@ -422,8 +422,8 @@ impl LocationConf {
         }
         self.inherit_rules(cf, main, parent);
         self.inherit_secrets(parent);
-        let is_off = self.enabled().is_some_and(|enabled| enabled.is_constant_off());
-        if let Some((place, what)) = self.sent_session().filter(|_| !is_off) {
+        let is_on = |conf: &Self| Some(!conf.enabled.as_ref()?.0.is_constant_off());
+        if let Some((place, what)) = self.sent_session().filter(|_| is_on(self) != Some(false)) {
             return cf.error_at(
                 &place,
                 format_args!(
@@ -433,7 +433,6 @@ impl LocationConf {
             );
         }
         if let Some((_, place)) = &self.users {
-            let is_on = |conf: &Self| Some(!conf.enabled.as_ref()?.0.is_constant_off());
             // An administrator who writes `tirreno off` beside it needs no warning.
             let beside = if has_users { is_on(self) } else { is_on(parent) };
             note(&mut main.users, place, is_on(self) == Some(true) || beside == Some(false));

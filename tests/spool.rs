@@ -650,13 +650,19 @@ fn a_read_only_directory_is_done_without() {
     assert_eq!(bench.logged("events are kept in memory while it lasts"), 1);
 }
 
+/// A small file system below that directory, where one can be mounted.
+fn small_disk(directory: &Path, size: &str) -> Option<SmallDisk> {
+    let disk = SmallDisk::mount(&directory.join("disk"), size);
+    if disk.is_none() {
+        println!("skipped: a file system cannot be mounted here");
+    }
+    disk
+}
+
 #[test]
 fn a_full_disk_is_done_without_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), "16m") else {
-        println!("skipped: a file system cannot be mounted here");
-        return;
-    };
+    let Some(disk) = small_disk(dir.path(), "16m") else { return };
     let filler = disk.path().join("filler");
     fs::write(&filler, vec![0; 7 << 20]).unwrap();
     let spool = disk.path().join("spool").display().to_string();
@@ -705,10 +711,7 @@ fn a_full_disk_is_done_without_until_there_is_room() {
 #[test]
 fn what_went_to_memory_enters_the_spool_when_that_works_again() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), "20m") else {
-        println!("skipped: a file system cannot be mounted here");
-        return;
-    };
+    let Some(disk) = small_disk(dir.path(), "20m") else { return };
     let spool = disk.path().join("spool").display().to_string();
     let filler = disk.path().join("filler");
     let parameters = "queue 10000; shutdown_timeout 1s; rate 100r/s;";

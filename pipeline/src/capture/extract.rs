@@ -22,7 +22,7 @@ mod xmlrpc;
 
 pub use answer::{AnswerReader, Encoding};
 pub use body::{BodyReader, Head};
-pub use form::{php_argument, php_has, rails_query_has};
+pub use form::{form_text, php_argument, php_cookie_name, php_has, rails_query_has};
 pub use kept::{BUDGET, Budget, MAX_KEPT, Room};
 pub use text::{MAX_TEXT_SCANNED, Text, TextError};
 

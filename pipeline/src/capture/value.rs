@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::capture::cookie::{Name, is_token};
 use crate::capture::exchange::{Exchange, Text};
 use crate::capture::extract::{
-    BodyFormat, Field, FieldError, Found, php_argument, rails_query_has,
+    BodyFormat, Field, FieldError, Found, form_text, php_argument, php_cookie_name, rails_query_has,
 };
 use crate::capture::path;
 use crate::capture::scan;
@@ -751,13 +751,6 @@ fn plain_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     (end > 0 && matches!(value.get(end), None | Some(b';'))).then(|| &value[..end])
 }
 
-/// A cookie's name as PHP registers it: without white space before it, and with `_` for some characters.
-fn php_cookie_name(name: &[u8]) -> Vec<u8> {
-    let is_space = |b: &&u8| b.is_ascii_whitespace() || **b == 0x0b;
-    let fold = |b: &u8| if matches!(b, b'.' | b' ' | b'[') { b'_' } else { *b };
-    name.iter().skip_while(is_space).map(fold).collect()
-}
-
 /// The cookies in a `Cookie` header.
 fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(line);
@@ -809,15 +802,6 @@ fn args<'q>(query: &'q [u8], is_it: impl Fn(&[u8]) -> bool) -> impl Iterator<Ite
         is_it(&form_text(&pair[..equals]))
             .then(|| form_text(pair.get(equals + 1..).unwrap_or_default()))
     })
-}
-
-/// Decodes a form's text: `+` is a space, and escapes are undone.
-pub(super) fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
-    if !text.iter().any(|b| matches!(b, b'+' | b'%')) {
-        return text.into();
-    }
-    let spaced = text.iter().map(|b| if *b == b'+' { b' ' } else { *b });
-    path::decode(spaced).collect::<Vec<_>>().into()
 }
 
 /// The name in HTTP basic authentication, as `Authorization` carries it.

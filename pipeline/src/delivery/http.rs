@@ -144,13 +144,11 @@ pub fn fault(error: &Error, tls: Option<&Tls>) -> Fault {
             }
             _ => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
                 Some(error) => of_tls(error),
-                None if e.get_ref().is_some_and(|inner| inner.is::<TlsRecord>()) => {
-                    Fault::HttpToTls
-                }
-                None if e.get_ref().is_some_and(|inner| inner.is::<NoStatus>()) => {
-                    Fault::Unreadable
-                }
-                None => tls.map_or(Fault::ConnectionBroken, Tls::closed),
+                None => match e.get_ref().and_then(|inner| inner.downcast_ref()) {
+                    Some(NoAnswer::TlsRecord) => Fault::HttpToTls,
+                    Some(NoAnswer::NoStatus) => Fault::Unreadable,
+                    None => tls.map_or(Fault::ConnectionBroken, Tls::closed),
+                },
             },
         },
         _ => tls.map_or(Fault::ConnectionBroken, Tls::closed),
@@ -366,7 +364,7 @@ impl AnswerTransport {
                     }
                     // `ureq` panics at what is no status (RFC 9110, 15).
                     if code < 100 {
-                        return Err(Error::Io(io::Error::other(NoStatus)));
+                        return Err(Error::Io(io::Error::other(NoAnswer::NoStatus)));
                     }
                     let clean = clean(&answer);
                     // The rest stays in its place behind the head.
@@ -385,7 +383,7 @@ impl AnswerTransport {
                 }
                 // The beginning of a TLS alert: the type, then version 3.x.
                 Err(_) if head.starts_with(&[0x15, 3]) => {
-                    return Err(Error::Io(io::Error::other(TlsRecord)));
+                    return Err(Error::Io(io::Error::other(NoAnswer::TlsRecord)));
                 }
                 _ => return Err(no_room()),
             }
@@ -413,29 +411,25 @@ fn no_room() -> Error {
     Error::Io(io::ErrorKind::InvalidData.into())
 }
 
-/// The error for a TLS server that answers plain HTTP.
+/// What a server sends that is no answer of HTTP.
 #[derive(Debug)]
-struct TlsRecord;
+enum NoAnswer {
+    /// A server of TLS was asked over plain HTTP.
+    TlsRecord,
+    /// The status is below 100.
+    NoStatus,
+}
 
-impl fmt::Display for TlsRecord {
+impl fmt::Display for NoAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a TLS record")
+        f.write_str(match self {
+            Self::TlsRecord => "a TLS record",
+            Self::NoStatus => "no HTTP status",
+        })
     }
 }
 
-impl std::error::Error for TlsRecord {}
-
-/// The error for an answer whose status is below 100.
-#[derive(Debug)]
-struct NoStatus;
-
-impl fmt::Display for NoStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no HTTP status")
-    }
-}
-
-impl std::error::Error for NoStatus {}
+impl std::error::Error for NoAnswer {}
 
 /// An answer's head with the fields that mean something.
 fn clean(answer: &httparse::Response<'_, '_>) -> Vec<u8> {

@@ -376,12 +376,16 @@ impl TirrenoTarget {
                 self.send_recalled();
                 return Some(at - now);
             }
-        } else if let in_memory @ 1.. = self.shared.in_memory() {
-            if !self.recall(in_memory, now) {
-                return Some(PROGRESS);
-            }
-            if !self.spool_recalled(store) {
-                return Some(self.spool_failed(inbox, store));
+        } else {
+            let in_memory = self.shared.in_memory();
+            self.shared.recalling.store(in_memory > 0, Relaxed);
+            if in_memory > 0 {
+                if !self.recall(in_memory, now) {
+                    return Some(PROGRESS);
+                }
+                if !self.spool_recalled(store) {
+                    return Some(self.spool_failed(inbox, store));
+                }
             }
         }
         let is_due = inbox.due_in().is_some_and(|due| due.is_zero());
@@ -426,7 +430,6 @@ impl TirrenoTarget {
     /// Wants back what is in memory only, because the spool did not work, and is not being sent. Returns whether all
     /// of it is here, or as much as comes in time: what is committed together keeps its order.
     fn recall(&mut self, in_memory: usize, now: Instant) -> bool {
-        self.shared.recalling.store(true, Relaxed);
         self.shared.wake();
         let mut lanes = lock(&self.shared.lanes);
         self.recalled.extend(lanes.take_returned());

@@ -9,7 +9,7 @@ use memchr::memchr3;
 
 use super::kept::{Kept, Share};
 use super::{Field, FieldError, Slot, State, Step, Values};
-use crate::capture::value::form_text;
+use crate::capture::path;
 
 /// The most fields that PHP reads of a form, and of a query (`max_input_vars`).
 const MAX_PHP_FIELDS: usize = 1000;
@@ -129,6 +129,21 @@ fn mangle(byte: &u8) -> u8 {
 /// Like C's `isspace`.
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
+}
+
+/// A cookie's name as PHP may register it: without white space before it, and no bracket has a partner.
+pub fn php_cookie_name(name: &[u8]) -> Vec<u8> {
+    let name = name.iter().skip_while(|b| is_space(**b));
+    name.map(|b| if *b == b'[' { b'_' } else { mangle(b) }).collect()
+}
+
+/// Decodes a form's text: `+` is a space, and escapes are undone.
+pub fn form_text(text: &[u8]) -> Cow<'_, [u8]> {
+    if !text.iter().any(|b| matches!(b, b'+' | b'%')) {
+        return text.into();
+    }
+    let spaced = text.iter().map(|b| if *b == b'+' { b' ' } else { *b });
+    path::decode(spaced).collect::<Vec<_>>().into()
 }
 
 /// The arguments of a query whose name PHP may read as one that begins with `start`: the decoded name, PHP's, and
