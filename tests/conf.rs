@@ -579,6 +579,22 @@ fn a_file_in_a_directory_that_does_not_exist_is_refused_where_it_stands() {
 }
 
 #[test]
+fn a_sessions_token_is_a_user_only_where_nothing_is_recorded() {
+    let site = |state: &str| {
+        let server = format!(
+            "tirreno {state};\ntirreno_session cookie:uid; {}\ntirreno_user verified cookie:uid;",
+            if state == "on" { HERE } else { "" }
+        );
+        configuration("%TARGET%").server(&server)
+    };
+    let message = "[emerg] \"tirreno_user\" or \"tirreno_param\" puts the session's token into events, \
+                   which \"tirreno_session\" names: take another value, or a part of it by a regular \
+                   expression with a group,";
+    assert_says(site("on"), &[message]);
+    assert_says(site("off"), &[]);
+}
+
+#[test]
 fn a_console_of_a_daemon_is_warned_about() {
     let http = "tirreno_target audit { type console; }";
     assert_says(configuration(http), &[]);
