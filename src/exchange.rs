@@ -1,9 +1,8 @@
 //! A request with its answer, as rules and decisions see them.
 
-use tirreno_pipeline::capture::cookie::Name;
+use tirreno_pipeline::capture::cookie::{Name, cookie_pairs};
 use tirreno_pipeline::capture::exchange::{Exchange, Session};
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Found, php_has};
-use tirreno_pipeline::capture::value::cookie_pairs;
 use tirreno_pipeline::capture::{path, rule};
 
 use crate::conf::value::ComplexValue;

@@ -5,10 +5,8 @@ use nginx_sys::{
     ngx_cached_time, ngx_http_request_t, ngx_http_upstream_state_t, ngx_list_part_t, ngx_list_t,
     ngx_parse_http_time, ngx_table_elt_t,
 };
-use tirreno_pipeline::capture::cookie;
-use tirreno_pipeline::capture::cookie::Name;
+use tirreno_pipeline::capture::cookie::{self, Name, cookie_pairs};
 use tirreno_pipeline::capture::rules::CLIENT_CLOSED_REQUEST;
-use tirreno_pipeline::capture::value::cookie_pairs;
 
 use crate::conf::value::bytes;
 use crate::layout;

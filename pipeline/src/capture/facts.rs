@@ -1,9 +1,9 @@
 //! An exchange out of plain facts, for tests.
 
-use crate::capture::cookie::Name;
+use crate::capture::cookie::{Name, cookie_pairs};
 use crate::capture::exchange::{Exchange, Session, Text};
 use crate::capture::extract::{BodyFormat, Field, Found};
-use crate::capture::value::{Value, cookie_pairs};
+use crate::capture::value::Value;
 
 /// A text of nginx in which `$NAME` or `${NAME}` alone is a variable.
 #[derive(Clone, Debug)]

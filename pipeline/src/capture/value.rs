@@ -12,12 +12,14 @@ use std::ops::Range;
 use regex::bytes::{Regex, RegexBuilder};
 use sha2::{Digest, Sha256};
 
-use crate::capture::cookie::{Name, is_token};
+use crate::capture::cookie::{
+    Name, cookie_text, cookie_value, cookies, is_cookie_text, is_token, nginx_cookie, plain_cookie,
+    trim_pair, unquote,
+};
 use crate::capture::exchange::{Exchange, Text};
 use crate::capture::extract::{
     BodyFormat, Field, FieldError, Found, form_text, php_argument, php_cookie_name, rails_query_has,
 };
-use crate::capture::path;
 use crate::capture::scan;
 use crate::capture::secret_name::Folded;
 use crate::event::Param;
@@ -682,112 +684,6 @@ fn cookie_variable(text: &[u8]) -> Option<&[u8]> {
     (is_cookie && is_whole).then_some(name)
 }
 
-/// The value of nginx's `$cookie_NAME` in one `Cookie` header, with what follows it behind a semicolon: names are
-/// compared without case. `None` also where nginx might find one in a malformed header, or behind a comma: that
-/// ends a cookie in nginx 1.28, but not in 1.30.
-fn nginx_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let mut rest = line;
-    loop {
-        let (start, behind) = rest.split_at_checked(name.len())?;
-        // Almost always it is written as in the configuration.
-        if start == name || start.eq_ignore_ascii_case(name) {
-            return Some(trim_blanks(trim_blanks(behind).strip_prefix(b"=")?));
-        }
-        let end = rest.iter().position(|b| matches!(b, b';' | b','))?;
-        rest = trim_blanks(rest[end..].strip_prefix(b";")?);
-    }
-}
-
-fn trim_blanks(mut text: &[u8]) -> &[u8] {
-    while let [b' ', rest @ ..] = text {
-        text = rest;
-    }
-    text
-}
-
-/// The names and values in a `Cookie` header.
-pub fn cookie_pairs(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    cookies(line).filter_map(cookie_pair)
-}
-
-/// The value of a cookie with that name. A cookie with another beginning is not parsed. As in Go, only blanks and
-/// tabs around the pair do not count: other white space makes a name or a value another one.
-#[inline]
-fn cookie_value<'l>(cookie: &'l [u8], name: &Name) -> Option<&'l [u8]> {
-    let cookie = trim_pair(cookie);
-    let rest = cookie.strip_prefix(name.text.as_bytes())?;
-    let equals = rest.iter().position(|b| *b == b'=')?;
-    let is_it = match name.is_prefix {
-        true => name.matches(cookie[..cookie.len() - rest.len() + equals].trim_ascii()),
-        false => rest[..equals].trim_ascii_end().is_empty(),
-    };
-    is_it.then(|| trim_blanks(&rest[equals + 1..]))
-}
-
-fn trim_pair(mut pair: &[u8]) -> &[u8] {
-    while let [rest @ .., b' ' | b'\t'] = pair {
-        pair = rest;
-    }
-    trim_pair_start(pair)
-}
-
-#[inline]
-fn trim_pair_start(mut pair: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] = pair {
-        pair = rest;
-    }
-    pair
-}
-
-/// The value of the first cookie of that name, if it certainly is that and needs no decoding.
-fn plain_cookie<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let mut rest = trim_pair_start(line);
-    while !rest.starts_with(name) {
-        let end = scan::find_any(rest, [b';'])?;
-        rest = trim_pair_start(&rest[end + 1..]);
-    }
-    let value = rest[name.len()..].strip_prefix(b"=")?;
-    let end = scan::find_unplain(value).unwrap_or(value.len());
-    (end > 0 && matches!(value.get(end), None | Some(b';'))).then(|| &value[..end])
-}
-
-/// The cookies in a `Cookie` header.
-fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(line);
-    std::iter::from_fn(move || {
-        let line = rest?;
-        let end = scan::find_any(line, [b';']);
-        rest = end.map(|end| &line[end + 1..]);
-        Some(&line[..end.unwrap_or(line.len())])
-    })
-}
-
-fn cookie_pair(cookie: &[u8]) -> Option<(&[u8], &[u8])> {
-    let equals = cookie.iter().position(|b| *b == b'=')?;
-    Some((cookie[..equals].trim_ascii(), cookie[equals + 1..].trim_ascii()))
-}
-
-/// A cookie's value without its quotes, percent-decoded if the result is text without controls.
-pub fn cookie_text(value: &[u8]) -> Cow<'_, [u8]> {
-    let value = unquote(value);
-    if scan::find_any(value, [b'%']).is_none() {
-        return value.into();
-    }
-    let decoded: Vec<u8> = path::decode(value.iter().copied()).collect();
-    let is_text = !decoded.iter().any(u8::is_ascii_control) && str::from_utf8(&decoded).is_ok();
-    if is_text { decoded.into() } else { value.into() }
-}
-
-/// Whether a cookie's value has only bytes that applications read alike: as Go's `net/http`, that is visible ASCII and
-/// blanks, but neither quotes (save those around it) nor backslashes.
-fn is_cookie_text(value: &[u8]) -> bool {
-    unquote(value).iter().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'))
-}
-
-fn unquote(value: &[u8]) -> &[u8] {
-    value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value)
-}
-
 /// The argument of a query, decoded as in a form. Of several, the last one counts, as in Rails; for an
 /// application that reads JSON the first one, as in Go.
 fn arg<'q>(query: &'q [u8], name: &str, format: Option<BodyFormat>) -> Option<Cow<'q, [u8]>> {
@@ -905,34 +801,6 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_of_a_name_is_as_if_all_were_parsed() {
-        let names = ["a", "aa", "ab", "a*", "ab*"].map(|name| Name::parse(name).unwrap());
-        let mut cookies = vec![Vec::new()];
-        for _ in 0..7 {
-            let longer = |cookie: &Vec<u8>| b"ab= ".map(|b| [&cookie[..], &[b]].concat());
-            cookies = cookies.iter().flat_map(longer).collect();
-            let pairs = cookies.iter().flat_map(|cookie| names.iter().map(move |n| (cookie, n)));
-            for (cookie, name) in pairs {
-                let parsed = cookie_pair(cookie).filter(|(known, _)| name.matches(known));
-                let value = parsed.map(|(_, value)| value);
-                assert_eq!(cookie_value(cookie, name), value, "{name:?} {cookie:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_a_cookies_value() {
-        for text in ["", "a", "a b,c", "\"a\"", "\"\"", "!#%&'~"] {
-            assert!(is_cookie_text(text.as_bytes()), "{text:?}");
-        }
-        for text in ["\"", "a\"", "\"a\"b\"", "a\\", "a\x01", "a\x7f", "é", "a\tb"] {
-            assert!(!is_cookie_text(text.as_bytes()), "{text:?}");
-            let line = format!("ab={text}; ab=1");
-            assert_eq!(plain_cookie(line.as_bytes(), b"ab"), None, "{text:?}");
-        }
-    }
-
-    #[test]
     fn fields_that_may_become_a_part_of_an_event() {
         let is_taken = |text: &'static str, purpose| {
             Value::parse(text.as_bytes(), purpose, Some(BodyFormat::Json), &mut compile).is_ok()
@@ -963,35 +831,6 @@ mod tests {
         }
         assert!(!has_several("cookie:in_*", "on_a=x; in_a=y; ina=z"));
         assert!(!has_several("cookie:in_a", "in_b=x; in_a=y"));
-    }
-
-    #[test]
-    fn a_plain_cookie_is_the_first_one_of_that_name() {
-        let name = Name::parse("ab").unwrap();
-        let mut lines = vec![Vec::new()];
-        let mut plain = 0;
-        for _ in 0..7 {
-            let longer = |line: &Vec<u8>| b"ab= ;%".map(|b| [&line[..], &[b]].concat());
-            lines = lines.iter().flat_map(longer).collect();
-            for line in &lines {
-                let Some(found) = plain_cookie(line, b"ab") else { continue };
-                let mut values = cookies(line).filter_map(|cookie| cookie_value(cookie, &name));
-                let first = values.find(|value| !value.is_empty());
-                assert_eq!(Some(found), first, "{}", line.escape_ascii());
-                assert!(!found.iter().any(|b| b.is_ascii_whitespace() || *b == b'%'));
-                plain += 1;
-            }
-        }
-        assert!(plain > 500, "{plain}");
-        let token = b" x=\"1\";  MMUSERID=u;ab=1234567890; y=2";
-        assert_eq!(plain_cookie(token, b"ab"), Some(&b"1234567890"[..]));
-        assert_eq!(plain_cookie(b"ab=\"1\"", b"ab"), None);
-        for junk in ["ab=\tx", "ab=x\x0c", "ab=\x0bx", "\tab=x\ty"] {
-            let value = cookie_value(junk.as_bytes(), &name);
-            assert!(value.is_some_and(|value| !is_cookie_text(value)), "{junk:?}");
-        }
-        assert_eq!(cookie_value(b"\x0cab=x", &name), None);
-        assert_eq!(cookie_value(b"\t ab=x \t", &name), Some(&b"x"[..]));
     }
 
     #[test]
@@ -1239,27 +1078,6 @@ mod tests {
             let secret = parse(secret, Purpose::Look);
             assert_eq!(parse(own, Purpose::Send).sends(&secret), sends, "{own}");
             assert!(!parse(own, Purpose::Look).sends(&secret), "{own}");
-        }
-    }
-
-    #[test]
-    fn a_cookie_is_found_as_by_nginx() {
-        for (line, found) in [
-            ("user=ann", Some("ann")),
-            ("a=1; USER=ann; user=eve", Some("ann")),
-            ("a=1,user=eve; user=ann", None),
-            ("a=1;  user = ann, b ; c", Some("ann, b ")),
-            ("user=", Some("")),
-            ("xuser=eve; user=ann", Some("ann")),
-            ("users=eve; user=ann", None),
-            ("user;user=eve", None),
-            ("a=user=eve", None),
-            ("us", None),
-            ("", None),
-        ] {
-            let value = nginx_cookie(line.as_bytes(), b"user");
-            let value = value.and_then(|value| value.split(|b| *b == b';').next());
-            assert_eq!(value, found.map(str::as_bytes), "{line}");
         }
     }
 
