@@ -17,6 +17,7 @@ use tirreno_tests::client::{self, Connection, RequestHeaders, WebSocket};
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
+use tirreno_tests::written::written_lines;
 
 /// Every request of a user is captured.
 const ON: &str = "tirreno on; tirreno_user $cookie_user;";
@@ -258,7 +259,7 @@ fn the_trace_id_is_nginxs_request_id() {
         let response = site.get(path, &[ANN]);
         let trace_id = site.event().trace_id.clone().unwrap_or_default();
         assert!(is_trace_id(&trace_id), "{path}: {trace_id}");
-        let log = fs::read_to_string(site.nginx.prefix().join("logs/ids.log")).unwrap_or_default();
+        let log = written_lines(&site.nginx.prefix().join("logs/ids.log"));
         let logged = log.lines().find_map(|line| line.strip_prefix(&format!("{path} ")));
         let requests = backend.requests();
         let request = requests.iter().find(|request| request.target == path);
@@ -570,7 +571,7 @@ fn a_websocket_is_captured_when_it_opens_and_only_then() {
         ("/ws?a", "ann", Some(101)),
         "while it is open"
     );
-    let log = || fs::read_to_string(site.nginx.prefix().join("logs/ids.log")).unwrap_or_default();
+    let log = || written_lines(&site.nginx.prefix().join("logs/ids.log"));
     assert_eq!(log(), "", "nginx has not logged it yet");
 
     assert_eq!(socket.echo("again").unwrap(), "again");

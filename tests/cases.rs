@@ -17,6 +17,7 @@ use tirreno_tests::client::{Connection, WebSocket};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::wait::{SOON, wait_until};
+use tirreno_tests::written::written_lines;
 
 /// Marks data that must not leave the request: tokens, passwords, message texts, contents of files.
 const SECRET: &str = "5ecret";
@@ -559,7 +560,7 @@ fn mattermost() {
 fn elastics_fields(replay: &Replay) {
     let log = replay.nginx.prefix().join("audit.log");
     let wanted = replay.sensor.stored_count();
-    let lines = || fs::read_to_string(&log).unwrap_or_default();
+    let lines = || written_lines(&log);
     wait_until(SOON, "the audit records", || lines().lines().count() >= wanted);
     let records: Vec<Value> =
         lines().lines().map(|line| serde_json::from_str(line).expect("a record")).collect();

@@ -1,15 +1,16 @@
 //! Many bodies that are kept at the same time, and answers to which nginx adds text.
 
+use std::env;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::{env, fs};
 
 use rustix::process::{Resource, getrlimit};
 use tirreno_tests::backend::{Answer, Backend};
 use tirreno_tests::client;
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
+use tirreno_tests::written::written_lines;
 
 /// What a process keeps of all bodies together, and the most that each may cost besides, in bytes.
 const BOUND: u64 = 16 << 20;
@@ -47,7 +48,7 @@ fn log_in_slowly(port: u16, number: usize) -> TcpStream {
 }
 
 fn users(nginx: &Nginx) -> Vec<(String, String)> {
-    let log = fs::read_to_string(nginx.prefix().join("logs/user.log")).unwrap_or_default();
+    let log = written_lines(&nginx.prefix().join("logs/user.log"));
     let pair = |line: &str| line.split_once(' ').map(|(url, user)| (url.into(), user.into()));
     log.lines().filter_map(pair).collect()
 }

@@ -19,6 +19,7 @@ use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::tls::Authority;
 use tirreno_tests::wait::{SOON, wait_until};
+use tirreno_tests::written::written_lines;
 use tokio::runtime::Runtime;
 
 const SERVER: &str = "
@@ -126,7 +127,7 @@ impl Site {
     /// The last audit record, once there are `count`.
     fn record(&self, count: usize) -> Value {
         let path = self.nginx.prefix().join("audit.log");
-        let text = || fs::read_to_string(&path).unwrap_or_default();
+        let text = || written_lines(&path);
         wait_until(SOON, "the audit records", || text().lines().count() >= count);
         let text = text();
         assert_eq!(text.lines().count(), count, "{text}");

@@ -15,6 +15,7 @@ use tirreno_tests::client::{self, Connection, RequestHeaders, Response, WebSocke
 use tirreno_tests::nginx::{Builder, Nginx, nginx_is_before};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::{SOON, wait_until};
+use tirreno_tests::written::written_lines;
 
 /// No request but those of its own session may be recorded as this user's.
 const VICTIM: &str = "victim-id";
@@ -194,7 +195,7 @@ impl Site {
     }
 
     fn lines(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.nginx.prefix().join("seen.log")).unwrap_or_default();
+        let text = written_lines(&self.nginx.prefix().join("seen.log"));
         text.lines().map(str::to_owned).collect()
     }
 
@@ -1039,7 +1040,7 @@ fn the_application_is_asked_whose_token_it_has_accepted() {
     let token = site.unbound("ann-id");
     let headers = [("Cookie", &*format!("MMUSERID={VICTIM}; MMAUTHTOKEN={token}"))];
     let users = |site: &Site| {
-        let text = fs::read_to_string(site.nginx.prefix().join("audit.json")).unwrap_or_default();
+        let text = written_lines(&site.nginx.prefix().join("audit.json"));
         let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
         let user = |record: serde_json::Value| {
             (record["user_id"].clone(), record["identity"].as_str().unwrap_or("").to_owned())
@@ -1419,10 +1420,10 @@ fn two_hosts_behind_a_balancer_know_most_users() {
             }
         }
         let records = || {
-            let text = |nginx: &&Nginx| fs::read_to_string(nginx.prefix().join("audit.json"));
-            let all = hosts.iter().filter_map(|nginx| text(nginx).ok()).collect::<String>();
+            let text = |nginx: &&Nginx| written_lines(&nginx.prefix().join("audit.json"));
+            let all = hosts.iter().map(text).collect::<String>();
             all.lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
                 .collect::<Vec<_>>()
         };
         let all = sent + if lookups { 0 } else { 2 };

@@ -10,6 +10,7 @@ use tirreno_tests::client::{self, Response};
 use tirreno_tests::nginx::{Builder, Nginx};
 use tirreno_tests::sensor::{Sensor, SensorOptions};
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
+use tirreno_tests::written::written_lines;
 
 const SERVER: &str = "
     tirreno on;
@@ -292,8 +293,7 @@ fn fail2ban_sees_failed_logins_and_their_addresses_only() {
         }
         let log = site.nginx.prefix().join("audit.log");
         wait_until(SOON, "the audit records", || {
-            std::fs::read_to_string(&log).unwrap_or_default().lines().count()
-                == 2 * (HOSTILE.len() + 1) + 4
+            written_lines(&log).lines().count() == 2 * (HOSTILE.len() + 1) + 4
         });
         let mut command = program("fail2ban-regex").unwrap();
         let filter = monitoring().join("fail2ban/filter.d/tirreno-login.conf");

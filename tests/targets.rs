@@ -25,6 +25,7 @@ use tirreno_tests::slow_sync::SlowSync;
 use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::status::Row;
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
+use tirreno_tests::written::written_lines;
 
 /// nginx, a sensor and a directory that workers may write in.
 struct Bench {
@@ -132,7 +133,7 @@ impl Bench {
 
     /// The numbers in the file, in order.
     fn written(&self, name: &str) -> Vec<usize> {
-        let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+        let text = written_lines(&self.path(name));
         let lines = text.lines().map(|line| serde_json::from_str(line).expect(line));
         let number = |line: Value| line["url"].as_str()?.strip_prefix('/')?.parse().ok();
         lines.filter_map(number).collect()
@@ -801,7 +802,7 @@ impl Bench {
     }
 
     fn written_set(&self, name: &str) -> BTreeSet<usize> {
-        numbers_in(&fs::read_to_string(self.path(name)).unwrap_or_default())
+        numbers_in(&written_lines(&self.path(name)))
     }
 
     /// The numbers that the sensor has stored.

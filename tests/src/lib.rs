@@ -14,6 +14,7 @@
 //! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
+//! * [`written`]: files that are read while nginx writes them.
 //!
 //! Everything here may panic: a panic is how a test fails.
 
@@ -34,3 +35,4 @@ pub mod status;
 pub mod tls;
 mod transport;
 pub mod wait;
+pub mod written;
