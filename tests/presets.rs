@@ -781,6 +781,7 @@ const WORDPRESS: App = App {
         ("open", &[]),
         ("blanks", &[]),
         ("cdata", &[]),
+        ("behind", &[]),
         ("many", &[]),
         ("list", &[]),
         ("key", &[]),
@@ -849,8 +850,13 @@ const WORDPRESS: App = App {
         (
             "cdata",
             "<methodCall><methodName>wp.deletePost</methodName><params><param><value><i4>1</i4></value></param>\
-             <param><value><string><![CDATA[ann]]></string></value></param>\
+             <param><value>x<string a='>'><!-- > --><![CDATA[a]]>&#110;n</string></value></param>\
              <param><value>5ecret</value></param></params></methodCall>",
+        ),
+        (
+            "behind",
+            "<methodCall><params><param><value><array><data><value>x</value></data></array></value></param>\
+             </params><methodName>system.multicall</methodName></methodCall>",
         ),
         (
             "many",

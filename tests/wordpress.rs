@@ -13,6 +13,7 @@ use std::{env, io};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 use tempfile::TempDir;
 use tirreno_tests::application::{cookie_header, take_cookies};
 use tirreno_tests::cases::{self, CASE, is_alias};
@@ -744,7 +745,7 @@ fn what_people_do_there() {
     };
     let xml = ("Content-Type", "text/xml");
     nobody.request(
-        expect("xmlrpc-wrong", "account_login_fail", "*"),
+        expect("xmlrpc-wrong", "account_login_fail", "admin"),
         "POST",
         "//xmlrpc.php",
         &[xml],
@@ -756,12 +757,37 @@ fn what_people_do_there() {
         one.repeat(20)
     );
     nobody.request(
-        expect("xmlrpc-multicall", "account_login_fail", "*"),
+        expect("xmlrpc-multicall", "account_login_fail", "admin"),
         "POST",
         "/xmlrpc.php",
         &[xml],
         multi.as_bytes(),
     );
+
+    let odd = call("wp.getUsersBlogs", "5ecret").replace(
+        "<string>admin</string>",
+        "nobody<string a='>'><!-- <b> --><![CDATA[ad]]>m&#0105;n</string>",
+    );
+    nobody.request(
+        expect("xmlrpc-odd", "account_login_fail", "admin"),
+        "POST",
+        "/xmlrpc.php",
+        &[xml],
+        odd.as_bytes(),
+    );
+    let calls: Vec<Value> = include_str!("bodies/xmlrpc.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect();
+    let bodies: String = calls.iter().map(|row| format!("{}\n", row["body"])).collect();
+    let script = include_str!("bodies/xmlrpc.php");
+    fs::write(site.wordpress.path("www/calls.php"), script).expect("a script");
+    let read = nobody.request("-", "POST", "/calls.php", &[xml], bodies.as_bytes()).text();
+    assert_eq!(read.lines().count(), calls.len(), "{read}");
+    for (row, line) in calls.iter().zip(read.lines()) {
+        let read: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(row["wordpress"], read, "{}", row["body"]);
+    }
 
     // A user with few rights.
     let mut dave = site.browser();

@@ -2,6 +2,8 @@
 //! harm.
 
 use arbitrary::{Result, Unstructured};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use tirreno_pipeline::capture::extract::{BodyFormat, Field, Head, Wanted};
 
 use crate::json::read;
@@ -15,7 +17,10 @@ const WORDS: &[(&str, &str)] = &[
     ("&lt;", "<"),
     ("&#x41;", "A"),
     ("&#233;", "é"),
-    ("]]>", "]]>"),
+    ("]]&gt;", "]]>"),
+    ("<!-- <string>x</string> - > -->", ""),
+    ("<![CDATA[<b>&amp;]]]]>", "<b>&amp;]]"),
+    ("<?x <string> > ?>", ""),
     (" ", " "),
     ("\u{1f600}", "\u{1f600}"),
     ("5ecr3t", "5ecr3t"),
@@ -48,6 +53,22 @@ const PIECES: &[&str] = &[
     " ",
 ];
 
+/// A parameter.
+enum Value {
+    Text(String),
+    /// An array with at most one value.
+    List(Option<String>),
+}
+
+impl Value {
+    fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::List(_) => None,
+        }
+    }
+}
+
 /// # Panics
 /// It does not hold.
 /// # Errors
@@ -68,34 +89,38 @@ pub fn check(u: &mut Unstructured<'_>) -> Result<()> {
     let (name, named) = words(u)?;
     let mut body = format!("<methodCall><methodName>{name}</methodName><params>");
     let mut values = Vec::new();
-    // Servers differ on whether an empty value counts: with others behind it, nobody knows which is which.
-    let mut first_empty = None;
-    for place in 0..u.int_in_range(0..=5)? {
+    for _ in 0..u.int_in_range(0..=5)? {
         let (text, says) = words(u)?;
-        let (value, found) = match u.int_in_range(0..=2)? {
+        let (value, found) = match u.int_in_range(0..=3)? {
             // Blanks around a value with a type, and around the name of a call, are no part of it.
             0 => {
                 let says = says.trim_ascii().to_owned();
-                (format!("<string>{text}</string>"), Some(Some(says)))
+                (format!("x<string a='>'>{text}</string>"), Some(Value::Text(says)))
             }
-            1 if says.trim().is_empty() => {
-                first_empty.get_or_insert(place);
-                (text, Some(None))
-            }
-            1 => (text, Some(Some(says))),
-            // An array is one parameter, and none that can be read.
-            _ => (format!("<array><data><value>{text}</value></data></array>"), None),
+            1 => (format!("<base64>{}</base64>", STANDARD.encode(&says)), Some(Value::Text(says))),
+            // WordPress does not count a value of nothing.
+            2 if says.trim_ascii().is_empty() => (text, None),
+            2 => (text, Some(Value::Text(says))),
+            _ => (
+                format!("<array><data><value>{text}</value></data></array>"),
+                Some(Value::List((!says.trim_ascii().is_empty()).then_some(says))),
+            ),
         };
         body += &format!("<param><value>{value}</value></param>");
-        values.push(found);
+        values.extend(found);
     }
     body += "</params></methodCall>";
     let found = read(u, &wanted, &head, body.as_bytes())?;
-    let is_doubtful =
-        first_empty.is_some_and(|place| values[place..].iter().any(|v| *v != Some(None)));
-    let param = |number: usize| match first_empty {
-        Some(place) if number >= place && is_doubtful => None,
-        _ => values.get(number).cloned().unwrap_or(Some(None)),
+    // The elements of an array are the parameters if there are no others.
+    let params: Vec<_> = match &values[..] {
+        [Value::List(element)] => element.iter().cloned().map(Some).collect(),
+        values => values.iter().map(Value::text).collect(),
+    };
+    // Unreadable, absent, or a text.
+    let param = |number: usize| match params.get(number) {
+        Some(None) => None,
+        Some(text) => Some(text.clone()),
+        None => Some(None),
     };
     let expected = [Some(Some(named.trim_ascii().to_owned())), param(0), param(1), param(3)];
     assert_eq!(found, expected, "{body}");

@@ -4,7 +4,7 @@ use super::form::{Rules, UrlEncoded};
 use super::json::Json;
 use super::kept::{Room, Share};
 use super::multipart::Multipart;
-use super::xmlrpc::XmlRpc;
+use super::xmlrpc::{self, XmlRpc};
 use super::{BodyFormat, MAX_SCANNED, State, Values, Wanted};
 
 /// The parts of a request's head that determine how its body is read.
@@ -172,7 +172,7 @@ impl Kind {
             Self::Json(json) => size_of_val(&**json),
             Self::UrlEncoded(form) => size_of_val(&**form),
             Self::Multipart(form) => size_of_val(&**form),
-            Self::XmlRpc(call) => size_of_val(&**call),
+            Self::XmlRpc(call) => size_of_val(&**call) + xmlrpc::MOST_FOR_STACKS,
             Self::Nothing => 0,
         }
     }
