@@ -37,6 +37,8 @@ struct Known<'r> {
     location: &'r LocationConf,
     /// The key of the token that the request carries.
     token: Option<TokenKey>,
+    /// Whether that is of the first value of `tirreno_session` that has any: an answer may tell of that one only.
+    is_first: bool,
     /// The session's user, and the evidence.
     user: Cell<Option<(&'r [u8], Identity)>>,
     /// When that was learned, in milliseconds since the epoch.
@@ -131,7 +133,7 @@ fn alias(
 ) -> Option<String> {
     let (shared, mut alias) = (shared(main)?, None);
     let realm = exchange.request.realm(location);
-    own_token(exchange, location, |parts| {
+    own_token(exchange, location, |parts, _| {
         alias = Some(shared.keys.session_alias(realm, parts.iter().copied()));
         true
     });
@@ -139,17 +141,32 @@ fn alias(
 }
 
 /// Calls `f` with each token that the request carries, from the first value of `tirreno_session` that has any,
-/// until `f` has enough.
+/// until `f` has enough. Behind a value of a prefix, other such values have tokens, too: which of these cookies count
+/// is known by what is bound. `f` is told whether the token is of the first value that has any.
 fn own_token(
     exchange: &HttpExchange<'_, '_>,
     location: &LocationConf,
-    mut f: impl FnMut(&[&[u8]]) -> bool,
+    mut f: impl FnMut(&[&[u8]], bool) -> bool,
 ) {
+    let mut has_any = false;
     for values in location.sessions() {
-        if request_tokens(values, exchange, &mut f) {
+        let is_by_prefix = matches!(&values[..], [value] if is_by_prefix(value));
+        if has_any && !is_by_prefix {
+            return;
+        }
+        let (is_first, mut is_enough) = (!has_any, false);
+        has_any |= request_tokens(values, exchange, |parts| {
+            is_enough = f(parts, is_first);
+            is_enough
+        });
+        if is_enough || has_any && !is_by_prefix {
             return;
         }
     }
+}
+
+fn is_by_prefix(value: &Value) -> bool {
+    matches!(value.source(), Source::Cookie(name) if name.is_prefix)
 }
 
 /// Whether the answer clears a cookie of the value of `tirreno_session` that has the request's token.
@@ -186,7 +203,7 @@ pub(crate) fn hold_for_lookup(
     let (Some(key), true) = (known.token, is_nobodys || is_by_lookup) else { return false };
     let (realm, mut waits) = (request.realm(location), false);
     let Some(shared) = shared(main) else { return false };
-    own_token(exchange, location, |parts| {
+    own_token(exchange, location, |parts, _| {
         let [token] = parts else { return true };
         if request.tokens(location, shared.keys).key(parts.iter().copied()) != key {
             return false;
@@ -213,7 +230,7 @@ pub(crate) fn session_digest(exchange: &HttpExchange<'_, '_>) -> Option<SessionD
     let (wanted, shared) = (known.and_then(|known| known.token), shared(main));
     let tokens = shared.map(|shared| request.tokens(location, shared.keys));
     let mut found = None;
-    own_token(exchange, location, |parts| {
+    own_token(exchange, location, |parts, _| {
         let key = tokens.map(|tokens| tokens.key(parts.iter().copied()));
         if wanted.is_none() || wanted == key {
             found = Some((key, digest(parts.iter().copied())));
@@ -255,23 +272,36 @@ impl<'r> Known<'r> {
         is_valid: impl Fn(&Bound) -> bool,
     ) -> Self {
         let (user, is_learned) = (Cell::new(None), Cell::new(false));
-        let mut known = Self { location, token: None, user, time_ms: 0, digest: None, is_learned };
+        let mut known = Self {
+            location,
+            token: None,
+            is_first: true,
+            user,
+            time_ms: 0,
+            digest: None,
+            is_learned,
+        };
         let Some(shared) = shared(main) else { return known };
         // Tokens never come from the path.
         let exchange = HttpExchange::new(request, None);
         let tokens = request.tokens(location, shared.keys);
-        own_token(&exchange, location, |parts| {
+        own_token(&exchange, location, |parts, is_first| {
             let token = tokens.key(parts.iter().copied());
             known.token.get_or_insert(token);
             let found = shared.bindings.find(shared.keys, token, request.now_ms());
             let Some(bound) = found.as_ref().filter(|bound| is_valid(bound)) else { return false };
-            known.token = Some(token);
+            (known.token, known.is_first) = (Some(token), is_first);
             known.user.set(Some((request.keep_text(bound.user()), bound.identity())));
             known.time_ms = bound.time_ms();
             known.digest = bound.digest();
             true
         });
         known
+    }
+
+    /// The token of which an answer may tell.
+    fn own(&self) -> Option<TokenKey> {
+        self.token.filter(|_| self.is_first)
     }
 
     /// Whether it is what a lookup in that location would look up.
@@ -309,14 +339,14 @@ fn learn<'r>(request: Request<'r>, known: &Known<'r>, main: &'r MainConf, is_rea
                 Cow::Borrowed(user) => user,
                 Cow::Owned(user) => request.keep_text(&user),
             };
-            bind(&exchange, location, shared, known.token, user, wall_ms());
+            bind(&exchange, location, shared, known.own(), user, wall_ms());
             let user = request.keep_text(user);
             known.user.set(Some((user, Identity::Answer)));
         }
-        Lesson::Ended => end(shared, known.token, request.now_ms()),
+        Lesson::Ended => end(shared, known.own(), request.now_ms()),
         Lesson::Nothing => {
-            if known.token.is_some() && clears_own_token(&exchange, location) {
-                end(shared, known.token, request.now_ms());
+            if known.own().is_some() && clears_own_token(&exchange, location) {
+                end(shared, known.own(), request.now_ms());
             }
         }
     }
@@ -341,9 +371,7 @@ fn bind(
             bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);
         });
     }
-    let is_prefix =
-        |value: &&Value| matches!(value.source(), Source::Cookie(name) if name.is_prefix);
-    let mut prefixes = location.sessions().iter().flatten().filter(is_prefix);
+    let mut prefixes = location.sessions().iter().flatten().filter(|value| is_by_prefix(value));
     let is_one = !prefixes.any(|value| value.has_several_cookies(exchange));
     if let Some(key) = own.filter(|_| !is_answers && is_one) {
         bindings.bind(keys, &Binding::new(keys, realm, key, user), now_ms);

@@ -1508,6 +1508,64 @@ fn a_session_stands_for_its_user_where_no_rule_binds_any() {
     assert!(first.starts_with("session-") && first == second, "{first} {second}");
 }
 
+/// WordPress has cookies for its pages and for their administration: the first that it accepts counts.
+#[test]
+fn junk_in_one_cookie_hides_no_other() {
+    let (sensor, backend) = (Sensor::start(SensorOptions::default()), Backend::start());
+    let rules = "
+        tirreno_verify session;
+        tirreno_event account_login POST /login
+            user=set_cookie:page_*~^(\\w+) bind=set_cookie:page_*~^(\\w+);
+        tirreno_event account_logout POST /logout user=session session=required;
+        tirreno_event page_edit POST /named user=session bind=answer:id session=required;
+        tirreno_event page_view GET /page session=required;
+        location / { proxy_pass http://%BACKEND%; }";
+    let nginx = Nginx::builder()
+        .sensor(&sensor.url())
+        .var("BACKEND", &backend.address())
+        .http("tirreno_target { url %SENSOR%; api_key test-key; interval 20ms; } tirreno on;")
+        .server(&format!("tirreno_session cookie:page_* cookie:admin_*; {rules}"))
+        .http(&format!(
+            "server {{ listen 127.0.0.1:%PORT1%; tirreno_session cookie:page_a cookie:admin_a; {rules} }}"
+        ))
+        .start();
+    let user = |port: u16, method: &str, path: &str, cookies: &str| {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut connection = Connection::open(address).unwrap();
+        connection.request(method, path, &[("Cookie", cookies)], b"").unwrap();
+        let user = sensor.wait_stored(1, SOON).unwrap()[0].user_name.clone();
+        sensor.forget();
+        user
+    };
+    let login = "/login?set_cookie=page_a%3Dann-1&set_cookie=admin_a%3Dann-2";
+    for port in [nginx.port(), nginx.port_n(1)] {
+        assert_eq!(user(port, "POST", login, ""), "ann");
+        for cookies in ["page_a=ann-1", "admin_a=ann-2", "admin_a=x; page_a=ann-1"] {
+            assert_eq!(user(port, "GET", "/page", cookies), "ann", "{cookies}");
+        }
+    }
+    let port = nginx.port();
+    // An answer tells of the first cookie, not of the one whose user is known: else the victim's name would be
+    // ann's later, or ann's session nobody's.
+    let hidden = "page_a=junk; admin_a=ann-2";
+    for (method, path) in [
+        ("GET", "/page"),
+        ("POST", "/named?body={%22id%22:%22victim%22}"),
+        ("POST", "/logout"),
+        ("GET", "/page?set_cookie=page_a%3D;%20Max-Age%3D0"),
+    ] {
+        user(port, method, path, hidden);
+        assert_eq!(user(port, "GET", "/page", hidden), "ann", "{method} {path}");
+        assert_eq!(user(port, "GET", "/page", "admin_a=ann-2"), "ann", "{method} {path}");
+    }
+    assert!(user(port, "GET", "/page", "page_a=junk").starts_with("session-"));
+    // Cookies with a name of their own count in the order of the application.
+    assert!(user(nginx.port_n(1), "GET", "/page", hidden).starts_with("session-"));
+    // A logout with the first cookie ends that one.
+    user(port, "POST", "/logout", "page_a=ann-1; admin_a=x");
+    assert!(user(port, "GET", "/page", "page_a=ann-1").starts_with("session-"));
+}
+
 #[test]
 fn what_cannot_work_is_an_error_of_the_configuration() {
     let server = |text: &str| format!("server {{ listen 127.0.0.1:%PORT8%; {text} }}");

@@ -725,6 +725,14 @@ const WORDPRESS: App = App {
                 ("Cookie", "wordpress_sec_0a1b2c3d=eve%7C1700000000%7C5ecret%7C5ecret"),
             ],
         ),
+        // The cookie of wp-admin counts there, whatever is in the other.
+        (
+            "hidden",
+            &[(
+                "Cookie",
+                "wordpress_logged_in_0a1b=x%7C1%7Cx%7Cx; wordpress_sec_0a1b=new%7C17%7C5ecret",
+            )],
+        ),
         (
             "alone-auth",
             &[
