@@ -28,6 +28,9 @@ const FAR: usize = usize::MAX;
 const FAST: &str = "";
 const SLOW: &str = "/slow";
 
+/// For tests in which a stopping worker shall lose nothing, however slow the machine is.
+const PATIENT: &str = "shutdown_timeout 60s;";
+
 const SHUTDOWN: &str = "shutdown_timeout is over";
 const DIED: &str = "the delivering worker was killed";
 const QUEUE_FULL: &str = "queue is full";
@@ -424,7 +427,7 @@ fn ten_reloads_under_load_with_a_websocket_open_lose_and_repeat_nothing() {
 }
 
 fn stop_under_load(signal: Signal) {
-    let mut bench = Bench::start("", |b| b.workers(2));
+    let mut bench = Bench::start(PATIENT, |b| b.workers(2));
     let load = Load::start(&bench, SLOW, NEAR, u64::MAX);
     load.wait_more(2000);
     bench.stop(signal, &[]);
@@ -444,7 +447,7 @@ fn term_under_load_delivers_every_answered_request() {
 
 #[test]
 fn a_binary_upgrade_under_load_loses_and_repeats_nothing() {
-    let mut bench = Bench::start("", |b| b.workers(2).daemon());
+    let mut bench = Bench::start(PATIENT, |b| b.workers(2).daemon());
     let load = Load::start(&bench, SLOW, NEAR, u64::MAX);
     load.wait_more(500);
     let old = bench.nginx.master_pid();
@@ -870,8 +873,10 @@ fn the_threads_take_no_signal_no_file_and_let_the_event_loop_go_first() {
     let bench = Bench::start("", |b| b.main(&format!("worker_priority {PRIORITY};")));
     let worker = bench.deliverer();
     let tasks = || fs::read_dir(format!("/proc/{worker}/task")).unwrap();
-    // The event loop, the collector, the target and its connection.
-    wait_until(SOON, "four threads", || tasks().count() == 4);
+    // The event loop, the collector, the target and its connection. Each has its starter's name at first.
+    wait_until(SOON, "four threads", || {
+        bench.nginx.thread_names(worker).into_iter().collect::<BTreeSet<_>>().len() == 4
+    });
     let mut seen = BTreeMap::new();
     for task in tasks() {
         let task = task.unwrap().path();
@@ -1002,7 +1007,7 @@ fn another_url_or_key_is_used_from_the_reload_on() {
 
 #[test]
 fn more_and_fewer_workers_and_another_zone_lose_nothing_under_load() {
-    let mut bench = Bench::start("", |b| b);
+    let mut bench = Bench::start(PATIENT, |b| b);
     let load = Load::start(&bench, SLOW, NEAR, u64::MAX);
     for workers in [4, 1, 2] {
         load.wait_more(300);
