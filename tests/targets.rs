@@ -709,7 +709,12 @@ fn no_trouble_of_a_receiver_loses_anything() {
             }
             Trouble::SlowDisk => slow.begin(),
             Trouble::StopsReading => receiver.stopped.store(true, SeqCst),
-            Trouble::Breaks => receiver.breaks.store(true, SeqCst),
+            Trouble::Breaks => {
+                // What it had accepted before and not read, nobody can know.
+                let has_all = || receiver.numbers().len() == next;
+                wait_until(SOON, "the receiver to have read all so far", has_all);
+                receiver.breaks.store(true, SeqCst);
+            }
         }
         bench.requests(next..next + EACH);
         next += EACH;
