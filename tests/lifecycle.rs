@@ -808,7 +808,7 @@ fn one_users_requests_keep_their_order_over_workers_and_connections() {
 #[test]
 fn a_single_process_captures_delivers_and_ends_well() {
     for signal in [Signal::QUIT, Signal::TERM] {
-        let mut bench = Bench::start("", Builder::single_process);
+        let mut bench = Bench::start(PATIENT, Builder::single_process);
         bench.get_many(100);
         bench.wait_stored(100);
         bench.get_many(100);

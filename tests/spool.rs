@@ -15,7 +15,7 @@ use rusqlite::Connection as Database;
 use tempfile::TempDir;
 use tirreno_tests::client::Connection;
 use tirreno_tests::nginx::{Builder, Nginx, Signal};
-use tirreno_tests::sensor::{Answer, Sensor, SensorOptions};
+use tirreno_tests::sensor::{Answer, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::small_disk::SmallDisk;
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
 
@@ -237,6 +237,15 @@ fn get(connection: &mut Connection, path: &str, user: &str) {
 
 #[track_caller]
 fn stored(sensor: &Sensor) -> (BTreeSet<usize>, usize) {
+    stored_in_order_of(sensor, |event| event.user_name.clone())
+}
+
+/// The stored requests, each source's in order, and how many events are repeats.
+#[track_caller]
+fn stored_in_order_of(
+    sensor: &Sensor,
+    source: impl Fn(&StoredEvent) -> String,
+) -> (BTreeSet<usize>, usize) {
     let stored = sensor.stored();
     let (mut traces, mut numbers) = (BTreeSet::new(), BTreeSet::new());
     let mut last = BTreeMap::new();
@@ -247,8 +256,9 @@ fn stored(sensor: &Sensor) -> (BTreeSet<usize>, usize) {
         }
         let number: usize = event.url.trim_start_matches('/').parse().unwrap();
         assert!(numbers.insert(number), "{number} has two trace ids");
-        if let Some(before) = last.insert(&event.user_name, number) {
-            assert!(before < number, "{}: {number} after {before}", event.user_name);
+        let source = source(event);
+        if let Some(before) = last.insert(source.clone(), number) {
+            assert!(before < number, "{source}: {number} after {before}");
         }
     }
     (numbers, stored.len() - traces.len())
@@ -535,10 +545,8 @@ fn killing_all_processes_loses_the_last_moments_at_most() {
 
 #[test]
 fn two_masters_share_the_spool() {
-    // Between two masters, events keep their order while no commit takes longer than the client's pauses.
-    let dir = tempfile::tempdir().unwrap();
-    let disk = SmallDisk::mount(&dir.path().join("disk"), "64m");
-    let mut bench = Bench::start_on(disk.as_ref(), Builder::daemon);
+    let mut bench =
+        Bench::start_with("", |builder| builder.daemon().http("tirreno_param pageTitle $pid;"));
     let load = Load::start(bench.nginx.port());
     bench.sensor.wait_stored(300, SOON).unwrap();
     let old = bench.nginx.master_pid();
@@ -546,14 +554,20 @@ fn two_masters_share_the_spool() {
     // Workers of both accept connections.
     let goal = bench.sensor.stored_count() + 1000;
     bench.sensor.wait_stored(goal, SOON).unwrap();
-    assert!(!bench.nginx.workers_of(old).is_empty() && !bench.nginx.workers_of(new).is_empty());
+    let old_workers = bench.nginx.workers_of(old);
+    assert!(!old_workers.is_empty() && !bench.nginx.workers_of(new).is_empty());
     assert_ne!(old, new);
     bench.nginx.signal_worker(old, Signal::QUIT);
     bench.nginx.wait_gone(old);
     bench.sensor.wait_stored(goal + 500, SOON).unwrap();
     let answered = load.finish();
     let totals = bench.settled();
-    let (stored, repeats) = bench.stored();
+    // Events of two masters are in order while a commit takes less than three seconds, which a busy machine does not
+    // promise; those of each are in any case.
+    let (stored, repeats) = stored_in_order_of(&bench.sensor, |event| {
+        let pid = event.page_title.as_ref().and_then(|pid| pid.parse().ok()).expect("a worker");
+        format!("{} by the old master: {}", event.user_name, old_workers.contains(&pid))
+    });
     assert!(stored.is_superset(&answered), "{} of {}", stored.len(), answered.len());
     assert_eq!(repeats, 0);
     assert_eq!((totals.delivered, totals.dropped), (stored.len() as u64, 0));

@@ -231,9 +231,10 @@ impl FileTarget {
             }
             match self.file.append(&self.lines) {
                 Ok(()) => {
-                    inbox.settle(entries.len(), Outcome::Delivered);
+                    // First the state: who sees the last event counted sees no fault any more.
                     self.backoff.succeeded();
                     self.health.succeeded(inbox);
+                    inbox.settle(entries.len(), Outcome::Delivered);
                 }
                 Err(error) => {
                     inbox.put_back();
@@ -468,10 +469,10 @@ impl Sender {
         if entries == 0 {
             return;
         }
-        inbox.settle(entries, Outcome::Delivered);
         self.overflows = inbox.overflows();
         self.backoff.succeeded();
         self.health.succeeded(inbox);
+        inbox.settle(entries, Outcome::Delivered);
     }
 }
 
