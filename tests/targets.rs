@@ -737,7 +737,9 @@ fn no_trouble_of_a_receiver_loses_anything() {
     next += EACH;
 
     let all: BTreeSet<_> = (0..next).collect();
-    Row::settled(&bench.nginx, "tirreno");
+    let count = Row::settled(&bench.nginx, "tirreno").rejected;
+    // The last outcomes are written to the spool after they are counted.
+    wait_until(SOON, "the rejected ones", || bench.rejected().len() as u64 >= count);
     let rejected = bench.rejected();
     println!("{} rejected", rejected.len());
     for (target, rejected) in [("tirreno", rejected.len()), ("audit", 0), ("stream", 0)] {
