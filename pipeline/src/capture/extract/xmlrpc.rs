@@ -103,8 +103,8 @@ enum Expect {
         quote: Option<u8>,
         slash: bool,
     },
-    /// The bytes after `<!` so far.
-    Exclamation(Vec<u8>),
+    /// After `<!`.
+    Exclamation,
     /// A comment, with the number of `-` at its end so far.
     Comment(usize),
     /// `CDATA`, with the number of `]` at its end so far.
@@ -118,18 +118,29 @@ enum Expect {
 /// The name of an element.
 #[derive(Debug, Default)]
 struct Name {
-    /// Its first bytes; elements with longer names mean nothing.
-    bytes: Vec<u8>,
+    /// Its first bytes, and how many these are; elements with longer names mean nothing.
+    start: [u8; MAX_NAME + 1],
+    len: usize,
     hash: SipHasher13,
     is_closing: bool,
 }
 
 impl Name {
     fn push(&mut self, byte: u8) {
-        if self.bytes.len() <= MAX_NAME {
-            self.bytes.push(byte);
+        if let Some(place) = self.start.get_mut(self.len) {
+            *place = byte;
+            self.len += 1;
         }
         self.hash.write_u8(byte);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.start[..self.len]
+    }
+
+    /// Whether the tag has only begun.
+    fn is_empty(&self) -> bool {
+        self.len == 0 && !self.is_closing
     }
 }
 
@@ -232,15 +243,9 @@ impl XmlRpc {
                 self.entity.push(&[byte], share).map_err(|_| Broken)?;
             }
             (Expect::Entity, _) => return Err(Broken),
-            (Expect::Tag, b'!') if self.tag.bytes.is_empty() && !self.tag.is_closing => {
-                self.expect = Expect::Exclamation(Vec::new());
-            }
-            (Expect::Tag, b'?') if self.tag.bytes.is_empty() && !self.tag.is_closing => {
-                self.expect = Expect::Instruction(false);
-            }
-            (Expect::Tag, b'/') if self.tag.bytes.is_empty() && !self.tag.is_closing => {
-                self.tag.is_closing = true;
-            }
+            (Expect::Tag, b'!') if self.tag.is_empty() => self.expect = Expect::Exclamation,
+            (Expect::Tag, b'?') if self.tag.is_empty() => self.expect = Expect::Instruction(false),
+            (Expect::Tag, b'/') if self.tag.is_empty() => self.tag.is_closing = true,
             (Expect::Tag, b'>') => self.end_tag(false, values, share)?,
             (Expect::Tag, b'/') => {
                 self.expect = Expect::Attributes { quote: None, slash: true };
@@ -263,9 +268,9 @@ impl XmlRpc {
                 };
                 *slash = byte == b'/';
             }
-            (Expect::Exclamation(text), byte) => {
-                text.push(byte);
-                self.expect = match &text[..] {
+            (Expect::Exclamation, byte) => {
+                self.tag.push(byte);
+                self.expect = match self.tag.bytes() {
                     b"--" => Expect::Comment(0),
                     b"[CDATA[" => Expect::CData(0),
                     text if b"--".starts_with(text) || b"[CDATA[".starts_with(text) => {
@@ -319,8 +324,8 @@ impl XmlRpc {
         share: &mut Share,
     ) -> Result<(), Broken> {
         self.expect = Expect::Text;
-        let Name { bytes, hash, is_closing } = std::mem::take(&mut self.tag);
-        let hash = hash.finish() as u32;
+        let name = std::mem::take(&mut self.tag);
+        let (bytes, hash, is_closing) = (name.bytes(), name.hash.finish() as u32, name.is_closing);
         if is_closing && (is_empty || self.open.pop()?.is_some_and(|open| open != hash)) {
             return Err(Broken);
         }
@@ -328,13 +333,13 @@ impl XmlRpc {
             if self.open.items.is_empty() && bytes != b"methodCall" {
                 return Err(Broken);
             }
-            self.call.open(&bytes, share);
+            self.call.open(bytes, share);
             if !is_empty {
                 self.open.push(hash);
             }
         }
         if is_closing || is_empty {
-            self.call.close(&bytes, values, share)?;
+            self.call.close(bytes, values, share)?;
         }
         self.call.text.clear(share);
         if self.open.items.is_empty() {
@@ -402,10 +407,10 @@ impl Text {
         self.is_long |= self.kept.push(&bytes, share).is_err();
     }
 
-    /// Whether it is the number as PHP writes it.
-    fn is_number<T: std::str::FromStr + ToString>(&self) -> bool {
+    /// Whether it is an integer as PHP writes it.
+    fn is_integer(&self) -> bool {
         let text = self.kept.text().value();
-        text.is_some_and(|text| text.parse().is_ok_and(|number: T| number.to_string() == text))
+        text.is_some_and(|text| text.parse().is_ok_and(|number: i64| number.to_string() == text))
     }
 }
 
@@ -440,12 +445,11 @@ impl Call {
             b"string" | b"int" | b"i4" | b"double" | b"boolean" | b"dateTime.iso8601" => {
                 self.text.kept.trim();
                 let says = match name {
-                    b"int" | b"i4" => self.text.is_number::<i64>(),
-                    b"double" => self.text.is_number::<f64>(),
+                    b"string" => true,
+                    b"int" | b"i4" => self.text.is_integer(),
                     b"boolean" => self.text.kept.bytes() == b"1",
-                    // An object to PHP.
-                    b"dateTime.iso8601" => false,
-                    _ => true,
+                    // PHP writes such numbers in its own way, and a time is an object to it.
+                    _ => false,
                 };
                 self.value(says, values, share);
             }
@@ -782,6 +786,9 @@ mod tests {
             param("<string>ann<</string>"),
             param("<int>007</int>"),
             param("<double>1e3</double>"),
+            param("<double>inf</double>"),
+            param("<double>NaN</double>"),
+            param("<double>100000000000000000000</double>"),
             param("<boolean>0</boolean>"),
             param("<dateTime.iso8601>20200101T00:00:00</dateTime.iso8601>"),
             param(&format!("<string>{}</string>", "x".repeat(10_000))),
