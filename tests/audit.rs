@@ -22,6 +22,7 @@ use tirreno_tests::receivers::{
     Input, Listener, Message, Rsyslog, SyslogNg, program, read_records,
 };
 use tirreno_tests::tls::Authority;
+use tirreno_tests::transport;
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
 use tirreno_tests::written::written_lines;
 
@@ -1150,7 +1151,7 @@ fn a_slow_receiver_gets_everything_in_order() {
         move || {
             let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
             loop {
-                match stream.read(&mut part).unwrap() {
+                match transport::read(&mut stream, &mut part).unwrap() {
                     0 => return bytes,
                     read => bytes.extend(&part[..read]),
                 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tirreno_tests::client::{self, Connection, RequestHeaders, Response};
-use tirreno_tests::nginx::{Builder, Nginx};
+use tirreno_tests::nginx::{Builder, Nginx, Signal};
 use tirreno_tests::sensor::{Answer, Rate, RequestRecord, Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::tls::{Authority, Leaf};
 use tirreno_tests::wait::{SOON, wait_for, wait_until};
@@ -1059,6 +1059,33 @@ fn a_connection_that_dies_under_an_event_is_replaced_at_once() {
     // The first attempt used an open connection: it counts as failed only if the attempt on a new
     // connection fails, too.
     assert_eq!(unanswered(&sensor) as u64, account.retries + 1);
+}
+
+/// As `docker pause` and a suspended machine do: the connection is as good as before.
+#[test]
+fn an_event_on_its_way_while_its_worker_is_stopped_is_sent_once() {
+    let authority = Authority::new("test");
+    let sites = [
+        {
+            let sensor = Sensor::start(SensorOptions::default());
+            let builder = site(&sensor, "");
+            (sensor, builder)
+        },
+        tls_site(&authority.localhost(), &authority, TRUST),
+    ];
+    for (sensor, builder) in sites {
+        let nginx = builder.start();
+        sensor.set_rule("/slow", Answer::normal().after(Duration::from_secs(2)));
+        let sent = [visit_as(&nginx, "user0", "/slow")];
+        wait_until(SOON, "the event at the sensor", || !posts(&sensor).is_empty());
+        let worker = nginx.workers()[0];
+        nginx.signal_worker(worker, Signal::STOP);
+        wait_until(SOON, "the threads to stop", || nginx.is_stopped(worker));
+        nginx.signal_worker(worker, Signal::CONT);
+        let account = wait_delivered(&nginx, &sent);
+        assert_eq!((account.retries, posts(&sensor).len(), unanswered(&sensor)), (0, 1, 0));
+        assert_arrived(&sensor, &sent);
+    }
 }
 
 // Names and certificates.

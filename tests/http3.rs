@@ -1,7 +1,6 @@
 //! Requests over HTTP/3, if the nginx under test supports it; `TEST_HTTP3` says that it must.
 
 use std::future::poll_fn;
-use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use tirreno_tests::client::{RequestHeaders, TIMEOUT};
 use tirreno_tests::nginx::Nginx;
 use tirreno_tests::sensor::{Sensor, SensorOptions, StoredEvent};
 use tirreno_tests::tls::Authority;
+use tirreno_tests::transport;
 use tirreno_tests::wait::{SOON, wait_until};
 use tirreno_tests::written::written_lines;
 use tokio::runtime::Runtime;
@@ -147,7 +147,7 @@ impl Site {
     fn accept(&self) -> TcpStream {
         let (mut stream, _) = self.slow.accept().unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        assert!(transport::read(&mut stream, &mut [0; 1024]).unwrap() > 0);
         stream
     }
 }

@@ -880,31 +880,33 @@ fn the_threads_take_no_signal_no_file_and_let_the_event_loop_go_first() {
     const PRIORITY: i32 = 3;
     let bench = Bench::start("", |b| b.main(&format!("worker_priority {PRIORITY};")));
     let worker = bench.deliverer();
-    let tasks = || fs::read_dir(format!("/proc/{worker}/task")).unwrap();
     // The event loop, the collector, the target and its connection. Each has its starter's name at first.
     wait_until(SOON, "four threads", || {
         bench.nginx.thread_names(worker).into_iter().collect::<BTreeSet<_>>().len() == 4
     });
     let mut seen = BTreeMap::new();
-    for task in tasks() {
+    for task in fs::read_dir(format!("/proc/{worker}/task")).unwrap() {
         let task = task.unwrap().path();
-        let read = |name: &str| fs::read_to_string(task.join(name)).unwrap();
-        let status = read("status");
+        let read = |name: &str| fs::read_to_string(task.join(name)).ok();
+        // The look-up of a host's name is a thread of its own, which ends.
+        let (Some(name), Some(status), Some(stat), Ok(links)) =
+            (read("comm"), read("status"), read("stat"), fs::read_dir(task.join("fd")))
+        else {
+            continue;
+        };
         let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
         let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
         // The fields after the name, which is in parentheses, begin with the third.
-        let stat = read("stat");
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         let nice: i32 = fields[19 - 3].parse().unwrap();
-        let links = fs::read_dir(task.join("fd")).unwrap();
-        let links = links.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        let links = links.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
         // Sockets, and files like its logs, which after a rotation nobody must keep open.
         let is_nginxs = |to: &PathBuf| {
             let to = to.to_string_lossy();
             to.starts_with("socket:") || to.starts_with('/') && !to.starts_with("/dev/")
         };
         let open: Vec<_> = links.filter(is_nginxs).collect();
-        seen.insert(read("comm").trim().to_owned(), (blocked, nice, open));
+        seen.insert(name.trim().to_owned(), (blocked, nice, open));
     }
     // Bit n - 1 is signal n; nobody can block KILL and STOP.
     let classic = (1u64 << 31) - 1;

@@ -12,7 +12,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 
 use crate::http1::{self, Headers};
-use crate::transport::Transport;
+use crate::transport::{self, Transport};
 
 /// How long a read or write may take.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,7 +71,7 @@ pub fn raw(port: u16, bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
     loop {
-        match stream.read(&mut chunk) {
+        match transport::read(&mut stream, &mut chunk) {
             Ok(0) => return Ok(answer),
             Ok(read) => answer.extend_from_slice(&chunk[..read]),
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(answer),

@@ -13,6 +13,7 @@
 //! * [`small_disk`]: a small file system, which is soon full.
 //! * [`status`]: a target's row of the status.
 //! * [`tls`]: certificates made for one test.
+//! * [`transport`]: connections, and reads that signals do not end.
 //! * [`wait`]: waiting for conditions. No test sleeps for a fixed time.
 //! * [`written`]: files that are read while nginx writes them.
 //!
@@ -33,6 +34,6 @@ pub mod slow_sync;
 pub mod small_disk;
 pub mod status;
 pub mod tls;
-mod transport;
+pub mod transport;
 pub mod wait;
 pub mod written;

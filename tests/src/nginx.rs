@@ -431,13 +431,14 @@ impl Nginx {
 
     /// The names of the process's threads, its main thread's first.
     pub fn thread_names(&self, pid: u32) -> Vec<String> {
-        let mut tasks = numbered(&PathBuf::from(format!("/proc/{pid}/task")));
-        tasks.sort_unstable();
-        tasks
-            .into_iter()
-            .filter_map(|task| fs::read_to_string(format!("/proc/{pid}/task/{task}/comm")).ok())
-            .map(|name| name.trim_end().to_owned())
-            .collect()
+        let names = of_threads(pid, "comm").into_iter();
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
+    /// Whether all threads of the process are stopped (STOP).
+    pub fn is_stopped(&self, pid: u32) -> bool {
+        // The state follows the name, which is in parentheses.
+        of_threads(pid, "stat").iter().all(|stat| stat.contains(") T "))
     }
 
     /// The process's resident memory, shared pages included, bytes.
@@ -783,6 +784,15 @@ fn title(pid: u32) -> String {
 fn numbered(directory: &Path) -> Vec<u32> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The content of the file `name` in /proc of each thread of a process, its main thread's first. Threads that end
+/// meanwhile are left out.
+fn of_threads(pid: u32, name: &str) -> Vec<String> {
+    let mut tasks = numbered(&PathBuf::from(format!("/proc/{pid}/task")));
+    tasks.sort_unstable();
+    let read = |task| fs::read_to_string(format!("/proc/{pid}/task/{task}/{name}")).ok();
+    tasks.into_iter().filter_map(read).collect()
 }
 
 fn status_bytes(pid: u32, name: &str) -> u64 {

@@ -37,10 +37,26 @@ impl Transport {
     }
 }
 
+/// Reads once, however often a signal interrupts it.
+///
+/// A read from a socket with a time-out is not restarted (signal(7)), and this process gets a signal whenever one
+/// of its children ends.
+///
+/// # Errors
+/// As [`Read::read`].
+pub fn read(io: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match io.read(buf) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
+    }
+}
+
 impl Read for Transport {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(tcp) => (&**tcp).read(buf),
+            Self::Plain(tcp) => read(&mut &**tcp, buf),
             Self::Client(tls, tcp) => rustls::Stream::new(&mut **tls, &mut &**tcp).read(buf),
             Self::Server(tls, tcp) => rustls::Stream::new(&mut **tls, &mut &**tcp).read(buf),
         }

@@ -209,7 +209,13 @@ impl<T: Transport> Transport for InTime<T> {
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        self.0.await_input(left(timeout)?)
+        loop {
+            match self.0.await_input(left(timeout)?) {
+                // So ends a read with a time-out whose process was stopped or frozen meanwhile, see signal(7).
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        }
     }
 
     fn is_open(&mut self) -> bool {

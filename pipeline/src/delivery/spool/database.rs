@@ -263,6 +263,11 @@ impl Sending {
     fn leave_unordered(&mut self, due: Stamp) {
         self.unordered = Some(self.unordered.unwrap_or(Stamp::END).min(due));
     }
+
+    /// Whether there may be an event that gets its place now.
+    fn may_order(&self, now: Stamp) -> bool {
+        self.unordered.is_some_and(|first| first <= now)
+    }
 }
 
 impl Database {
@@ -339,7 +344,7 @@ impl Database {
         };
         database.number()?;
         database.epoch = database.set_clock()?;
-        database.version = database.data_version()?;
+        database.version = data_version(&database.db)?;
         database.reconcile()?;
         Ok(database)
     }
@@ -399,18 +404,13 @@ impl Database {
         self.stamp(monotonic_ns())
     }
 
-    fn data_version(&self) -> Result<i64, SpoolError> {
-        let mut select = self.db.prepare_cached("PRAGMA data_version")?;
-        Ok(select.query_row([], |row| row.get(0))?)
-    }
-
     /// Reads what another process, or an administrator, has changed. Returns the events that were handed out
     /// and since deleted, which must not be sent; `None` if nobody else changed anything.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn sync(&mut self) -> Result<Option<Vec<u64>>, SpoolError> {
-        let version = self.data_version()?;
+        let version = data_version(&self.db)?;
         if version == self.version {
             return Ok(None);
         }
@@ -479,8 +479,8 @@ impl Database {
         self.sending.is_some()
     }
 
-    /// Commits a batch; failed logins wait for `delay` before they can be taken. `is_shared`: another instance
-    /// of nginx captures for the same spool.
+    /// Commits a batch; failed logins wait for `delay` before they can be taken. `is_shared` tells whether
+    /// another instance of nginx captures for the same spool, when it is called.
     ///
     /// # Errors
     /// Nothing of it is stored.
@@ -488,15 +488,17 @@ impl Database {
         &mut self,
         events: &[Intake<'_>],
         delay: Duration,
-        is_shared: bool,
+        is_shared: &dyn Fn() -> bool,
     ) -> Result<Appended, SpoolError> {
         let space = rustix::fs::statvfs(&self.config.path);
         if space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < RESERVE) {
             return Err(SpoolError::NoReserve);
         }
-        if !is_shared && self.is_sending() {
+        // The clock is read first: another instance announces itself before it captures.
+        let now = self.now();
+        if self.is_sending() && !is_shared() {
             // Events without a place come before these.
-            while self.order(Stamp::END)? {}
+            while self.order(now)? {}
         }
         // This commit must survive a power cut. The deletion of a delivered event need not: the event would be
         // sent again.
@@ -510,13 +512,16 @@ impl Database {
         &mut self,
         events: &[Intake<'_>],
         delay: Duration,
-        is_shared: bool,
+        is_shared: &dyn Fn() -> bool,
     ) -> Result<Appended, SpoolError> {
-        let Self { db, config, epoch, instance, .. } = self;
+        let Self { db, config, epoch, instance, version, .. } = self;
         let sending = &mut self.sending;
         let tx = begin(db)?;
-        // Read only now, because beginning may have waited for another process.
+        // Read and asked only now, because beginning may have waited for another process.
         let now = Stamp(epoch.saturating_add(monotonic_ns() as i64));
+        let has_earlier = sending.as_ref().is_some_and(|sending| sending.may_order(now))
+            || data_version(&tx)? != *version;
+        let in_order = !has_earlier && !is_shared();
         let mut room = Room { bytes: totals(&tx)?.bytes, dropped: 0, config };
         let mut cursors = Cursors { instance: *instance as i64, rings: BTreeMap::new() };
         let mut result = Appended::default();
@@ -557,7 +562,7 @@ impl Database {
                     _ => (Stamp::default(), None),
                 };
                 let (turn, previous) = match sending {
-                    Some(sending) if !is_shared && due == Stamp::default() => {
+                    Some(sending) if in_order && due == Stamp::default() => {
                         sending.give(rank, user)
                     }
                     Some(sending) => {
@@ -609,14 +614,14 @@ impl Database {
     /// Gives places to events that have none, in the order of capture: those captured before `until` that need
     /// not wait any longer. Works on a part at a time; returns whether there may be more.
     fn order(&mut self, until: Stamp) -> Result<bool, SpoolError> {
-        let is_changed = self.data_version()? != self.version;
+        let is_changed = data_version(&self.db)? != self.version;
         let now = self.now();
         let Some(sending) = &mut self.sending else { return Ok(false) };
         if is_changed {
             // Another instance of nginx may have committed earlier events.
             sending.unordered = Some(Stamp::default());
         }
-        if sending.unordered.is_none_or(|first| first > now) {
+        if !sending.may_order(now) {
             return Ok(false);
         }
         let tx = begin(&mut self.db)?;
@@ -1098,6 +1103,11 @@ fn wait_for_others(db: &mut Connection) -> Result<(), rusqlite::Error> {
         thread::sleep(BUSY_POLL);
         SINCE.get().is_some_and(|since| since.elapsed() < BUSY)
     }))
+}
+
+/// A number that is another one after somebody else's commit.
+fn data_version(db: &Connection) -> Result<i64, rusqlite::Error> {
+    db.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
 }
 
 fn begin(db: &mut Connection) -> Result<Transaction<'_>, rusqlite::Error> {

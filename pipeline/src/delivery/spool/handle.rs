@@ -215,8 +215,7 @@ impl Spool {
     /// Commits a batch, in which failed logins wait for `delay`, together with how far the rings were read;
     /// `None` if the spool does not work. Records that were stored from a ring before are left out.
     pub fn append(&self, events: &[Intake<'_>], delay: Duration) -> Option<Appended> {
-        let is_shared = is_shared(&self.file, self.instance);
-        self.with(|database, _| database.append(events, delay, is_shared))
+        self.with(|database, _| database.append(events, delay, &|| self.is_shared()))
     }
 
     /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
@@ -258,7 +257,7 @@ impl Spool {
     fn until(&self, database: &Database, span: Duration) -> Stamp {
         // The clock is read first: another instance announces itself before it captures.
         let now = database.now();
-        if is_shared(&self.file, self.instance) { now.before(span) } else { Stamp::END }
+        if self.is_shared() { now.before(span) } else { now }
     }
 
     /// When [`take`](Self::take) may find another event without an [`append`](Self::append): a failed login

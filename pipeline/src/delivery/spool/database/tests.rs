@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -72,7 +73,7 @@ impl Bench {
 
 fn append(database: &mut Database, events: &[Vec<u8>]) -> Appended {
     let events: Vec<_> = events.iter().map(|event| intake(event)).collect();
-    database.append(&events, DELAY, false).unwrap()
+    database.append(&events, DELAY, &|| false).unwrap()
 }
 
 /// As a target sees it that may know all.
@@ -156,7 +157,7 @@ fn what_a_ring_had_stored_is_not_stored_again() {
     let events = [(); 3].map(|()| bench.event(Rank::Four, "u"));
     let from = |ring, event| Intake { ring: Some(ring), ..intake(event) };
     let append = |database: &mut Database, events: &[Intake<'_>]| {
-        database.append(events, DELAY, false).unwrap().stored
+        database.append(events, DELAY, &|| false).unwrap().stored
     };
     assert_eq!(append(&mut database, &[from(3, &events[0]), from(4, &events[1])]), 2);
     drop(database);
@@ -180,12 +181,12 @@ fn one_event_stands_for_many_and_says_how_many() {
     let merge = Some(Merge { key: u64::MAX - 5, until_ns });
     let intake = |event, merge| Intake { ring: Some(1), merge, ..intake(event) };
     let some: Vec<_> = events[..30].iter().map(|event| intake(event, merge)).collect();
-    database.append(&some, DELAY, false).unwrap();
+    database.append(&some, DELAY, &|| false).unwrap();
     // Killed before the ring was freed.
     drop(database);
     let mut database = bench.open();
     let all: Vec<_> = events.iter().map(|event| intake(event, merge)).collect();
-    database.append(&all, DELAY, false).unwrap();
+    database.append(&all, DELAY, &|| false).unwrap();
     let t = adds_up(&database);
     assert_eq!((t.collected, t.merged, t.pending), (57, 56, 1));
     assert!(take_all(&mut database).is_empty());
@@ -196,7 +197,7 @@ fn one_event_stands_for_many_and_says_how_many() {
     assert!(events[0].body.contains("url=%2F1%3Frepeated%3D57&"), "{}", events[0].body);
     // The next one is another event: this is on its way.
     let late = bench.event(Rank::Three, "u");
-    database.append(&[intake(&late, merge)], DELAY, false).unwrap();
+    database.append(&[intake(&late, merge)], DELAY, &|| false).unwrap();
     settle(&mut database, &events, Outcome::Delivered);
     let t = adds_up(&database);
     assert_eq!((t.collected, t.merged, t.delivered, t.pending), (58, 56, 1, 1));
@@ -269,7 +270,7 @@ fn another_instances_events_get_their_place_by_the_time_of_capture() {
     let events: Vec<_> = (0..6).map(|_| bench.event(Rank::Four, "u")).collect();
     let shared = |database: &mut Database, events: &[Vec<u8>]| {
         let events: Vec<_> = events.iter().map(|event| intake(event)).collect();
-        database.append(&events, DELAY, true).unwrap();
+        database.append(&events, DELAY, &|| true).unwrap();
     };
     shared(&mut other, &events[3..4]);
     shared(&mut sender, &events[2..3]);
@@ -282,6 +283,38 @@ fn another_instances_events_get_their_place_by_the_time_of_capture() {
     // The other instance is gone: what it left comes first.
     append(&mut sender, &events[4..]);
     assert_eq!(numbers(&take_all(&mut sender)), [3, 4, 5, 6]);
+    adds_up(&sender);
+}
+
+/// The sender's commit may wait for another instance, which begins or ends meanwhile.
+#[test]
+fn a_place_is_given_by_what_is_true_within_the_commit() {
+    thread_local!(static LAST: Cell<Option<Connection>> = const { Cell::new(None) });
+    let mut bench = Bench::new();
+    let (mut sender, mut other) = (bench.open(), bench.open_only());
+    let events: Vec<_> = (0..4).map(|_| bench.event(Rank::Four, "u")).collect();
+    // It began: its earlier event will be committed later.
+    let asked = Cell::new(0);
+    let begins = || asked.replace(asked.get() + 1) > 0;
+    sender.append(&[intake(&events[1])], DELAY, &begins).unwrap();
+    other.append(&[intake(&events[0])], DELAY, &|| true).unwrap();
+    assert_eq!(numbers(&take_all(&mut sender)), [1, 2]);
+    // It ends, and the sender waits for its last commit.
+    let last = Connection::open(bench.file()).unwrap();
+    other.append(&[intake(&events[2])], DELAY, &|| true).unwrap();
+    last.execute_batch(
+        "BEGIN; CREATE TEMP TABLE late AS SELECT * FROM pending ORDER BY id DESC LIMIT 1;
+         DELETE FROM pending WHERE id IN (SELECT id FROM late); COMMIT;
+         BEGIN IMMEDIATE; INSERT INTO pending SELECT * FROM late",
+    )
+    .unwrap();
+    sender.sync().unwrap();
+    LAST.set(Some(last));
+    let commit = |_| LAST.take().is_some_and(|last| last.execute_batch("COMMIT").is_ok());
+    sender.db.busy_handler(Some(commit)).unwrap();
+    sender.append(&[intake(&events[3])], DELAY, &|| false).unwrap();
+    assert!(LAST.take().is_none(), "it did not wait");
+    assert_eq!(numbers(&take_all(&mut sender)), [3, 4]);
     adds_up(&sender);
 }
 
@@ -392,7 +425,7 @@ fn the_clock_goes_on_after_a_boot() {
     let mut database = bench.open();
     let event = bench.event(Rank::Four, "u");
     let intake = Intake { ring: Some(1), ..intake(&event) };
-    database.append(&[intake], DELAY, false).unwrap();
+    database.append(&[intake], DELAY, &|| false).unwrap();
     // The wall's clock was an hour ahead, and this is another boot.
     let ahead = database.now().0 + 3_600_000_000_000;
     database.db.execute("UPDATE pending SET stamp = ?1", [ahead]).unwrap();
@@ -401,7 +434,7 @@ fn the_clock_goes_on_after_a_boot() {
     assert!(again.now().0 > ahead);
     assert_eq!(bench.open().epoch, again.epoch);
     // The rings of the boot before are gone.
-    assert_eq!(again.append(&[intake], DELAY, false).unwrap().stored, 1);
+    assert_eq!(again.append(&[intake], DELAY, &|| false).unwrap().stored, 1);
 }
 
 #[test]
