@@ -120,11 +120,21 @@ pub struct Shared {
     pub(super) lanes_changed: Condvar,
 }
 
+/// What is known of an event that is on its way or kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldEvent {
+    /// When it was captured, in milliseconds since the epoch, …
+    pub(super) time_ms: i64,
+    /// … and its place among those that are in memory only: when it was captured by the monotonic clock, in
+    /// nanoseconds.
+    pub(super) stamp: Option<u64>,
+    pub(super) rank: Rank,
+}
+
 /// The events that are on their way or kept.
 #[derive(Default)]
 pub(super) struct Held {
-    /// Each with its time of capture.
-    pub(super) events: BTreeMap<EventId, (i64, Rank)>,
+    pub(super) events: BTreeMap<EventId, HeldEvent>,
     /// How many there are of each rank, …
     pub(super) counts: [usize; Rank::ALL.len()],
     /// … and how few may be left until more are handed over. Handing them over one by one would cost more than
@@ -139,16 +149,16 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn insert(&mut self, id: EventId, time_ms: i64, rank: Rank) {
-        if self.events.insert(id, (time_ms, rank)).is_none() {
-            self.counts[rank.place()] += 1;
+    pub(super) fn insert(&mut self, id: EventId, event: HeldEvent) {
+        if self.events.insert(id, event).is_none() {
+            self.counts[event.rank.place()] += 1;
         }
     }
 
     /// Removes an event that has had its outcome; returns whether the target's thread is to be woken.
     fn remove(&mut self, id: EventId) -> bool {
         let is_news = !mem::replace(&mut self.progressed, true) && !self.looks_soon;
-        let Some((_, rank)) = self.events.remove(&id) else { return is_news };
+        let Some(HeldEvent { rank, .. }) = self.events.remove(&id) else { return is_news };
         let (count, low) = (&mut self.counts[rank.place()], self.low[rank.place()]);
         *count -= 1;
         let is_low = *count == low || self.events.is_empty();
@@ -282,7 +292,7 @@ impl Shared {
 
     /// When a held event was captured, in milliseconds since the epoch.
     pub fn captured_ms(&self, event: &Event) -> i64 {
-        lock(&self.held).events.get(&event.id).map_or(0, |(time_ms, _)| *time_ms)
+        lock(&self.held).events.get(&event.id).map_or(0, |event| event.time_ms)
     }
 
     /// An event's fate is decided and counted.
@@ -321,9 +331,12 @@ impl Shared {
         let _ = self.lanes_changed.wait_timeout_while(lock(&self.lanes), limit, is_idle);
     }
 
-    /// How many of the held events are in memory only.
-    pub fn in_memory(&self) -> usize {
-        lock(&self.held).events.range(EventId::Memory(0)..).count()
+    /// How many of the held events are in memory only, and the stamp of the one that was captured first.
+    pub fn in_memory(&self) -> (usize, Option<u64>) {
+        let held = lock(&self.held);
+        let mut stamps = held.events.range(EventId::Memory(0)..).filter_map(|(_, event)| event.stamp);
+        let Some(first) = stamps.next() else { return (0, None) };
+        stamps.fold((1, Some(first)), |(count, oldest), stamp| (count + 1, oldest.min(Some(stamp))))
     }
 
     /// How many events are held.
@@ -355,7 +368,8 @@ mod tests {
     fn more_events_are_handed_over_when_half_of_a_rank_is_gone() {
         let mut held = Held::default();
         for id in 1..=8 {
-            held.insert(EventId::Memory(id), 1, if id <= 2 { Rank::One } else { Rank::Four });
+            let rank = if id <= 2 { Rank::One } else { Rank::Four };
+            held.insert(EventId::Memory(id), HeldEvent { time_ms: 1, stamp: Some(id), rank });
         }
         assert_eq!(held.counts, [2, 0, 0, 6]);
         held.refilled();

@@ -26,7 +26,7 @@ use crate::tirreno::connection::Connection;
 use crate::tirreno::first_steps::FirstSteps;
 use crate::tirreno::http::Tirreno;
 use crate::tirreno::policy::{Book, EventId, Policy, PolicyConfig};
-use crate::tirreno::shared::{Connect, Content, Event, Shared, WINDOW, lock};
+use crate::tirreno::shared::{Connect, Content, Event, HeldEvent, Shared, WINDOW, lock};
 
 /// How many bytes from a spool may be on their way to the connections, besides [`WINDOW`], …
 const WINDOW_BYTES: usize = 4 << 20;
@@ -302,7 +302,8 @@ impl TirrenoTarget {
             // It was parsed when it was read from the ring.
             let Some(record) = Record::parse(bytes) else { continue };
             let rank = record.rank();
-            lock(&self.shared.held).insert(id, record.time_ms(), rank);
+            let (time_ms, stamp) = (record.time_ms(), Some(record.stamp()));
+            lock(&self.shared.held).insert(id, HeldEvent { time_ms, stamp, rank });
             let user = self.config.privacy.view(record).user_key();
             let (kind, content) = (Some(record.kind()), Content::Record(bytes.clone()));
             let event = Event { id, user, rank, kind, content };
@@ -370,6 +371,9 @@ impl TirrenoTarget {
     /// Commits what is due to the spool, together with how far it has read the rings. Returns when more
     /// is due.
     fn spool_due(&mut self, inbox: &Inbox, store: &Spool, now: Instant) -> Option<Duration> {
+        let (in_memory, oldest) = self.shared.in_memory();
+        // It was captured before some of what may be committed before it.
+        store.expect(oldest);
         if let Some(at) = self.retry_at {
             // Also where nothing is due: what is in memory waits for the spool.
             if at > now {
@@ -377,7 +381,6 @@ impl TirrenoTarget {
                 return Some(at - now);
             }
         } else {
-            let in_memory = self.shared.in_memory();
             self.shared.recalling.store(in_memory > 0, Relaxed);
             if in_memory > 0 {
                 if !self.recall(in_memory, now) {
@@ -428,7 +431,7 @@ impl TirrenoTarget {
     }
 
     /// Wants back what is in memory only, because the spool did not work, and is not being sent. Returns whether all
-    /// of it is here, or as much as comes in time: what is committed together keeps its order.
+    /// of it is here, or as much as comes in time.
     fn recall(&mut self, in_memory: usize, now: Instant) -> bool {
         self.shared.wake();
         let mut lanes = lock(&self.shared.lanes);
@@ -614,7 +617,7 @@ impl TirrenoTarget {
             let id = EventId::Stored(stored.id);
             let content = Content::Stored { trace: stored.trace, body: stored.body };
             self.shared.stored_bytes.fetch_add(content.size(), Relaxed);
-            held.insert(id, time_ms, rank);
+            held.insert(id, HeldEvent { time_ms, stamp: None, rank });
             Event { id, user, rank, kind, content }
         });
         let events: Vec<_> = events.collect();
@@ -643,7 +646,7 @@ impl TirrenoTarget {
         }
         self.ticked = now;
         let slot = self.config.slot;
-        let oldest = lock(&self.shared.held).events.values().map(|(time_ms, _)| *time_ms).min();
+        let oldest = lock(&self.shared.held).events.values().map(|event| event.time_ms).min();
         if let Some(oldest) = oldest {
             self.ledger.show_oldest(slot, oldest);
         }

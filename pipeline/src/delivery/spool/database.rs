@@ -395,7 +395,7 @@ impl Database {
     }
 
     /// Converts a monotonic stamp to the spool's clock.
-    fn stamp(&self, monotonic_ns: u64) -> Stamp {
+    pub fn stamp(&self, monotonic_ns: u64) -> Stamp {
         Stamp(self.epoch.saturating_add(monotonic_ns as i64))
     }
 
@@ -479,8 +479,8 @@ impl Database {
         self.sending.is_some()
     }
 
-    /// Commits a batch; failed logins wait for `delay` before they can be taken. `is_shared` tells whether
-    /// another instance of nginx captures for the same spool, when it is called.
+    /// Commits a batch; failed logins wait for `delay` before they can be taken. `may_follow` tells, whenever it is
+    /// called, whether an event that was captured before one of these may be appended later.
     ///
     /// # Errors
     /// Nothing of it is stored.
@@ -488,7 +488,7 @@ impl Database {
         &mut self,
         events: &[Intake<'_>],
         delay: Duration,
-        is_shared: &dyn Fn() -> bool,
+        may_follow: &dyn Fn() -> bool,
     ) -> Result<Appended, SpoolError> {
         let space = rustix::fs::statvfs(&self.config.path);
         if space.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) < RESERVE) {
@@ -496,14 +496,14 @@ impl Database {
         }
         // The clock is read first: another instance announces itself before it captures.
         let now = self.now();
-        if self.is_sending() && !is_shared() {
+        if self.is_sending() && !may_follow() {
             // Events without a place come before these.
             while self.order(now)? {}
         }
         // This commit must survive a power cut. The deletion of a delivered event need not: the event would be
         // sent again.
         self.db.pragma_update(None, "synchronous", "FULL")?;
-        let result = self.insert(events, delay, is_shared);
+        let result = self.insert(events, delay, may_follow);
         self.db.pragma_update(None, "synchronous", "NORMAL")?;
         result
     }
@@ -512,7 +512,7 @@ impl Database {
         &mut self,
         events: &[Intake<'_>],
         delay: Duration,
-        is_shared: &dyn Fn() -> bool,
+        may_follow: &dyn Fn() -> bool,
     ) -> Result<Appended, SpoolError> {
         let Self { db, config, epoch, instance, version, .. } = self;
         let sending = &mut self.sending;
@@ -521,7 +521,7 @@ impl Database {
         let now = Stamp(epoch.saturating_add(monotonic_ns() as i64));
         let has_earlier = sending.as_ref().is_some_and(|sending| sending.may_order(now))
             || data_version(&tx)? != *version;
-        let in_order = !has_earlier && !is_shared();
+        let in_order = !has_earlier && !may_follow();
         let mut room = Room { bytes: totals(&tx)?.bytes, dropped: 0, config };
         let mut cursors = Cursors { instance: *instance as i64, rings: BTreeMap::new() };
         let mut result = Appended::default();

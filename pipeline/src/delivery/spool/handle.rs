@@ -74,6 +74,8 @@ struct Shared {
     set_aside: Option<SetAside>,
     /// Why it does not work.
     fault: Option<Fault>,
+    /// The stamp of the first event in memory that may still be appended.
+    expected: Option<u64>,
 }
 
 /// The rejected events that are kept.
@@ -212,10 +214,17 @@ impl Spool {
         inner.sender = None;
     }
 
+    /// Events in memory, of which this is the first one's stamp, may be appended later, because the spool did not
+    /// work. What is appended meanwhile and was captured after the first is not handed out before. It never waits.
+    pub fn expect(&self, first: Option<u64>) {
+        lock(&self.shared).expected = first;
+    }
+
     /// Commits a batch, in which failed logins wait for `delay`, together with how far the rings were read;
     /// `None` if the spool does not work. Records that were stored from a ring before are left out.
     pub fn append(&self, events: &[Intake<'_>], delay: Duration) -> Option<Appended> {
-        self.with(|database, _| database.append(events, delay, &|| self.is_shared()))
+        let may_follow = || lock(&self.shared).expected.is_some() || self.is_shared();
+        self.with(|database, _| database.append(events, delay, &may_follow))
     }
 
     /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
@@ -254,10 +263,12 @@ impl Spool {
         })
     }
 
+    /// Before when no event is captured that may still be appended.
     fn until(&self, database: &Database, span: Duration) -> Stamp {
         // The clock is read first: another instance announces itself before it captures.
         let now = database.now();
-        if self.is_shared() { now.before(span) } else { now }
+        let until = if self.is_shared() { now.before(span) } else { now };
+        lock(&self.shared).expected.map_or(until, |first| until.min(database.stamp(first)))
     }
 
     /// When [`take`](Self::take) may find another event without an [`append`](Self::append): a failed login
