@@ -180,7 +180,8 @@ fn dropped_in(record: &Value) -> u64 {
 
 #[track_caller]
 fn numbers(lines: &[u8]) -> Vec<usize> {
-    records(lines).iter().map(|record| number(record).unwrap()).collect()
+    let number = |record| number(record).unwrap_or_else(|| panic!("{record}"));
+    records(lines).iter().map(number).collect()
 }
 
 fn read_backup(path: &Path) -> Vec<u8> {
@@ -517,7 +518,7 @@ fn no_fault_tears_or_loses_a_line() {
     let count = if std::env::var_os("TEST_FULL").is_some() { 100_000 } else { 20_000 };
     let bench = Bench::start_with(
         "tirreno_target audit {
-             type file; path %DIR%/audit.log; interval 50ms;
+             type file; path %DIR%/audit.log; interval 50ms; queue 100000 size=64m;
              max_size 1m; compress on;
          }",
         |builder| builder.workers(4),

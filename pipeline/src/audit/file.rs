@@ -42,6 +42,8 @@ const MOVES: usize = 8;
 const LONGEST_LINE: u64 = 1 << 20;
 /// How often `max_age` is applied to backups while there is no rotation.
 const TIDY: Duration = Duration::from_secs(60 * 60);
+/// The pause while another process compresses a backup: it may end before it is done.
+const BUSY: Duration = Duration::from_secs(1);
 /// A wall clock that is this much ahead of the monotonic one has jumped, …
 const JUMP: TimeDelta = TimeDelta::hours(2);
 /// … and is trusted after this time.
@@ -342,21 +344,27 @@ impl Backups {
             Ages::new(self.last_known().unwrap_or_else(|| SystemTime::now().into()), since_boot());
         loop {
             let now = ages.now(SystemTime::now().into(), since_boot());
-            if let Err((path, error)) = self.tidy(now)
-                && said.may(Instant::now())
-            {
-                let (path, error) = (path.display(), error.kind());
-                let text = format!("{label}: \"{path}\" cannot be tidied up: {error}");
-                log.log(Level::Error, text);
-            }
-            match orders.recv_timeout(TIDY) {
+            let pause = match self.tidy(now) {
+                Ok(()) => TIDY,
+                Err((_, error)) if error.kind() == io::ErrorKind::ResourceBusy => BUSY,
+                Err((path, error)) => {
+                    if said.may(Instant::now()) {
+                        let (path, error) = (path.display(), error.kind());
+                        let text = format!("{label}: \"{path}\" cannot be tidied up: {error}");
+                        log.log(Level::Error, text);
+                    }
+                    TIDY
+                }
+            };
+            match orders.recv_timeout(pause) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// Compresses and deletes the backups that are due. Returns the first error, with its file.
+    /// Compresses and deletes the backups that are due. Returns the first error, with its file; `ResourceBusy`:
+    /// another process compresses it.
     fn tidy(&self, now: DateTime<Utc>) -> Result<(), (PathBuf, io::Error)> {
         let times = self.times().map_err(|error| (self.names.directory.clone(), error))?;
         let surplus = self.config.max_backups.map_or(0, |most| times.len().saturating_sub(most));
@@ -411,11 +419,13 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// Replaces a file by a compressed one. At each moment, one of the two is complete, also on the disk.
+///
+/// # Errors
+/// The file is where it was; `ResourceBusy`: another process is at it.
 fn compress(plain: &Path, compressed: &Path) -> io::Result<()> {
     let file = File::open(plain)?;
     let part = with_end(plain, ".tmp");
-    // Otherwise another process is compressing it.
-    let Some(out) = lock(&part)? else { return Ok(()) };
+    let out = lock(&part)?.ok_or(io::ErrorKind::ResourceBusy)?;
     let written = (|| {
         out.set_len(0)?;
         let mut encoder = GzEncoder::new(&out, Compression::default());
@@ -693,12 +703,41 @@ mod tests {
         let compressed = with_end(&plain, ".gz");
         // Another process is at it.
         let other = lock(&with_end(&plain, ".tmp")).unwrap();
-        compress(&plain, &compressed).unwrap();
+        assert_eq!(compress(&plain, &compressed).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         assert!(plain.exists() && !compressed.exists());
         drop(other);
         compress(&plain, &compressed).unwrap();
         assert!(!plain.exists());
         assert_eq!(compressed.metadata().unwrap().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn what_an_ended_process_left_half_compressed_is_compressed_without_a_rotation() {
+        let mut bench = Bench::new();
+        bench.config.compress = true;
+        let names = Names::new(&bench.config.path);
+        let times = [1, 2, 3].map(|hour| format!("2026-01-31T0{hour}:00:00Z").parse().unwrap());
+        times.iter().for_each(|time| fs::write(names.plain(*time), "a\n").unwrap());
+        let [first, second, _] = times.map(|time| names.plain(time));
+        let other = lock(&with_end(&first, ".tmp")).unwrap();
+        let (end, orders) = bounded(1);
+        let backups = Backups::new(&bench.config);
+        let log = log_queue();
+        std::thread::scope(|scope| {
+            scope.spawn(|| backups.tend(&orders, "t", &log.0));
+            let wait_gone = |file: &Path| {
+                let started = Instant::now();
+                while file.exists() && started.elapsed() < Duration::from_secs(60) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            };
+            // The other process ends after this one has passed its file.
+            wait_gone(&second);
+            drop(other);
+            wait_gone(&first);
+            drop(end);
+        });
+        assert_eq!(times.map(|time| names.compressed(time).exists()), [true, true, false]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::audit::config::{Console, Sink};
 use crate::clock::monotonic_ns;
 use crate::config::{Destination, TargetConfig};
 use crate::delivery::collector::Collection;
+use crate::delivery::inbox::Inbox;
 use crate::delivery::target::Running;
 use crate::delivery::thread::{NICE_COLLECTING, leave_file_table, spawn};
 use crate::log_queue::{Level, LogQueue};
@@ -47,7 +48,6 @@ const JOIN: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_millis(300);
 
 /// The threads of one worker.
-#[derive(Debug)]
 pub struct Deliverer {
     control: Arc<Control>,
     thread: JoinHandle<()>,
@@ -56,7 +56,7 @@ pub struct Deliverer {
     longest: Duration,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Control {
     /// Since when the process is known to exit (which may take hours); 0 while it stays.
     exiting_ns: AtomicU64,
@@ -64,6 +64,8 @@ struct Control {
     stop: Mutex<Option<Stop>>,
     phase: Mutex<Phase>,
     phase_changed: Condvar,
+    /// What the thread delivers.
+    inboxes: Mutex<Vec<Arc<Inbox>>>,
 }
 
 /// What the thread does.
@@ -249,6 +251,12 @@ impl Deliverer {
         }
         let ended = *phase == Phase::Ended;
         drop(phase);
+        if !ended && !self.control.is_another(self.zone, &[Stay::Stays, Stay::Exiting]) {
+            // The processors are busy, or a disk hangs: nobody else would tell what is lost.
+            lock(&self.control.inboxes)
+                .iter()
+                .for_each(|inbox| inbox.close(DropReason::Shutdown, false));
+        }
         lock(&self.control.enrolment).take();
         if ended {
             let _ = self.thread.join();
@@ -354,7 +362,9 @@ impl Worker<'_> {
             return;
         };
         let _leave = Leave(ledger);
-        let targets = targets.iter().map(|config| self.setup.target(config, ledger)).collect();
+        let targets: Vec<_> =
+            targets.iter().map(|config| self.setup.target(config, ledger)).collect();
+        *lock(&self.control.inboxes) = targets.iter().map(|target| target.inbox.clone()).collect();
         let mut collection = Collection::new((*zone, ledger), targets, log);
         let another_follows = loop {
             if self.shall_leave() {
@@ -381,6 +391,7 @@ impl Worker<'_> {
             self.finish(collection.into_targets(), false);
             drop(term);
         }
+        lock(&self.control.inboxes).clear();
     }
 
     /// Tries to deliver what the targets hold: disks get as long as they need, within limits, servers the
@@ -435,6 +446,14 @@ impl Drop for Leave {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::config::{AuditConfig, FileConfig};
+    use crate::audit::format::FormatConfig;
+    use crate::capture::level::Routing;
+    use crate::log_queue::log_queue;
+    use crate::privacy::Privacy;
+    use crate::record::Capture;
+    use crate::shm::ring::Producer;
+    use crate::shm::zone::anonymous;
 
     const LONGEST: Duration = Duration::from_secs(30);
     const MOMENT: Duration = Duration::from_millis(1);
@@ -470,5 +489,54 @@ mod tests {
             assert!(patience.is_over(phase, Some(most), since + most + GRACE));
         }
         assert!(patience.is_over(Phase::Ended, None, since));
+    }
+
+    #[test]
+    fn what_a_thread_that_hangs_holds_is_counted_and_said() {
+        let zone = anonymous(1 << 20).unwrap();
+        let format = FormatConfig::parse("json", &[]).unwrap();
+        let target = TargetConfig {
+            name: "t".into(),
+            slot: zone.target_slot("t", 0).unwrap(),
+            events: Routing::ALL,
+            queue_events: 10,
+            queue_bytes: 1 << 20,
+            interval: Duration::ZERO,
+            batch_size: 64,
+            repeat: None,
+            shutdown_timeout: LONGEST,
+            spool: None,
+            privacy: Privacy::default(),
+            destination: Destination::Audit(AuditConfig {
+                format,
+                sink: Sink::File(FileConfig::default()),
+            }),
+        };
+        let (log, messages) = log_queue();
+        let setup = Setup { zone, targets: [target].into(), log, connect: None, own_files: None };
+        let ledger = zone.enlist(std::process::id()).unwrap();
+        let mut worker = Producer::new(zone, std::process::id());
+        let mut capture = Capture::new(1);
+        capture.targets = 1;
+        (0..3).for_each(|_| worker.push(&capture).unwrap());
+        let targets = vec![setup.target(&setup.targets[0], ledger)];
+        let inbox = targets[0].inbox.clone();
+        let mut collection = Collection::idle((zone, ledger), targets, &setup.log);
+        collection.collect(u64::MAX);
+        let control = Arc::new(Control::default());
+        control.set_phase(Phase::Delivers);
+        *lock(&control.inboxes) = vec![inbox];
+        let (thread_ends, ended) = std::sync::mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
+            let _ = ended.recv();
+        });
+        let deliverer = Deliverer { control, thread, zone, longest: LONGEST };
+        deliverer.finish(|| Some(Duration::ZERO));
+        let totals = zone.totals(0);
+        assert_eq!((totals.captured, totals.all_dropped(), totals.pending), (3, 3, 0));
+        let said = messages.drain().map(|message| message.text).collect::<Vec<_>>();
+        let expected = "3 events could not be delivered, shutdown_timeout is over; dropped";
+        assert!(said.iter().any(|text| text.ends_with(expected)), "{said:?}");
+        drop(thread_ends);
     }
 }

@@ -334,7 +334,8 @@ impl Shared {
     /// How many of the held events are in memory only, and the stamp of the one that was captured first.
     pub fn in_memory(&self) -> (usize, Option<u64>) {
         let held = lock(&self.held);
-        let mut stamps = held.events.range(EventId::Memory(0)..).filter_map(|(_, event)| event.stamp);
+        let mut stamps =
+            held.events.range(EventId::Memory(0)..).filter_map(|(_, event)| event.stamp);
         let Some(first) = stamps.next() else { return (0, None) };
         stamps.fold((1, Some(first)), |(count, oldest), stamp| (count + 1, oldest.min(Some(stamp))))
     }
