@@ -854,6 +854,30 @@ fn numbers_in(text: &str) -> BTreeSet<usize> {
     lines.filter_map(|line| line["url"].as_str()?.strip_prefix('/')?.parse().ok()).collect()
 }
 
+/// A killed process lives on while one of its threads hangs in the kernel, and so do the locks of all files that the
+/// thread could use.
+#[test]
+fn a_thread_that_writes_a_file_has_no_other_targets_files() {
+    let targets = [file("one", "interval 20ms;"), file("two", "interval 20ms;"), SPOOL.into()];
+    let bench = Bench::start(&targets.concat(), 1);
+    bench.requests(0..3);
+    ["one", "two"].iter().for_each(|target| bench.wait_count(target, "delivered", 3));
+    bench.wait_all(3);
+    let worker = bench.nginx.workers()[0];
+    let mut found: Vec<BTreeSet<_>> = Vec::new();
+    for task in fs::read_dir(format!("/proc/{worker}/task")).unwrap().flatten() {
+        let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
+        let Ok(open) = fs::read_dir(task.path().join("fd")) else { continue };
+        if name.trim() == "tirreno-audit" {
+            let paths = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+            found.push(paths.filter(|path| path.starts_with(bench.dir.path())).collect());
+        }
+    }
+    found.sort();
+    let own = |name: &str| BTreeSet::from([bench.path(name)]);
+    assert_eq!(found, [own("audit.log"), own("one.log"), own("two.log")]);
+}
+
 /// 0.1.0: one thread writes all files and feeds all targets, so all targets stop while the disk hangs, and
 /// a worker's exit waits for the disk.
 #[test]

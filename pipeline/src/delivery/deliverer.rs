@@ -148,7 +148,9 @@ impl Setup {
             Destination::Tirreno(tirreno) => {
                 tirreno::target::new(config, tirreno, self.connect.clone(), counters, &self.log)
             }
-            Destination::Audit(audit) => audit::target::new(config, audit, counters, &self.log),
+            // The threads of the other targets share what they open, see `own_files`.
+            Destination::Audit(audit) => audit::target::new(config, audit, counters, &self.log)
+                .with_own_files(self.own_files),
         }
     }
 

@@ -1,13 +1,14 @@
 //! A target takes events on a thread of its own.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::delivery::inbox::{Inbox, Outcome};
-use crate::delivery::thread::{NICE_SENDING, spawn};
+use crate::delivery::thread::{NICE_SENDING, own_file_table, spawn};
 use crate::log_queue::Level;
 use crate::shm::zone::DropReason;
 
@@ -26,6 +27,8 @@ pub struct Running {
     /// The events to deliver.
     pub inbox: Arc<Inbox>,
     name: &'static str,
+    /// Whether the thread gets a table of open files of its own, and which descriptor it keeps.
+    own_files: Option<Option<RawFd>>,
     /// The target until its thread takes it.
     target: Arc<Mutex<Option<Box<dyn Target>>>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -34,7 +37,21 @@ pub struct Running {
 impl Running {
     /// The target; `name` is the name of its thread.
     pub fn new(target: impl Target + 'static, inbox: Arc<Inbox>, name: &'static str) -> Self {
-        Self { inbox, name, target: Arc::new(Mutex::new(Some(Box::new(target)))), thread: None }
+        let target: Box<dyn Target> = Box::new(target);
+        Self {
+            inbox,
+            name,
+            own_files: None,
+            target: Arc::new(Mutex::new(Some(target))),
+            thread: None,
+        }
+    }
+
+    /// The same, whose thread gets a table of open files of its own, except for the descriptor; `None`: it gets
+    /// none. The target must not have opened anything.
+    pub fn with_own_files(mut self, own_files: Option<Option<RawFd>>) -> Self {
+        self.own_files = own_files;
+        self
     }
 
     /// Starts the target's thread, if it does not run yet.
@@ -45,8 +62,11 @@ impl Running {
         if self.thread.is_some() {
             return Ok(());
         }
-        let (inbox, target) = (self.inbox.clone(), self.target.clone());
+        let (inbox, target, own_files) = (self.inbox.clone(), self.target.clone(), self.own_files);
         self.thread = Some(spawn(self.name, NICE_SENDING, move || {
+            if let Some(kept) = own_files {
+                own_file_table(kept);
+            }
             let taken = target.lock().unwrap_or_else(PoisonError::into_inner).take();
             let Some(mut target) = taken else { return };
             while !inbox.is_closed() {

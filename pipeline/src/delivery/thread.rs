@@ -49,13 +49,13 @@ fn lower_priority(by: i32) {
     let _ = getpriority_process(main).and_then(|nice| setpriority_process(own, nice + by));
 }
 
-/// Gives the calling thread, and the threads that it starts, a table of open files of their own, without the
-/// event loop's files except those in `kept`. That saves the event loop two atomic operations for each system
-/// call, and no thread can keep a connection or a listening socket open. Kernels before 5.9 lack the call:
-/// there nothing changes.
+/// Gives the calling thread, and the threads that it starts, a table of open files of their own, without those
+/// that are open now except the three standard files and `kept`. Returns whether it has one: kernels before 5.9
+/// lack the call.
 ///
-/// Of the three standard files, those in `consoles` are kept in any case.
-pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
+/// A thread that hangs in the kernel keeps the files of its table open, and with them their locks, even after its
+/// process was killed.
+pub(crate) fn own_file_table(kept: Option<RawFd>) -> bool {
     let close = |first: libc::c_uint, last: libc::c_uint| {
         // SAFETY: the thread has opened nothing yet, and its table is its own before anything is
         // closed.
@@ -66,7 +66,15 @@ pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
         None => close(3, libc::c_uint::MAX),
         Some(fd) => close(3, fd - 1) | close(fd + 1, libc::c_uint::MAX),
     };
-    if rc != 0 {
+    rc == 0
+}
+
+/// As [`own_file_table`], for a thread whose table is the event loop's. That saves the event loop two atomic
+/// operations for each system call, and no thread can keep a connection or a listening socket open.
+///
+/// Of the three standard files, those in `consoles` are kept in any case.
+pub(crate) fn leave_file_table(consoles: [bool; 3], kept: Option<RawFd>) {
+    if !own_file_table(kept) {
         return;
     }
     // SAFETY: the descriptors are this thread's own. The structure is initialized by the call that
