@@ -96,12 +96,16 @@ impl Site {
     }
 }
 
+fn status(nginx: &Nginx) -> serde_json::Value {
+    let status = client::get(nginx.port_n(9), "/status", &[]).expect("nginx answers").body;
+    serde_json::from_slice(&status).expect("JSON")
+}
+
 /// Waits until every target has delivered what was captured for it.
 #[track_caller]
 fn settle(nginx: &Nginx) {
     wait_for(SOON, "everything to be delivered", || {
-        let status = client::get(nginx.port_n(9), "/status", &[]).expect("nginx answers").body;
-        let status: serde_json::Value = serde_json::from_slice(&status).expect("JSON");
+        let status = status(nginx);
         let mut targets = status["targets"].as_object().expect("targets").values();
         let done = targets
             .all(|target| target["pending"] == 0 && target["captured"] == target["delivered"]);
@@ -447,8 +451,14 @@ fn requests_that_end_early_are_captured() {
         let kind = if *status < 400 { "page_view" } else { "page_error" };
         assert_eq!(event.event_type, kind, "{request:.100?}");
     }
-    // The client does not say the rest.
-    client::raw(site.nginx.port_n(1), b"GET /slow HTTP/1.1\r\nCookie: user=ann\r\n").unwrap();
+    // The client does not say the rest. If it begins too late, there is no request.
+    let captured = || status(&site.nginx)["targets"]["main"]["captured"].as_u64();
+    let before = captured();
+    let begun = b"GET /slow HTTP/1.1\r\nCookie: user=ann\r\n";
+    wait_until(SOON, "a request", || {
+        client::raw(site.nginx.port_n(1), begun).unwrap();
+        captured() > before
+    });
     assert_eq!(site.event().http_code, Some(408));
 }
 

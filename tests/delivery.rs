@@ -736,7 +736,7 @@ fn sends_over_a_failure(parameters: &str, failure: Answer) -> Vec<usize> {
             |post: &&RequestRecord| post.header("X-Request-Id").as_deref() == Some(&*visit.trace);
         let at = posts.iter().find(of_visit).unwrap().at;
         // Another program may have slowed the machine down.
-        at + Duration::from_millis(900) >= failed
+        at + Duration::from_millis(700) >= failed
     };
     // The stored events are in order.
     let order: Vec<_> = sensor.stored().iter().filter_map(|event| event.trace_id.clone()).collect();
@@ -1341,10 +1341,13 @@ fn a_rate_is_kept_evenly_and_used() {
     wait_delivered(&nginx, &sent);
     assert_arrived(&sensor, &sent);
     let at: Vec<_> = sensor.stored().iter().map(|event| event.at).collect();
-    let shortest = |events: usize| at.windows(events + 1).map(|w| w[events] - w[0]).min();
-    // 20 more events take a second, and 4 a fifth of one; a thread may be late by a little.
-    assert!(shortest(20) >= Some(Duration::from_millis(900)), "{:?}", shortest(20));
-    assert!(shortest(4) >= Some(Duration::from_millis(100)), "{:?}", shortest(4));
+    // 20 more events take a second, and 4 a fifth of one. A thread may be late by a little, and, on a busy machine,
+    // a few times by more.
+    for (events, least) in [(20, 900), (4, 100)] {
+        let mut times: Vec<_> = at.windows(events + 1).map(|w| w[events] - w[0]).collect();
+        times.sort_unstable();
+        assert!(times[times.len() / 8] >= Duration::from_millis(least), "{events}: {times:?}");
+    }
     let total = at[59] - at[0];
     assert!(total <= Duration::from_secs(4), "60 events took {total:?}");
 }

@@ -557,7 +557,8 @@ fn failures_that_have_waited_do_not_wait_for_a_backlog() {
 #[test]
 fn a_failure_that_nothing_follows_is_sent_after_the_delay() {
     for target in ["", "spool %PREFIX%/spool;"] {
-        let delay = "login_fail_delay 700ms;";
+        // Long enough for two requests on a busy machine.
+        let delay = "login_fail_delay 3s;";
         let site = Site::start(&format!("{delay} {target}"), SERVER, |builder| builder);
         site.post(STEP, &[("X-Address", "192.0.2.1")], &json("ann"));
         site.post("/login?status=400", &[("X-Address", "192.0.2.1")], &json("ann"));

@@ -1367,13 +1367,13 @@ fn who_hangs_up_has_made_an_attempt() {
          location / { proxy_pass http://%BACKEND%; proxy_read_timeout 300ms; }",
     );
     for (path, kind) in [("/login", "page_view"), ("/post", "page_edit")] {
-        let target = format!("{path}?delay=1500");
+        let target = format!("{path}?delay=60000");
         let answer = client::post(site.port(), &target, &[ANN], br#"{"id":"victim"}"#).unwrap();
         assert_eq!(answer.status, 504);
         let event = site.event();
         assert_eq!((&*event.event_type, &*event.user_name), (kind, NOBODY), "{path}");
     }
-    client::post(site.port(), "/none?delay=1500", &[ANN], b"").unwrap();
+    client::post(site.port(), "/none?delay=60000", &[ANN], b"").unwrap();
     assert_eq!(site.events().len(), 0);
 }
 
