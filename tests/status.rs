@@ -345,8 +345,9 @@ fn browse(chromium: &Path, url: &str, name: &str) -> (String, String) {
         }
     }
     let (page, said) = run(&["--virtual-time-budget=12000", "--dump-dom"]);
-    let console =
-        said.lines().filter(|line| line.contains("CONSOLE")).collect::<Vec<_>>().join("\n");
+    // The browser's own pages write there, too.
+    let is_ours = |line: &&str| line.contains("CONSOLE") && !line.contains("source: chrome://");
+    let console = said.lines().filter(is_ours).collect::<Vec<_>>().join("\n");
     (page, console)
 }
 
