@@ -253,11 +253,13 @@ impl Deliverer {
         }
         let ended = *phase == Phase::Ended;
         drop(phase);
-        if !ended && !self.control.is_another(self.zone, &[Stay::Stays, Stay::Exiting]) {
-            // The processors are busy, or a disk hangs: nobody else would tell what is lost.
-            lock(&self.control.inboxes)
-                .iter()
-                .for_each(|inbox| inbox.close(DropReason::Shutdown, false));
+        if !ended {
+            // The processors are busy, or a disk hangs: the thread would not tell what is lost.
+            let stays = [Stay::Stays, Stay::Exiting, Stay::Stopped];
+            let another_follows = self.control.is_another(self.zone, &stays);
+            for inbox in &*lock(&self.control.inboxes) {
+                inbox.close(DropReason::Shutdown, another_follows);
+            }
         }
         lock(&self.control.enrolment).take();
         if ended {

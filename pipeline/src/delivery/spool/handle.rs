@@ -228,9 +228,10 @@ impl Spool {
     }
 
     /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
-    /// `bytes` of forms (but at least one event). `None` if they cannot be read at present. While another
-    /// instance of nginx captures, too, only events that no earlier one can precede any more, if each takes at
-    /// most `span` to commit. A full disk does not matter.
+    /// `bytes` of forms (but at least one event). `None` if they cannot be read at present. Only events that no
+    /// earlier one can precede any more: none that is [expected](Self::expect), and, while another instance of
+    /// nginx captures, too, none of its events, if each takes at most `span` to commit. A full disk does not
+    /// matter.
     pub fn take(
         &self,
         room: [usize; Rank::ALL.len()],
