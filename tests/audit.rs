@@ -559,7 +559,8 @@ fn no_fault_tears_or_loses_a_line() {
     let (certain, tried) = load.finish();
     bench.wait_row("audit", "the end", |row| row.pending == 0);
 
-    wait_for(SOON, "all but the newest to be compressed", || match bench.names("audit-") {
+    // The thread that compresses is the last to get a processor.
+    wait_for(SOON * 5, "all but the newest to be compressed", || match bench.names("audit-") {
         names if are_compressed(&names) => Ok(()),
         names => Err(format!("{names:?}")),
     });

@@ -441,11 +441,6 @@ impl Nginx {
         of_threads(pid, "stat").iter().all(|stat| stat.contains(") T "))
     }
 
-    /// The process's resident memory, shared pages included, bytes.
-    pub fn rss(&self, pid: u32) -> u64 {
-        status_bytes(pid, "VmRSS:")
-    }
-
     /// The process's resident memory without files and shared memory, bytes.
     pub fn rss_anon(&self, pid: u32) -> u64 {
         status_bytes(pid, "RssAnon:")
