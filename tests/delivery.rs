@@ -1106,8 +1106,8 @@ fn an_unknown_host_is_said_and_its_events_are_kept() {
     let nginx = site_at(url, "api_key test-key; timeout 1s;").start();
     nginx.wait_log(&format!("{}: key check: host not found: ", label(url)));
     visit_unaffected(&nginx, "page", 20);
-    let account = wait_account(&nginx, |a| a.captured == 20 && a.retries >= 1);
-    assert_eq!(account.state, "retrying");
+    let is_retrying = |a: &Account| a.captured == 20 && a.retries >= 1 && a.state == "retrying";
+    let account = wait_account(&nginx, is_retrying);
     assert_eq!(account.last_error.as_deref(), Some("host not found"));
     assert_eq!((account.rejected, account.dropped, account.pending), (0, 0, 20));
     nginx.wait_log(&format!("{}: host not found: events are kept", label(url)));
@@ -1145,8 +1145,8 @@ fn certificate_not_accepted(authority: &Authority, leaf: &Leaf, why: &str) {
     let line = nginx.wait_log(&format!("key check: {reason}"));
     assert!(line.contains("[error]"), "{line}");
     let sent = visit(&nginx, "page", 20);
-    let account = wait_account(&nginx, |a| a.captured == 20 && a.retries >= 1);
-    assert_eq!(account.state, "retrying");
+    let is_retrying = |a: &Account| a.captured == 20 && a.retries >= 1 && a.state == "retrying";
+    let account = wait_account(&nginx, is_retrying);
     assert!(account.last_error.as_deref().is_some_and(|e| e.starts_with(&reason)), "{account:?}");
     assert_eq!((account.rejected, account.dropped, account.pending), (0, 0, 20));
     assert!(sensor.requests().is_empty(), "nothing is said to a stranger");
@@ -1185,7 +1185,7 @@ fn a_server_without_tls_has_no_certificate_to_complain_about() {
     let target = format!("api_key test-key; {TRUST}");
     let nginx = site_at(url, &target).file("ca.pem", &authority.pem()).start();
     visit(&nginx, "page", 1);
-    let account = wait_account(&nginx, |a| a.retries >= 1);
+    let account = wait_account(&nginx, |a| a.retries >= 1 && a.state == "retrying");
     let error = account.last_error.unwrap_or_default();
     assert!(error.starts_with("the server does not speak TLS on this port"), "{error}");
 }

@@ -430,8 +430,8 @@ impl Policy {
                 self.end_backoff();
                 self.pacer.refused(now, asked);
                 self.keep_pace(now, Duration::ZERO);
-                self.book.retry();
                 self.say_429(now);
+                self.book.retry();
                 Verdict::Again
             }
             Answer::Status(code @ (400 | 413)) => self.answered_invalid(attempt, code, now),
@@ -499,8 +499,8 @@ impl Policy {
 
     /// The event is kept, and comes next in its other form.
     fn again(&mut self, fault: Fault) -> Verdict {
-        self.book.retry();
         self.show(Some(fault));
+        self.book.retry();
         Verdict::Again
     }
 
@@ -738,8 +738,8 @@ impl Policy {
 
     fn keep(&mut self, pause: Pause, fault: Fault, state: State) -> Verdict {
         self.in_trouble = true;
-        self.book.retry();
         self.book.show(state, Some(fault));
+        self.book.retry();
         Verdict::Later(pause)
     }
 
@@ -754,8 +754,8 @@ impl Policy {
             let is_last = *named == MAX_NAMED;
             self.log(Level::Error, rejection(&attempt, fault, is_last));
         }
-        self.book.rejected(&attempt, fault);
         self.show(Some(fault));
+        self.book.rejected(&attempt, fault);
         Verdict::Settled
     }
 
