@@ -47,6 +47,25 @@ pub struct TargetConfig {
 }
 
 impl TargetConfig {
+    /// A target that takes ten events and gives up at once.
+    #[cfg(test)]
+    pub(crate) fn of_test(slot: usize, destination: Destination) -> Self {
+        Self {
+            name: "t".into(),
+            slot,
+            events: Routing::ALL,
+            queue_events: 10,
+            queue_bytes: 1 << 20,
+            interval: Duration::ZERO,
+            batch_size: 64,
+            repeat: None,
+            shutdown_timeout: Duration::ZERO,
+            spool: None,
+            privacy: Privacy::default(),
+            destination,
+        }
+    }
+
     /// Whether it writes audit records or selects events by their level: both need more of a request than
     /// Tirreno's parameters.
     pub fn needs_audit(&self) -> bool {

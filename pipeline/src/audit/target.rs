@@ -486,7 +486,6 @@ mod tests {
     use super::*;
     use crate::audit::config::{FileConfig, ServerConfig, Transport};
     use crate::audit::format::FormatConfig;
-    use crate::capture::level::Routing;
     use crate::config::Destination;
     use crate::config::address::Address;
     use crate::delivery::backoff::{FIRST, GROWTH};
@@ -498,20 +497,10 @@ mod tests {
 
     fn start(zone: Zone, sink: Sink) -> Running {
         let audit = AuditConfig { format: FormatConfig::parse("json", &[]).unwrap(), sink };
-        let config = TargetConfig {
-            name: "t".into(),
-            slot: zone.target_slot("t", 0).unwrap(),
-            events: Routing::ALL,
-            queue_events: 10,
-            queue_bytes: 1 << 20,
-            interval: Duration::ZERO,
-            batch_size: 64,
-            repeat: None,
-            shutdown_timeout: Duration::ZERO,
-            spool: None,
-            privacy: Privacy::default(),
-            destination: Destination::Audit(audit.clone()),
-        };
+        let config = TargetConfig::of_test(
+            zone.target_slot("t", 0).unwrap(),
+            Destination::Audit(audit.clone()),
+        );
         let ledger = zone.enlist(std::process::id()).unwrap();
         let mut running = new(&config, &audit, (zone, ledger), &log_queue().0);
         running.start().unwrap();

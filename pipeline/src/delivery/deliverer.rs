@@ -452,9 +452,7 @@ mod tests {
     use super::*;
     use crate::audit::config::{AuditConfig, FileConfig};
     use crate::audit::format::FormatConfig;
-    use crate::capture::level::Routing;
     use crate::log_queue::log_queue;
-    use crate::privacy::Privacy;
     use crate::record::Capture;
     use crate::shm::ring::Producer;
     use crate::shm::zone::anonymous;
@@ -499,23 +497,10 @@ mod tests {
     fn what_a_thread_that_hangs_holds_is_counted_and_said() {
         let zone = anonymous(1 << 20).unwrap();
         let format = FormatConfig::parse("json", &[]).unwrap();
-        let target = TargetConfig {
-            name: "t".into(),
-            slot: zone.target_slot("t", 0).unwrap(),
-            events: Routing::ALL,
-            queue_events: 10,
-            queue_bytes: 1 << 20,
-            interval: Duration::ZERO,
-            batch_size: 64,
-            repeat: None,
-            shutdown_timeout: LONGEST,
-            spool: None,
-            privacy: Privacy::default(),
-            destination: Destination::Audit(AuditConfig {
-                format,
-                sink: Sink::File(FileConfig::default()),
-            }),
-        };
+        let target = TargetConfig::of_test(
+            zone.target_slot("t", 0).unwrap(),
+            Destination::Audit(AuditConfig { format, sink: Sink::File(FileConfig::default()) }),
+        );
         let (log, messages) = log_queue();
         let setup = Setup { zone, targets: [target].into(), log, connect: None, own_files: None };
         let ledger = zone.enlist(std::process::id()).unwrap();

@@ -123,10 +123,9 @@ pub struct Shared {
 /// What is known of an event that is on its way or kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeldEvent {
-    /// When it was captured, in milliseconds since the epoch, …
+    /// When it was captured, in milliseconds since the epoch.
     pub(super) time_ms: i64,
-    /// … and its place among those that are in memory only: when it was captured by the monotonic clock, in
-    /// nanoseconds.
+    /// The same by the monotonic clock, in nanoseconds, if it is in memory only.
     pub(super) stamp: Option<u64>,
     pub(super) rank: Rank,
 }

@@ -373,7 +373,7 @@ impl TirrenoTarget {
     fn spool_due(&mut self, inbox: &Inbox, store: &Spool, now: Instant) -> Option<Duration> {
         let (in_memory, oldest) = self.shared.in_memory();
         // It was captured before some of what may be committed before it.
-        store.expect(oldest);
+        store.expect_from(oldest);
         if let Some(at) = self.retry_at {
             // Also where nothing is due: what is in memory waits for the spool.
             if at > now {

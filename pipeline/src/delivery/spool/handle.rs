@@ -216,7 +216,7 @@ impl Spool {
 
     /// Events in memory, of which this is the first one's stamp, may be appended later, because the spool did not
     /// work. What is appended meanwhile and was captured after the first is not handed out before. It never waits.
-    pub fn expect(&self, first: Option<u64>) {
+    pub fn expect_from(&self, first: Option<u64>) {
         lock(&self.shared).expected = first;
     }
 
@@ -229,7 +229,7 @@ impl Spool {
 
     /// Hands out events to send, in their order, each once: at most so many of each rank, and not more than
     /// `bytes` of forms (but at least one event). `None` if they cannot be read at present. Only events that no
-    /// earlier one can precede any more: none that is [expected](Self::expect), and, while another instance of
+    /// earlier one can precede any more: none that is [expected](Self::expect_from), and, while another instance of
     /// nginx captures, too, none of its events, if each takes at most `span` to commit. A full disk does not
     /// matter.
     pub fn take(
@@ -562,27 +562,54 @@ mod tests {
     use crate::privacy::Privacy;
     use crate::record::{Capture, Record};
 
-    /// A spool with so many events that were handed out, and their ids.
-    fn handed_out(dir: &TempDir, count: usize) -> (Spool, Vec<u64>) {
+    fn spool(dir: &TempDir) -> Spool {
         let config = SpoolConfig::new(dir.path().into(), String::new());
         let spool = Spool::new(&config, "t", "http://t/sensor/", 7, "t", &log_queue().0);
-        let now = monotonic_ns();
-        let events: Vec<_> = (now..now + count as u64)
-            .map(|stamp| {
-                let mut capture = Capture::new(1);
-                capture.set(Param::UserName, b"u").unwrap();
-                let mut bytes = vec![0; capture.record_len()];
-                capture.write(stamp, &mut bytes);
-                bytes
-            })
-            .collect();
+        assert!(spool.may_send());
+        spool
+    }
+
+    /// Appends one event of each stamp.
+    fn append(spool: &Spool, stamps: impl Iterator<Item = u64>) {
+        let event = |stamp| {
+            let mut capture = Capture::new(1);
+            capture.set(Param::UserName, b"u").unwrap();
+            let mut bytes = vec![0; capture.record_len()];
+            capture.write(stamp, &mut bytes);
+            bytes
+        };
+        let events: Vec<_> = stamps.map(event).collect();
         let privacy = Privacy::default();
         let intake: Vec<_> =
             events.iter().map(|bytes| privacy.view(Record::parse(bytes).unwrap()).into()).collect();
-        assert!(spool.may_send());
-        assert_eq!(spool.append(&intake, Duration::ZERO).unwrap().stored, count as u64);
+        assert_eq!(spool.append(&intake, Duration::ZERO).unwrap().stored, events.len() as u64);
+    }
+
+    /// A spool with so many events that were handed out, and their ids.
+    fn handed_out(dir: &TempDir, count: usize) -> (Spool, Vec<u64>) {
+        let spool = spool(dir);
+        let now = monotonic_ns();
+        append(&spool, now..now + count as u64);
         let taken = spool.take([count; Rank::ALL.len()], usize::MAX, Duration::ZERO).unwrap();
         (spool, taken.iter().map(|event| event.id).collect())
+    }
+
+    #[test]
+    fn what_may_come_from_memory_comes_before_what_was_captured_later() {
+        let dir = TempDir::new().unwrap();
+        let spool = spool(&dir);
+        let now = monotonic_ns();
+        let take = || {
+            let taken = spool.take([9; Rank::ALL.len()], usize::MAX, Duration::ZERO).unwrap();
+            taken.iter().map(|event| event.id).collect::<Vec<_>>()
+        };
+        spool.expect_from(Some(now + 1));
+        append(&spool, [now, now + 2].into_iter());
+        let first = take();
+        assert_eq!(first.len(), 1, "the second waits");
+        append(&spool, [now + 1].into_iter());
+        spool.expect_from(None);
+        assert_eq!(take(), [first[0] + 2, first[0] + 1]);
     }
 
     #[test]
